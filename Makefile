@@ -1,0 +1,50 @@
+# Everything a person types; each target makes the environment it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ENVIRONMENT ?=
+RUN := $(BIN)/kedro run --pipelines=distill $(if $(ENVIRONMENT),--env=$(ENVIRONMENT))
+
+.PHONY: help distill test test-long check format bench ui viz clean-environment
+
+help:  ## Show what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+distill: $(STAMP)  ## Run the main job; ENVIRONMENT=mnist runs a preset
+	$(RUN)
+
+test: $(STAMP)  ## Run the fast tests
+	$(BIN)/python -m pytest -q
+
+test-long: $(STAMP)  ## Run the long tests
+	$(BIN)/python -m pytest -q -m long
+
+check: $(STAMP)  ## Lint, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## Put the code into the house's shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## Measure training speed as ratios
+	$(BIN)/python -m bench
+
+ui: $(STAMP)  ## Open MLflow's pages on http://127.0.0.1:5000
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db
+
+viz: $(STAMP)  ## Open Kedro-Viz on http://127.0.0.1:4141
+	$(BIN)/kedro viz run
+
+clean-environment:  ## Remove the environment
+	rm -rf $(VENV)

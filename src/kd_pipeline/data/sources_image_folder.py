@@ -1,0 +1,175 @@
+"""A tree of image files, one folder per class."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kd_pipeline.data.listing import ImageListing, first_few
+from kd_pipeline.data.readers import FileReader
+from kd_pipeline.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
+
+
+@dataclass(frozen=True)
+class _File:
+    path: str  # relative to the root, POSIX
+    class_name: str
+    partition: str
+
+
+def list_image_folder(root: str, *, labels_file: str | None = None) -> ImageListing:
+    """List the images of `root/train/<class>/` with `root/test/` or `root/val/`, or of one tree.
+
+    Without `root/train/`, every folder in the root is a class and all images are `pool`: the
+    split stage takes the test set. So they are where `root/train/` stands alone. `val` is the
+    test set where there is no `test`; where there are both, the images of `val` belong to
+    `train`, because the split stage draws its own validation set.
+
+    The example id is a hash of the relative path: it stays when files are added or removed.
+
+    Args:
+        root: The folder.
+        labels_file: CSV with columns `path` (relative to the root) and `label` (class name)
+            that must agree with the folders.
+
+    Raises:
+        DataError: If the folder is missing, holds no images, has an empty class folder, or
+            disagrees with the labels file.
+    """
+    if not Path(root).is_dir():
+        raise DataError(f"`data_ingest.source.root` must be a folder, got {root!r}")
+    files = [file for name, part in _trees(Path(root)) for file in _scan(root, name, part)]
+    if not files:
+        raise DataError(
+            "`data_ingest.source.root` must hold a folder of images per class, got none in "
+            f"{root!r} that ends in {', '.join(sorted(EXTENSIONS))}"
+        )
+    if labels_file is not None:
+        _check_labels(labels_file, {file.path: file.class_name for file in files})
+    return _make_listing(root, files)
+
+
+def example_id_of_path(path: str) -> int:
+    """Hash a relative POSIX path to an id in [0, 2**63)."""
+    return int.from_bytes(hashlib.blake2b(os.fsencode(path), digest_size=8).digest(), "big") >> 1
+
+
+def _trees(root: Path) -> list[tuple[str, str]]:
+    """Folders below the root that hold class folders, each with its partition."""
+    inside = set(_folders(root))
+    test = "test" if "test" in inside else "val" if "val" in inside else None
+    if "train" not in inside:
+        if test is not None:
+            raise DataError(
+                f"`data_ingest.source.root` must hold `train` beside `{test}`, got {str(root)!r}"
+            )
+        return [("", "pool")]
+    if extra := sorted(inside - {"train", "test", "val"}):
+        logger.warning("%s: folders beside train are left out: %s", root, first_few(extra))
+    if test is None:
+        return [("train", "pool")]
+    if {"test", "val"} <= inside:
+        logger.info("%s: the images of val join train; the split draws its own validation", root)
+        return [("train", "train"), ("val", "train"), ("test", "test")]
+    return [("train", "train"), (test, "test")]
+
+
+def _scan(root: str, tree: str, partition: str) -> Iterator[_File]:
+    for class_name in _folders(Path(root, tree)):
+        prefix = f"{tree}/{class_name}" if tree else class_name
+        names = list(_image_names(Path(root, prefix)))
+        if not names:
+            raise DataError(
+                f"every class folder must have a readable image, got an empty class: {prefix} "
+                f"in {root!r}"
+            )
+        for name in names:
+            yield _File(f"{prefix}/{name}", class_name, partition)
+
+
+def _image_names(folder: Path) -> Iterator[str]:
+    # Hidden files too are left out: macOS litters archives with `._*.jpg` that are no images.
+    for parent, _, names in os.walk(folder, followlinks=True):
+        inside = Path(parent).relative_to(folder)
+        for name in names:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:  # noqa: PTH122 - a Path per file costs more than the rest
+                yield name if inside == Path() else f"{inside.as_posix()}/{name}"
+
+
+def _folders(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+
+
+def _make_listing(root: str, files: list[_File]) -> ImageListing:
+    ids = np.array([example_id_of_path(file.path) for file in files], dtype=np.int64)
+    order = np.argsort(ids, kind="stable")
+    ids = ids[order]
+    if np.any(ids[1:] == ids[:-1]):
+        raise DataError(f"{root!r}: two paths have the same 63-bit hash; rename one of the files")
+    in_order = [files[position] for position in order]
+    class_names = tuple(sorted({file.class_name for file in files}))
+    label_of = {name: label for label, name in enumerate(class_names)}
+    return ImageListing(
+        example_ids=ids,
+        sources=[_printable(file.path) for file in in_order],
+        labels=np.array([label_of[file.class_name] for file in in_order], dtype=np.int64),
+        partitions=np.array([file.partition for file in in_order]),
+        class_names=tuple(_printable(name) for name in class_names),
+        keys=[file.path for file in in_order],
+        reader=FileReader(root),
+        by_processes=True,
+    )
+
+
+def _printable(path: str) -> str:
+    # A file name may hold bytes that are no text; parquet and CSV cannot.
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
+def _check_labels(labels_file: str, folders: dict[str, str]) -> None:
+    stated = _read_labels(labels_file)
+    problems = [
+        f"{path} is {label!r} in the file and {folders[path]!r} by its folder"
+        for path, label in stated.items()
+        if path in folders and folders[path] != label
+    ]
+    problems += [
+        f"{path} is in the file and not in the folders" for path in stated.keys() - folders
+    ]
+    problems += [f"{path} is not in the file" for path in folders.keys() - stated.keys()]
+    if problems:
+        raise DataError(
+            f"`data_ingest.source.labels_file` must agree with the folders, got {len(problems)} "
+            f"disagreements: {first_few(sorted(problems))}"
+        )
+
+
+def _read_labels(labels_file: str) -> dict[str, str]:
+    import pandas as pd
+
+    if not Path(labels_file).is_file():
+        raise DataError(f"`data_ingest.source.labels_file` must be a CSV file, got {labels_file!r}")
+    table = pd.read_csv(labels_file, dtype=str, keep_default_na=False)
+    if missing := {"path", "label"} - set(table.columns):
+        raise DataError(
+            "`data_ingest.source.labels_file` must have the columns path and label, got "
+            f"{list(table.columns)} without {sorted(missing)}"
+        )
+    if table["path"].duplicated().any():
+        twice = table["path"][table["path"].duplicated()].tolist()
+        raise DataError(
+            f"`data_ingest.source.labels_file` must name every path once, got {first_few(twice)} "
+            "more than once"
+        )
+    return dict(zip(table["path"], table["label"], strict=True))

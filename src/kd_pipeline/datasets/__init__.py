@@ -1,0 +1,1 @@
+"""Kedro datasets of the project: what a catalog entry reads and writes."""

@@ -1,0 +1,95 @@
+"""Kedro dataset for an ImageSet: a folder of two arrays and a description."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from kedro.io import AbstractDataset, DatasetError
+
+from kd_pipeline.atomic import replace_folder
+from kd_pipeline.data.images import ImageSet
+from kd_pipeline.data.pixel_store import scratch_file
+
+_PIXELS = "pixels.npy"
+_IDS = "example_ids.npy"
+_ABOUT = "images.json"
+
+
+class ImageSetDataset(AbstractDataset[ImageSet, ImageSet]):
+    """A folder with `pixels.npy`, `example_ids.npy` and `images.json`.
+
+    The folder is written whole or not at all. Loading maps the pixels into memory instead of
+    reading them; what a run writes into them stays in that run.
+
+    Example catalog entry::
+
+        images:
+          type: kd_pipeline.datasets.images.ImageSetDataset
+          filepath: data/02_intermediate/images
+    """
+
+    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+        """Name the folder.
+
+        Args:
+            filepath: The folder.
+            metadata: For Kedro-Viz; not used here.
+        """
+        self._filepath = Path(filepath)
+        self.metadata = metadata
+
+    def save(self, data: ImageSet) -> None:
+        """Write the folder; a scratch file that holds the pixels is moved, not copied."""
+        fingerprint = data.fingerprint
+        with replace_folder(self._filepath) as folder:
+            np.save(folder / _IDS, data.example_ids, allow_pickle=False)
+            scratch = scratch_file(data.pixels)
+            if scratch is None:
+                np.save(folder / _PIXELS, data.pixels, allow_pickle=False)
+            else:
+                shutil.move(scratch, folder / _PIXELS)
+                (folder / _PIXELS).chmod((folder / _IDS).stat().st_mode)
+            about = {
+                "class_names": data.class_names,
+                "shape": data.pixels.shape,
+                "fingerprint": fingerprint,
+            }
+            (folder / _ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+    def load(self) -> ImageSet:
+        """Map the pixels into memory.
+
+        Raises:
+            DatasetError: If the folder is missing or damaged.
+        """
+        if not self._filepath.is_dir():
+            raise DatasetError(
+                f"{self._filepath} is missing: run the pipeline data_ingest to make it"
+            )
+        try:
+            return self._read_folder()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DatasetError(
+                f"{self._filepath} is damaged ({error}): run the pipeline data_ingest again"
+            ) from error
+
+    def _read_folder(self) -> ImageSet:
+        about = json.loads((self._filepath / _ABOUT).read_text(encoding="utf-8"))
+        pixels = np.load(self._filepath / _PIXELS, mmap_mode="c", allow_pickle=False)
+        ids = np.load(self._filepath / _IDS, allow_pickle=False)
+        if list(pixels.shape) != about["shape"]:
+            raise ValueError(f"{_PIXELS} has shape {pixels.shape}, {_ABOUT} says {about['shape']}")
+        images = ImageSet(ids, pixels, tuple(about["class_names"]))
+        # Worked out when the folder was written: every load would read all pixels for it.
+        images.__dict__["fingerprint"] = str(about["fingerprint"])
+        return images
+
+    def _exists(self) -> bool:
+        return (self._filepath / _ABOUT).is_file()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath)}

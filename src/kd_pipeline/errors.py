@@ -1,0 +1,34 @@
+"""The project's errors: each says which name broke which rule with which value."""
+
+from collections.abc import Iterable
+
+
+class KdPipelineError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+
+class ParameterError(KdPipelineError, ValueError):
+    """A parameter breaks its rule; `name` is spelt as in YAML."""
+
+    def __init__(
+        self, name: str, rule: str, value: object, *, legal: Iterable[str] | None = None
+    ) -> None:
+        """Compose "`<name>` must `<rule>`, got `<value>`", with the legal names where few."""
+        choices = "" if legal is None else f"; legal: {', '.join(sorted(legal))}"
+        super().__init__(f"`{name}` must {rule}, got {value!r}{choices}")
+
+
+class DataError(KdPipelineError, ValueError):
+    """The images, labels or splits on hand cannot be used as asked."""
+
+
+class StaleArtefactError(KdPipelineError):
+    """An artefact on disk was made from something else than what the run would use it with."""
+
+
+class CheckpointError(KdPipelineError):
+    """A model checkpoint is damaged, of other classes or of another architecture."""
+
+
+class TrainingDivergedError(KdPipelineError):
+    """The training loss became NaN or infinite."""

@@ -1,0 +1,7 @@
+"""Kedro hooks: checks before a run, what a person sees of it, and what MLflow is told."""
+
+from kd_pipeline.hooks.guard_hook import GuardHook
+from kd_pipeline.hooks.mlflow_hook import MLflowHook
+from kd_pipeline.hooks.terminal_hook import TerminalHook
+
+__all__ = ["GuardHook", "MLflowHook", "TerminalHook"]

@@ -1,0 +1,142 @@
+"""What a person sees of a run: its stages, how far each is, and the table at the end."""
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from kedro.framework.hooks import hook_impl
+from kedro.io import CatalogProtocol
+from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
+
+from kd_pipeline import events
+from kd_pipeline.hooks.error_display import show_errors_concisely
+from kd_pipeline.hooks.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = ("train/loss", "validation/accuracy", "train/examples_per_second")
+
+
+class TerminalHook:
+    """Announces each stage, shows progress from the events, prints the arms at the end."""
+
+    def __init__(self) -> None:
+        """Nothing is shown before a pipeline runs."""
+        self._open = ExitStack()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._stage = ""
+        self._progress: Progress | None = None
+        self._comparison: dict[str, Any] | None = None
+        self._started_at = time.monotonic()
+        self._metrics: dict[str, float] = {}
+
+    @hook_impl
+    def after_context_created(self) -> None:
+        """From here on, our own errors end in their message."""
+        show_errors_concisely()
+
+    @hook_impl
+    def before_pipeline_run(self, pipeline: Pipeline) -> None:
+        """Number the stages and begin to listen."""
+        self._close()
+        self._forget()
+        self._numbers = {node.name: at for at, node in enumerate(pipeline.nodes, start=1)}
+        self._open.enter_context(events.listening(self._hear))
+        if sys.stderr.isatty():
+            from tqdm.contrib.logging import logging_redirect_tqdm
+
+            # Else a line that is logged while a bar stands runs into it.
+            self._open.enter_context(logging_redirect_tqdm())
+
+    @hook_impl
+    def before_node_run(self, node: Node) -> None:
+        """Announce a stage."""
+        name = node.name.removeprefix(f"{node.namespace}.")
+        owner = f"{node.namespace}: " if node.namespace else ""
+        number = f"[{self._numbers.get(node.name, 0)}/{len(self._numbers)}]"
+        self._stage = f"{number} {owner}{name}"
+        logger.info("%s", self._stage)
+
+    @hook_impl
+    def after_node_run(self, outputs: dict[str, Any]) -> None:
+        """Keep the comparison for the end."""
+        self._end_progress()
+        self._comparison = outputs.get("comparison", self._comparison)
+
+    # Last, so that the table is what stays on the screen.
+    @hook_impl(trylast=True)
+    def after_pipeline_run(self, catalog: CatalogProtocol[Any, Any]) -> None:
+        """Print the table of arms and how long it all took."""
+        self._close()
+        if self._comparison is not None:
+            from kd_pipeline.reporting.terminal import arms_table
+
+            report = catalog["report"].to_config().get("filepath") if "report" in catalog else None
+            sys.stderr.flush()
+            sys.stdout.write(f"\n{arms_table(self._comparison, report)}\n\n")
+            sys.stdout.flush()
+        logger.info("Done in %.1f s", time.monotonic() - self._started_at)
+
+    @hook_impl
+    def on_node_error(self) -> None:
+        """Say which stage failed; the message itself comes last, from Python."""
+        self._end_progress()
+        logger.error("%s failed", self._stage)
+
+    @hook_impl
+    def on_pipeline_error(self) -> None:
+        """Leave the terminal as it was."""
+        self._close()
+
+    def _hear(self, event: events.Event) -> None:
+        match event:
+            case events.TrainingStarted(replicate=replicate, num_epochs=num_epochs):
+                self._metrics = {}
+                self._begin_progress(f"replicate {replicate}", num_epochs, "epochs")
+            case events.EpochEnded(epoch=epoch, metrics=metrics):
+                self._metrics = dict(metrics)
+                if self._progress is not None:
+                    self._progress.advance(epoch, _in_short(metrics))
+            case events.TrainingEnded():
+                self._end_progress()
+                logger.info("  replicate %d: %s", event.replicate, self._result(event))
+            case events.Progress():
+                self._hear_progress(event)
+
+    def _hear_progress(self, event: events.Progress) -> None:
+        if self._progress is None or self._progress.description != event.description:
+            self._begin_progress(event.description, event.total, event.unit)
+        if self._progress is not None:
+            self._progress.advance(event.done, event.detail)
+        if event.done >= event.total:
+            self._end_progress()
+
+    def _begin_progress(self, description: str, total: int, unit: str) -> None:
+        self._end_progress()
+        self._progress = Progress(description, total=total, unit=unit)
+
+    def _end_progress(self) -> None:
+        if self._progress is not None:
+            self._progress.close()
+            self._progress = None
+
+    def _close(self) -> None:
+        self._end_progress()
+        self._open.close()
+
+    def _result(self, event: events.TrainingEnded) -> str:
+        seconds = event.metrics.get("cost/train_seconds")
+        parts = [_in_short(self._metrics), "" if seconds is None else f"{seconds:.1f} s"]
+        return ", ".join(part for part in parts if part) or "trained"
+
+
+def _in_short(metrics: Mapping[str, float]) -> str:
+    shown = [(name, metrics[name]) for name in _SHOWN if name in metrics]
+    return ", ".join(f"{name.replace('/', ' ').replace('_', ' ')} {x:.4g}" for name, x in shown)

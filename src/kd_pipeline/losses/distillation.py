@@ -1,0 +1,93 @@
+"""Losses that pull a student's class distribution towards its teacher's."""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_pipeline.errors import ParameterError
+
+
+def soft_target_loss(
+    student_logits: Tensor, teacher_logits: Tensor, *, temperature: float
+) -> Tensor:
+    """KL divergence of the student from the teacher's soft targets, times temperature².
+
+    The factor temperature² keeps this term's gradients on the scale of the hard-label term
+    whatever the temperature (Hinton et al. 2015, §2, arXiv:1503.02531).
+
+    Args:
+        student_logits: Unnormalised scores, shape [batch, num_classes].
+        teacher_logits: Same shape; no gradient flows into them.
+        temperature: Divides both sets of logits; > 0, and 1.0 leaves them as they are.
+
+    Returns:
+        One loss per example, shape [batch], float32, in nats times temperature²; zero exactly
+        where the two distributions agree.
+
+    Raises:
+        ParameterError: If the shapes differ or the temperature is not positive.
+    """
+    _check(student_logits, teacher_logits, temperature)
+    # In float32: half precision loses the small probabilities that carry the knowledge.
+    student_log_probs = F.log_softmax(student_logits.float() / temperature, dim=-1)
+    teacher_log_probs = F.log_softmax(teacher_logits.detach().float() / temperature, dim=-1)
+    pointwise = F.kl_div(student_log_probs, teacher_log_probs, reduction="none", log_target=True)
+    return pointwise.sum(dim=-1) * temperature**2
+
+
+def soft_cross_entropy_loss(
+    student_logits: Tensor, teacher_logits: Tensor, *, temperature: float
+) -> Tensor:
+    """Cross-entropy of the student against the teacher's soft targets, times temperature².
+
+    The same gradients as `soft_target_loss`: the two differ by the teacher's own entropy, so
+    that this one is not zero where the two agree (Hinton et al. 2015, §2).
+
+    Args and Raises as in `soft_target_loss`.
+
+    Returns:
+        One loss per example, shape [batch], float32, in nats times temperature².
+    """
+    _check(student_logits, teacher_logits, temperature)
+    student_log_probs = F.log_softmax(student_logits.float() / temperature, dim=-1)
+    teacher_probs = F.softmax(teacher_logits.detach().float() / temperature, dim=-1)
+    return -(teacher_probs * student_log_probs).sum(dim=-1) * temperature**2
+
+
+def logit_mse_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
+    """Half the mean squared difference of the zero-mean logits.
+
+    The limit of `soft_target_loss` as the temperature goes to infinity (Hinton et al. 2015,
+    §2.1; Ba and Caruana 2014): logits count only up to a constant, so both are centred first.
+
+    Args:
+        student_logits: Unnormalised scores, shape [batch, num_classes].
+        teacher_logits: Same shape; no gradient flows into them.
+        temperature: Must be 1: this loss has none, and another value would be a silent no-op.
+
+    Returns:
+        One loss per example, shape [batch], float32, in squared logits.
+    """
+    _check(student_logits, teacher_logits, temperature)
+    if temperature != 1:
+        raise ParameterError("temperature", "be 1 for logit_mse, which has none", temperature)
+    student = student_logits.float()
+    teacher = teacher_logits.detach().float()
+    difference = (student - teacher) - (student - teacher).mean(dim=-1, keepdim=True)
+    return 0.5 * difference.square().mean(dim=-1)
+
+
+SOFT_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "kl": soft_target_loss,
+    "cross_entropy": soft_cross_entropy_loss,
+    "logit_mse": logit_mse_loss,
+}
+
+
+def _check(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> None:
+    if student_logits.shape != teacher_logits.shape:
+        shapes = tuple(student_logits.shape), tuple(teacher_logits.shape)
+        raise ParameterError("student_logits and teacher_logits", "have one shape", shapes)
+    if not temperature > 0:
+        raise ParameterError("temperature", "be > 0", temperature)

@@ -1,0 +1,1 @@
+"""Architectures by name, classifiers that normalise their own input, and their checkpoints."""

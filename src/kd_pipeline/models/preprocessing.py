@@ -1,0 +1,52 @@
+"""What a model does to pixels before its first layer: declared, stored and applied with it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kd_pipeline.errors import ParameterError
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """A model's own normalisation of pixels in [0, 1].
+
+    Every model carries its own, so that a teacher and a student that normalise differently
+    each see the same view in their own way.
+    """
+
+    shape: tuple[int, int, int]
+    """Channels, height and width that the model expects."""
+    mean: tuple[float, ...]
+    """Per channel, of pixels in [0, 1]."""
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse statistics that do not fit the channels."""
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.shape[0]:
+                rule = f"have one value for each of the {self.shape[0]} channels"
+                raise ParameterError(f"preprocessing.{name}", rule, values)
+        if min(self.std) <= 0:
+            raise ParameterError("preprocessing.std", "be positive", self.std)
+
+
+def measure_preprocessing(pixels: Tensor) -> Preprocessing:
+    """Mean and standard deviation of each channel over some images.
+
+    Args:
+        pixels: uint8 [num_images, channels, height, width], at least one image.
+    """
+    num_channels = pixels.shape[1]
+    counts = torch.stack(
+        [torch.bincount(pixels[:, c].flatten(), minlength=256) for c in range(num_channels)]
+    ).double()
+    weights = counts / counts.sum(dim=1, keepdim=True)
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    mean = weights @ levels
+    variance = (weights * (levels - mean[:, None]) ** 2).sum(dim=1)
+    # A constant channel carries nothing: leave it unscaled rather than divide by zero.
+    std = torch.where(variance > 0, variance.sqrt(), torch.ones_like(variance))
+    _, channels, height, width = pixels.shape
+    return Preprocessing((channels, height, width), tuple(mean.tolist()), tuple(std.tolist()))

@@ -1,0 +1,82 @@
+"""Training states on disk: safetensors and JSON, whole or not at all, found by a key."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kd_pipeline.atomic import replace_folder
+from kd_pipeline.errors import CheckpointError
+
+_TENSOR = "__tensor__"
+_PAIRS = "__pairs__"
+
+
+class StateFolder:
+    """Nested dicts and lists of tensors and plain values, each kept under a key."""
+
+    def __init__(self, folder: Path) -> None:
+        """Keep states below `folder`, which need not exist."""
+        self.folder = folder
+
+    def save(self, key: str, state: Mapping[str, Any]) -> None:
+        """Replace the state under a key."""
+        tensors: dict[str, Tensor] = {}
+        plain = _detach(state, tensors)
+        with replace_folder(self.folder / key) as temporary:
+            save_file(tensors, temporary / "state.safetensors")
+            (temporary / "state.json").write_text(json.dumps(plain))
+
+    def load(self, key: str) -> dict[str, Any] | None:
+        """The state under a key, or None where there is none.
+
+        Raises:
+            CheckpointError: If there is one and it is damaged.
+        """
+        folder = self.folder / key
+        if not folder.is_dir():
+            return None
+        try:
+            tensors = load_file(folder / "state.safetensors")
+            plain = json.loads((folder / "state.json").read_text())
+            state: dict[str, Any] = _attach(plain, tensors)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise CheckpointError(
+                f"the interrupted training in {folder} is damaged ({error}); "
+                "remove the folder to train from the start"
+            ) from error
+        return state
+
+    def clear(self) -> None:
+        """Forget every state."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _detach(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        # A copy: safetensors refuses tensors that share memory.
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {_TENSOR: name}
+    if isinstance(value, Mapping):
+        # As pairs: JSON would turn the optimiser's integer keys into strings.
+        return {_PAIRS: [[key, _detach(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_detach(item, tensors) for item in value]
+    return value
+
+
+def _attach(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_attach(item, tensors) for item in value]
+    if isinstance(value, dict):
+        if _TENSOR in value:
+            return tensors[value[_TENSOR]]
+        return {key: _attach(item, tensors) for key, item in value[_PAIRS]}
+    return value

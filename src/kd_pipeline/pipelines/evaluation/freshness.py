@@ -1,0 +1,97 @@
+"""Nothing stale is measured: every checkpoint must be made from the data at hand."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kd_pipeline.errors import StaleArtefactError
+from kd_pipeline.models.checkpoint import ModelCheckpoint
+
+logger = logging.getLogger(__name__)
+
+_TEACHER = "teacher"
+_RERUN_TEACHER = "kedro run --pipeline=distill --from-nodes=teacher.train_teacher"
+_RERUN_STUDENTS = "kedro run --pipelines=student_distillation"
+
+
+def check_fresh(
+    teacher: Sequence[ModelCheckpoint],
+    students: Mapping[str, Sequence[ModelCheckpoint]],
+    *,
+    images: str,
+    splits: str,
+    class_names: Sequence[str],
+) -> None:
+    """Refuse checkpoints of other images, splits, classes or another teacher.
+
+    Args:
+        teacher: Its members. One without facts was given from outside: that is only warned of.
+        students: The replicates of each arm.
+        images: Fingerprint of the images at hand.
+        splits: Fingerprint of the splits at hand.
+        class_names: Of the images at hand.
+
+    Raises:
+        StaleArtefactError: It names the artefact and what to run again.
+    """
+    expected = {"images": images, "splits": splits}
+    for member, checkpoint in enumerate(teacher):
+        name = f"{_TEACHER}.checkpoints[{member}]"
+        _check_classes(name, checkpoint, class_names, _RERUN_TEACHER)
+        if expected.keys() & checkpoint.facts.keys():
+            _check_facts(name, checkpoint, expected, _RERUN_TEACHER)
+        else:
+            logger.warning(
+                "`%s` does not say what it was trained on: that it never saw the test images "
+                "cannot be verified",
+                name,
+            )
+    fingerprints = [member.fingerprint for member in teacher]
+    for arm, replicates in students.items():
+        for replicate, checkpoint in enumerate(replicates):
+            name = f"{arm}.checkpoints[{replicate}]"
+            _check_classes(name, checkpoint, class_names, _RERUN_STUDENTS)
+            _check_facts(name, checkpoint, expected, _RERUN_STUDENTS)
+            _check_teacher(name, checkpoint, fingerprints)
+    _check_replicates(students)
+
+
+def _check_classes(
+    name: str, checkpoint: ModelCheckpoint, class_names: Sequence[str], rerun: str
+) -> None:
+    if tuple(checkpoint.class_names) != tuple(class_names):
+        raise _stale(name, "class names", list(class_names), list(checkpoint.class_names), rerun)
+
+
+def _check_facts(
+    name: str, checkpoint: ModelCheckpoint, expected: Mapping[str, str], rerun: str
+) -> None:
+    for fact, value in expected.items():
+        if checkpoint.facts.get(fact) != value:
+            raise _stale(name, fact, value, checkpoint.facts.get(fact), rerun)
+
+
+def _check_teacher(name: str, checkpoint: ModelCheckpoint, fingerprints: list[str]) -> None:
+    """An arm that learns from labels alone has no teacher, so none that could be stale."""
+    learnt_from = list(checkpoint.facts.get("teacher", []))
+    if learnt_from and learnt_from != fingerprints:
+        rerun = "kedro run --pipelines=soft_target_caching,student_distillation"
+        raise _stale(name, "teacher", fingerprints, learnt_from, rerun)
+
+
+def _check_replicates(students: Mapping[str, Sequence[ModelCheckpoint]]) -> None:
+    counts = {arm: len(replicates) for arm, replicates in students.items()}
+    if len(set(counts.values())) > 1 or 0 in counts.values():
+        found = ", ".join(f"{arm} {count}" for arm, count in counts.items())
+        raise StaleArtefactError(
+            "every arm must have the same number of replicates, at least one, to be compared in "
+            f"pairs, got {found}; run `{_RERUN_STUDENTS}`"
+        )
+
+
+def _stale(name: str, fact: str, expected: object, found: object, rerun: str) -> StaleArtefactError:
+    made_from: Any = "none stated" if found is None else found
+    return StaleArtefactError(
+        f"`{name}` must be made from the {fact} at hand ({expected}), got {made_from}; "
+        f"run `{rerun}`"
+    )

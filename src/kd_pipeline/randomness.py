@@ -1,0 +1,85 @@
+"""Counter-based randomness: every draw is a pure function of its keys, never of global state.
+
+SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators") mixes a
+64-bit counter into 64 well-scrambled bits. Keyed by seed, stream and example id it gives the
+same draw on any worker, in any order, after any restart.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+_GOLDEN_GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def derive_seed(seed: int, *keys: object) -> int:
+    """Derive an independent seed from a seed and any JSON-able keys.
+
+    Returns:
+        An integer in [0, 2**63).
+    """
+    text = json.dumps([seed, *keys], sort_keys=True)
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def random_bits(example_ids: Tensor, *, stream: int) -> Tensor:
+    """Mix example ids and a stream into 64 pseudorandom bits each.
+
+    Args:
+        example_ids: int64, any shape, any device.
+        stream: Seed of this family of draws, as `derive_seed` gives it.
+
+    Returns:
+        int64 of the same shape: all 64 bits are random, so the sign is too.
+    """
+    state = _mix(example_ids * _GOLDEN_GAMMA + stream)
+    # A second round, so that streams that differ by a multiple of the gamma do not overlap.
+    return _mix(state + _GOLDEN_GAMMA ^ stream)
+
+
+def uniform(example_ids: Tensor, *, stream: int) -> Tensor:
+    """Draw one uniform number in [0, 1) per example id, float64, of the same shape."""
+    return _shift_right(random_bits(example_ids, stream=stream), 11).double() * 2.0**-53
+
+
+def shuffled_order(example_ids: Tensor, *, stream: int) -> Tensor:
+    """Positions that put the example ids into a random order keyed by the ids themselves.
+
+    Two sets of the same ids give the same sequence of ids however their rows are stored.
+
+    Args:
+        example_ids: int64 [num_examples], unique.
+        stream: Seed of this shuffle, as `derive_seed` gives it.
+
+    Returns:
+        int64 [num_examples], a permutation of the positions.
+    """
+    by_id = torch.argsort(example_ids)
+    keys = random_bits(example_ids[by_id], stream=stream)
+    return by_id[torch.argsort(keys, stable=True)]
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run a block under a fixed global torch seed and give the old random state back after."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+def _mix(state: Tensor) -> Tensor:
+    state = (state ^ _shift_right(state, 30)) * _MIX_1
+    state = (state ^ _shift_right(state, 27)) * _MIX_2
+    return state ^ _shift_right(state, 31)
+
+
+def _shift_right(bits: Tensor, count: int) -> Tensor:
+    """Logical shift: torch's `>>` on int64 drags the sign in."""
+    return (bits >> count) & ((1 << (64 - count)) - 1)

@@ -1,0 +1,51 @@
+"""Numbers as the report and the terminal write them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+NOTHING = "-"
+
+
+def percent(spread: Mapping[str, Any]) -> str:
+    """A share's mean and standard deviation over replicates, in percent: "89.88 ± 1.94"."""
+    if spread["mean"] is None:
+        return NOTHING
+    deviation = "" if spread["std"] is None else f" ± {100 * spread['std']:.2f}"
+    return f"{100 * spread['mean']:.2f}{deviation}"
+
+
+def decimals(spread: Mapping[str, Any]) -> str:
+    """A mean with three decimals."""
+    return NOTHING if spread["mean"] is None else f"{spread['mean']:.3f}"
+
+
+def points(difference: Mapping[str, Any]) -> str:
+    """A difference of shares in percentage points: "+4.85"."""
+    return signed(100 * difference["mean"], places=2)
+
+
+def points_interval(difference: Mapping[str, Any]) -> str:
+    """Its interval: "+4.10 to +5.60"."""
+    return " to ".join(signed(100 * bound, places=2) for bound in difference["ci95"])
+
+
+def nats(difference: Mapping[str, Any]) -> str:
+    """A difference of NLL and its interval: "-0.231 (-0.250 to -0.212)"."""
+    interval = " to ".join(signed(bound, places=3) for bound in difference["ci95"])
+    return f"{signed(difference['mean'], places=3)} ({interval})"
+
+
+def p_value(difference: Mapping[str, Any]) -> str:
+    """A p-value: "0.032", or "< 0.001"."""
+    value = difference["p_value"]
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def level(difference: Mapping[str, Any]) -> str:
+    """The level of a difference's interval: "95 %"."""
+    return f"{100 * difference.get('confidence_level', 0.95):g} %"
+
+
+def signed(value: float, *, places: int) -> str:
+    """A number with its sign always shown, and no minus before a rounded zero."""
+    return f"{round(value, places) + 0.0:+.{places}f}"

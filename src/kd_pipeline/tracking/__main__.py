@@ -1,0 +1,33 @@
+"""`python -m kd_pipeline.tracking`: send what MLflow could not be told while a run went on."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from kd_pipeline.tracking.unsent import find_unsent, is_being_written, send_unsent
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Send every waiting file of a project; 1 if one could not be sent."""
+    parser = argparse.ArgumentParser(prog="python -m kd_pipeline.tracking", description=__doc__)
+    parser.add_argument("--project", type=Path, default=Path.cwd(), help="the project's root")
+    project: Path = parser.parse_args(arguments).project
+    files = find_unsent(project / "data" / "09_tracking")
+    if not files:
+        sys.stdout.write("Nothing waits to be sent.\n")
+    status = 0
+    for file in files:
+        if is_being_written(file):
+            sys.stdout.write(f"{file.name}: its run still goes on; send it afterwards.\n")
+            continue
+        num_sent, error = send_unsent(file, project)
+        sys.stdout.write(f"{file.name}: {num_sent} operations sent.\n")
+        if error is not None:
+            reason = next(iter(str(error).splitlines()), repr(error))
+            sys.stderr.write(f"{file.name}: the others are kept: {reason}\n")
+            status = 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The training loop, on Lightning Fabric, and what it trains: teachers and students."""

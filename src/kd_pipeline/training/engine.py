@@ -1,0 +1,278 @@
+"""The training loop: ours, on Lightning Fabric for devices and precision.
+
+Everything random in an epoch is a function of the seed and the epoch, so that a run resumed from
+the state at the end of any epoch equals an unbroken one, bit for bit on a CPU.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from kd_pipeline.data.views import ViewPolicy, render_views, view_parameters
+from kd_pipeline.errors import TrainingDivergedError
+from kd_pipeline.events import EpochEnded, emit
+from kd_pipeline.losses.hard import NO_LABEL
+from kd_pipeline.losses.objective import Objective
+from kd_pipeline.models.classifier import Classifier
+from kd_pipeline.models.predict import resolve_device, resolve_precision
+from kd_pipeline.models.state_folder import StateFolder
+from kd_pipeline.randomness import derive_seed, seeded
+from kd_pipeline.training.optimisation import build_optimiser, build_schedule
+from kd_pipeline.training.rows import BatchOrder, TrainingRows
+from kd_pipeline.training.settings import TrainingSettings
+from kd_pipeline.training.validation import Validation, is_better
+
+_FABRIC_PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
+STEPS_PER_REDUCTION = 64
+"""Metrics are reduced, and the loss checked, once in so many steps: a step stays cheap."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What one model is trained on and against; the same for an arm's every replicate but seed."""
+
+    rows: TrainingRows
+    validation: Validation
+    objective: Objective
+    settings: TrainingSettings
+    steps_per_epoch: int
+    seed: int
+    policy: ViewPolicy = field(default_factory=ViewPolicy)
+    num_views: int | None = None
+    """Views that repeat, as cached ones do; None draws a fresh view in every pass."""
+    replicate: int = 0
+
+
+@dataclass
+class TrainingRecord:
+    """How far a training is."""
+
+    epoch: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    best_epoch: int = 0
+    best_value: float | None = None
+    best_state: dict[str, Tensor] | None = None
+
+
+def train_classifier(
+    classifier: Classifier, plan: TrainingPlan, *, states: StateFolder, key: str
+) -> TrainingRecord:
+    """Train a classifier in place, to the end or until validation stops improving.
+
+    Args:
+        classifier: Freshly initialised; holds the trained (or best) weights after.
+        plan: What it learns from and how.
+        states: Where the state is kept from which a killed run resumes.
+        key: Names this training among the states: equal keys mean equal trainings.
+
+    Raises:
+        TrainingDivergedError: If the loss becomes NaN or infinite.
+    """
+    loop = _Loop(classifier, plan)
+    record = loop.resume(states.load(key))
+    for past in record.history:
+        _announce(plan, past)
+    while not _is_over(record, plan.settings):
+        record.history.append(loop.epoch(record))
+        _announce(plan, record.history[-1])
+        if record.epoch % plan.settings.checkpoint_every == 0 or _is_over(record, plan.settings):
+            states.save(key, loop.state(record))
+    if record.best_state is not None:
+        classifier.network.load_state_dict(record.best_state)
+    classifier.cpu().eval()
+    return record
+
+
+def _announce(plan: TrainingPlan, row: Mapping[str, float]) -> None:
+    metrics = {k: v for k, v in row.items() if "/" in k and not math.isnan(v)}
+    emit(EpochEnded(plan.replicate, int(row["epoch"]), metrics))
+
+
+def _is_over(record: TrainingRecord, settings: TrainingSettings) -> bool:
+    if record.epoch >= settings.num_epochs:
+        return True
+    stopping = settings.early_stopping
+    return stopping is not None and record.epoch - record.best_epoch >= stopping["patience"]
+
+
+class _Loop:
+    """One model, its optimiser and its schedule on a device."""
+
+    def __init__(self, classifier: Classifier, plan: TrainingPlan) -> None:
+        settings = plan.settings
+        self.plan, self.classifier = plan, classifier
+        self.device = resolve_device(settings.device)
+        precision = resolve_precision(settings.precision, self.device)
+        fabric = Fabric(accelerator=self.device, devices=1, precision=_FABRIC_PRECISION[precision])
+        self.fabric = fabric
+        self.has_convolutions = any(p.dim() == 4 for p in classifier.parameters())
+        if self.has_convolutions:
+            classifier.to(memory_format=torch.channels_last)
+        self.frozen_norms = _frozen_norms(classifier)
+        optimiser = build_optimiser(classifier.parameters(), **settings.optimiser)
+        self.model, self.optimiser = fabric.setup(classifier, optimiser)
+        self.schedule: LRScheduler = build_schedule(
+            optimiser,
+            num_steps=settings.num_epochs * plan.steps_per_epoch,
+            **settings.schedule,
+        )
+        self.order = BatchOrder(
+            plan.rows.example_ids, derive_seed(plan.seed, "order"), settings.batch_size
+        )
+
+    def epoch(self, record: TrainingRecord) -> dict[str, float]:
+        """Train one epoch, look at validation, and note both."""
+        plan, number = self.plan, record.epoch
+        started = time.perf_counter()
+        with seeded(derive_seed(plan.seed, "dropout", number)):
+            metrics = self._train(number)
+        seconds = time.perf_counter() - started
+        record.seconds += seconds
+        record.epoch += 1
+        examples = plan.steps_per_epoch * plan.settings.batch_size
+        metrics["train/examples_per_second"] = examples / seconds
+        if record.epoch % plan.settings.evaluate_every == 0 or _is_over(record, plan.settings):
+            metrics |= plan.validation.measure(self.classifier, device=self.device)
+            self._note_best(record, metrics)
+        steps = record.epoch * plan.steps_per_epoch
+        return {"replicate": plan.replicate, "epoch": record.epoch, "step": steps, **metrics}
+
+    def _train(self, number: int) -> dict[str, float]:
+        plan, settings = self.plan, self.plan.settings
+        # Batch norm and dropout are switched here and nowhere else: validation switches back.
+        self.model.train()
+        for norm in self.frozen_norms:
+            norm.eval()
+        positions, passes = self.order.steps(number * plan.steps_per_epoch, plan.steps_per_epoch)
+        meter = _Meter(number)
+        for batch, seen in zip(positions, passes, strict=True):
+            pixels, labels = self._render(batch, seen), plan.rows.labels[batch]
+            logits = self.model(pixels)
+            terms = plan.objective(logits, labels, *self._soft_targets(batch, seen))
+            self.optimiser.zero_grad(set_to_none=True)
+            self.fabric.backward(terms.loss)
+            if settings.max_gradient_norm is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_gradient_norm)
+            self.optimiser.step()
+            self.schedule.step()
+            if settings.max_weight_norm is not None:
+                _bound_weights(self.classifier, settings.max_weight_norm)
+            meter.add(terms, logits, labels)
+        return meter.means()
+
+    def _render(self, batch: Tensor, seen: Tensor) -> Tensor:
+        plan = self.plan
+        pixels = plan.rows.pixels_of(batch)
+        if plan.policy.transforms:
+            view = seen if plan.num_views is None else seen % plan.num_views
+            drawn = view_parameters(plan.policy, plan.rows.example_ids[batch], view)
+            pixels = render_views(pixels, drawn, plan.policy)
+        if self.has_convolutions:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        return pixels
+
+    def _soft_targets(self, batch: Tensor, seen: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        rows = self.plan.rows
+        if rows.teacher_logits is None or self.plan.objective.soft_weight == 0:
+            return None, None
+        num_views = rows.teacher_logits.shape[1]
+        view = 0 if num_views == 1 else seen % num_views
+        has = None if rows.has_soft_target is None else rows.has_soft_target[batch]
+        return rows.teacher_logits[batch, view], has
+
+    def _note_best(self, record: TrainingRecord, metrics: Mapping[str, float]) -> None:
+        stopping = self.plan.settings.early_stopping
+        if stopping is None:
+            return
+        value = metrics[stopping["metric"]]
+        if record.best_value is None or is_better(stopping["metric"], value, record.best_value):
+            record.best_epoch, record.best_value = record.epoch, value
+            state = self.classifier.network.state_dict()
+            record.best_state = {name: tensor.detach().clone() for name, tensor in state.items()}
+
+    def state(self, record: TrainingRecord) -> dict[str, Any]:
+        """All that `resume` needs."""
+        return {
+            "network": self.classifier.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},
+            "record": vars(record),
+        }
+
+    def resume(self, state: dict[str, Any] | None) -> TrainingRecord:
+        """Go on from a state, or start."""
+        if state is None:
+            return TrainingRecord()
+        self.classifier.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.schedule.load_state_dict({"lr_lambdas": [None], **state["schedule"]})
+        return TrainingRecord(**state["record"])
+
+
+class _Meter:
+    """Sums of an epoch, moved off the step's path."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.pending: list[tuple[Tensor, ...]] = []
+        self.sums = torch.zeros(5, dtype=torch.float64)
+
+    def add(self, terms: tuple[Tensor, ...], logits: Tensor, labels: Tensor) -> None:
+        self.pending.append((*(term.detach() for term in terms), logits.detach(), labels))
+        if len(self.pending) == STEPS_PER_REDUCTION:
+            self._reduce()
+
+    def means(self) -> dict[str, float]:
+        steps = self._reduce()
+        loss, hard, soft, correct, labelled = self.sums.tolist()
+        return {
+            "train/loss": loss / steps,
+            "train/hard_loss": hard / steps,
+            "train/soft_loss": soft / steps,
+            "train/accuracy": correct / labelled if labelled else math.nan,
+        }
+
+    steps = 0
+
+    def _reduce(self) -> int:
+        if self.pending:
+            losses, hards, softs, logits, labels = zip(*self.pending, strict=True)
+            self.steps += len(losses)
+            self.pending.clear()
+            label = torch.cat(labels)
+            known = label != NO_LABEL
+            correct = (torch.cat(logits).argmax(dim=1) == label) & known
+            terms = [torch.stack(values).double().sum() for values in (losses, hards, softs)]
+            self.sums += torch.stack([*terms, correct.sum(), known.sum()]).cpu()
+            if not torch.isfinite(self.sums).all():
+                raise TrainingDivergedError(
+                    f"the training loss became {self.sums[0].item()} in epoch {self.epoch + 1}; "
+                    "lower `training.optimiser.arguments.lr` or set `training.max_gradient_norm`"
+                )
+        return self.steps
+
+
+def _frozen_norms(classifier: Classifier) -> list[nn.Module]:
+    """Norms of frozen layers: their running statistics must not drift either."""
+    return [
+        module
+        for module in classifier.modules()
+        if getattr(module, "running_mean", None) is not None
+        and not any(parameter.requires_grad for parameter in module.parameters())
+    ]
+
+
+def _bound_weights(classifier: Classifier, bound: float) -> None:
+    """Scale each unit's incoming weights down to a norm of at most `bound`, the head's too."""
+    with torch.no_grad():
+        for module in classifier.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.copy_(torch.renorm(module.weight, 2, 0, bound))

@@ -1,0 +1,158 @@
+"""Teachers: trained from scratch, fine-tuned from pretrained weights, or given."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from kd_pipeline.data.splits import ids_with_role, split_fingerprint
+from kd_pipeline.data.views import ViewPolicy
+from kd_pipeline.losses.objective import Objective
+from kd_pipeline.models.checkpoint import (
+    ModelCheckpoint,
+    build_untrained,
+    check_classes,
+    read_checkpoint,
+)
+from kd_pipeline.models.classifier import Classifier
+from kd_pipeline.models.predict import resolve_device
+from kd_pipeline.models.preprocessing import Preprocessing
+from kd_pipeline.models.pretrained import (
+    adopt_weights,
+    declared_normalisation,
+    freeze_all_but_last,
+    load_weights,
+)
+from kd_pipeline.models.state_folder import StateFolder
+from kd_pipeline.randomness import derive_seed
+from kd_pipeline.training.engine import TrainingPlan
+from kd_pipeline.training.rows import TrainingRows, pixel_reader
+from kd_pipeline.training.settings import TrainingSettings
+from kd_pipeline.training.students import TrainingData, train_and_describe
+
+HISTORY_COLUMNS = ("replicate", "epoch", "step")
+
+logger = logging.getLogger(__name__)
+
+
+def train_teachers(
+    data: TrainingData,
+    *,
+    model: Mapping[str, Any],
+    pretrained: Mapping[str, Any] | None,
+    settings: TrainingSettings,
+    label_smoothing: float,
+    transforms: Sequence[Mapping[str, Any]],
+    seed: int,
+    num_members: int,
+    parameters: Mapping[str, Any],
+    states: StateFolder,
+) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
+    """Train each member of a teacher on the teacher's examples, with a seed of its own.
+
+    Args:
+        data: Images, examples and splits.
+        model: `name` and `arguments` of the architecture.
+        pretrained: `weights` or `file`, and `trainable_layers`; None starts from scratch.
+        settings: How to train.
+        label_smoothing: Of the hard labels; a smoothed teacher distils badly above temperature 1.
+        transforms: Augmentation, a fresh view in every pass.
+        seed: Of all members.
+        num_members: More than one makes an ensemble.
+        parameters: All settings in force, to be told and kept.
+        states: Where interrupted trainings are kept.
+
+    Returns:
+        One checkpoint per member, and the history: a row per member and epoch.
+    """
+    device = resolve_device(settings.device)
+    ids = ids_with_role(data.splits, "teacher_train")
+    rows = TrainingRows(
+        example_ids=torch.as_tensor(ids).to(device),
+        pixels_of=pixel_reader(data.images, ids, device=device),
+        labels=data.labels_of(ids).to(device),
+    )
+    checkpoints, history = [], []
+    for member in range(num_members):
+        member_seed = derive_seed(seed, "member", member)
+        plan = TrainingPlan(
+            rows=rows,
+            validation=data.validation(device),
+            objective=Objective(label_smoothing=label_smoothing),
+            settings=settings,
+            steps_per_epoch=math.ceil(len(ids) / settings.batch_size),
+            seed=member_seed,
+            policy=ViewPolicy(derive_seed(member_seed, "views"), tuple(transforms)),
+            replicate=member,
+        )
+        facts = {
+            "views": plan.policy.description,
+            "num_training_rows": len(rows),
+            "parameters": dict(parameters),
+        }
+        classifier = _initial(data, model, pretrained, seed=derive_seed(member_seed, "weights"))
+        checkpoint, record = train_and_describe(
+            classifier, plan, data=data, model=model, facts=facts, states=states
+        )
+        checkpoints.append(checkpoint)
+        history += record.history
+    return checkpoints, pd.DataFrame(history)
+
+
+def adopt_checkpoints(data: TrainingData, folders: Sequence[str]) -> list[ModelCheckpoint]:
+    """Take given checkpoints as they are.
+
+    What they were trained on is known only if they were trained on these very splits; otherwise
+    that fact is dropped, and evaluation says that it cannot vouch for the test set.
+
+    Raises:
+        CheckpointError: If one is not readable or its classes are not the images'.
+    """
+    adopted = []
+    for folder in folders:
+        checkpoint = read_checkpoint(Path(folder))
+        check_classes(checkpoint, data.images.class_names, name="teacher.checkpoints")
+        facts = dict(checkpoint.facts)
+        if facts.get("splits") != split_fingerprint(data.splits):
+            facts = {k: v for k, v in facts.items() if k not in ("images", "splits")}
+        adopted.append(replace(checkpoint, facts={**facts, "given": str(folder)}))
+    return adopted
+
+
+def _initial(
+    data: TrainingData, model: Mapping[str, Any], pretrained: Mapping[str, Any] | None, *, seed: int
+) -> Classifier:
+    measured = data.measure(ids_with_role(data.splits, "teacher_train"))
+    if pretrained is None:
+        return build_untrained(
+            architecture=model["name"],
+            arguments=model["arguments"],
+            preprocessing=measured,
+            num_classes=len(data.images.class_names),
+            seed=seed,
+        )
+    weights = load_weights(model["name"], weights=pretrained["weights"], file=pretrained["file"])
+    mean, std = weights.normalisation or declared_normalisation(model["name"]) or (None, None)
+    if mean is not None and std is not None:
+        if measured.shape[0] == 1:  # The network repeats a grey channel after normalising it.
+            mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+        measured = Preprocessing(measured.shape, tuple(mean), tuple(std))
+    classifier = build_untrained(
+        architecture=model["name"],
+        arguments=model["arguments"],
+        preprocessing=measured,
+        num_classes=len(data.images.class_names),
+        seed=seed,
+    )
+    same_classes = weights.class_names == data.images.class_names
+    fresh = adopt_weights(classifier.network, weights.state, same_classes=same_classes)
+    if fresh:
+        logger.info("pretrained weights adopted; the head starts afresh: %s", ", ".join(fresh))
+    if pretrained["trainable_layers"] is not None:
+        freeze_all_but_last(classifier.network, pretrained["trainable_layers"])
+    return classifier

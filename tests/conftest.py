@@ -1,0 +1,56 @@
+"""Shared by all tests: quiet threads, no deadlines, and a small image set."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import settings
+
+from kd_pipeline.data.images import ImageSet
+
+# Tests run on busy machines: a slow one is not a wrong one.
+settings.register_profile("house", deadline=None, max_examples=40, derandomize=True)
+settings.load_profile("house")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def images() -> ImageSet:
+    """120 grey images of 8 by 8: three classes told apart by which third is bright."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 120, (120, 1, 8, 8), dtype=np.uint8)
+    for position in range(120):
+        start = 3 * (position % 3)
+        pixels[position, :, start : start + 2] += 100
+    return ImageSet(np.arange(0, 240, 2), pixels, ("low", "middle", "high"))
+
+
+@pytest.fixture(scope="session")
+def examples(images: ImageSet) -> pd.DataFrame:
+    """The table that goes with `images`."""
+    labels = np.arange(120) % 3
+    return pd.DataFrame(
+        {
+            "example_id": images.example_ids,
+            "label": pd.array(labels, dtype="Int64"),
+            "class_name": [images.class_names[label] for label in labels],
+            "source": [f"image {i}" for i in images.example_ids],
+            "partition": "pool",
+            "content_hash": [f"{i:x}" for i in images.example_ids],
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def splits(images: ImageSet, examples: pd.DataFrame) -> pd.DataFrame:
+    """Four labels per class for the teacher, the pool as transfer set."""
+    from kd_pipeline.data.splits import split_examples
+
+    return split_examples(
+        examples,
+        class_names=images.class_names,
+        seed=0,
+        test_fraction=0.3,
+        validation_fraction=0.1,
+        labels_per_class=4,
+    )

@@ -1,0 +1,182 @@
+"""ingest_images: what is left out and why, what stops the run, and what comes out."""
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kd_pipeline.data import decoding, ingest, pixel_store
+from kd_pipeline.data.examples import check_examples
+from kd_pipeline.data.ingest import IngestedImages, ingest_images
+from kd_pipeline.errors import DataError, ParameterError
+
+Make = Callable[..., None]
+
+
+def from_folder(root: Path, **changes: Any) -> IngestedImages:
+    return ingest_images({"kind": "image_folder", "root": str(root)}, **settings(**changes))
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    return {
+        "image_size": None,
+        "colour": "auto",
+        "max_rejected_share": 0.2,
+        "max_pixels_per_image": 10**6,
+        "memory_budget_mb": 16,
+        **changes,
+    }
+
+
+def test_digits() -> None:
+    ingested = ingest_images({"kind": "digits"}, **settings())
+    assert ingested.images.pixels.shape == (1797, 1, 8, 8)
+    assert len(ingested.rejected) == 0
+    assert ingested.examples["label"].tolist()[:4] == [0, 1, 2, 3]
+
+
+def test_digits_resized_and_in_colour() -> None:
+    ingested = ingest_images({"kind": "digits"}, **settings(image_size=16, colour="rgb"))
+    assert ingested.images.pixels.shape == (1797, 3, 16, 16)
+
+
+def test_rows_of_table_and_pixels_belong_together(tmp_path: Path, make_tree: Make) -> None:
+    make_tree("train", "test")
+    (tmp_path / "train" / "cat" / "bad.png").write_text("no image")
+    ingested = from_folder(tmp_path)
+    examples, images = check_examples(ingested.examples), ingested.images
+    np.testing.assert_array_equal(examples["example_id"].to_numpy(), images.example_ids)
+    assert len(examples) == 12
+    for row in examples.itertuples():
+        expected = np.asarray(Image.open(tmp_path / row.source)).transpose(2, 0, 1)
+        np.testing.assert_array_equal(images.take([row.example_id])[0].numpy(), expected)
+        assert row.source.split("/")[:2] == [row.partition, row.class_name]
+        assert images.class_names[row.label] == row.class_name
+    assert ingested.rejected["source"].tolist() == ["train/cat/bad.png"]
+    assert ingested.rejected["example_id"][0] not in set(images.example_ids)
+
+
+def test_above_the_budget_the_same_comes_from_disk(
+    tmp_path: Path, write_image: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(6):
+        write_image(f"i/{'ab'[seed % 2]}/{seed}.png", seed=seed, size=(300, 300))
+    (tmp_path / "i" / "a" / "bad.png").write_text("no image")
+    monkeypatch.setattr(pixel_store, "_scratch_folder", lambda: str(tmp_path))
+    on_disk = from_folder(tmp_path / "i", memory_budget_mb=1)
+    in_memory = from_folder(tmp_path / "i")
+    assert isinstance(on_disk.images.pixels, np.memmap)
+    assert on_disk.images.fingerprint == in_memory.images.fingerprint
+
+
+@pytest.mark.parametrize(("share", "stops"), [(0.24, True), (0.25, False)])
+def test_the_share_of_rejected_images_is_bounded(
+    tmp_path: Path, make_tree: Make, caplog: pytest.LogCaptureFixture, share: float, stops: bool
+) -> None:
+    make_tree(".", num_each=3)
+    for name in ("x.png", "y.png"):
+        (tmp_path / "cat" / name).write_text("no image")
+    if stops:
+        message = r"2 of 8 images .* 0\.2500, more than `data_ingest.max_rejected_share` = 0\.24"
+        with pytest.raises(DataError, match=message + r".*cat/[xy].png: cannot identify"):
+            from_folder(tmp_path, max_rejected_share=share)
+    else:
+        with caplog.at_level(logging.WARNING):
+            assert len(from_folder(tmp_path, max_rejected_share=share).rejected) == 2
+        assert "2 of 8 images cannot be used" in caplog.text
+
+
+def test_copies_of_test_images_are_kept_out_of_training(
+    tmp_path: Path, make_tree: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_tree("train", "test", num_each=4)
+    shutil.copy(tmp_path / "test" / "cat" / "1.png", tmp_path / "train" / "cat" / "copy.png")
+    # The same pixels in another file format, and under another label.
+    Image.open(tmp_path / "test" / "dog" / "2.png").save(tmp_path / "train" / "cat" / "copy.bmp")
+    with caplog.at_level(logging.WARNING):
+        ingested = from_folder(tmp_path, max_rejected_share=0.0)
+    assert sorted(ingested.rejected["source"]) == ["train/cat/copy.bmp", "train/cat/copy.png"]
+    id_of = dict(zip(ingested.examples["source"], ingested.examples["example_id"], strict=True))
+    reason_of = dict(zip(ingested.rejected["source"], ingested.rejected["reason"], strict=True))
+    expected = f"same image as test example {id_of['test/cat/1.png']}"
+    assert reason_of["train/cat/copy.png"] == expected
+    assert "2 images are in the test set too" in caplog.text
+    hashes = {
+        part: set(rows["content_hash"]) for part, rows in ingested.examples.groupby("partition")
+    }
+    assert hashes["train"].isdisjoint(hashes["test"])
+    assert len(ingested.examples) == 16
+
+
+def test_repeats_inside_the_pool_stay_and_are_mentioned(
+    tmp_path: Path, make_tree: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_tree(".")
+    shutil.copy(tmp_path / "cat" / "0.png", tmp_path / "dog" / "copy.png")
+    with caplog.at_level(logging.WARNING):
+        assert len(from_folder(tmp_path).examples) == 7
+    assert "1 images repeat another one exactly" in caplog.text
+
+
+@pytest.fixture
+def _never_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("too late: decoding has begun")
+
+    monkeypatch.setattr(ingest, "decode_images", refuse)
+
+
+@pytest.mark.usefixtures("_never_decode")
+def test_one_class_only(tmp_path: Path, make_tree: Make) -> None:
+    make_tree(".", classes=("cat",))
+    with pytest.raises(DataError, match=r"at least 2 classes, got \['cat'\]"):
+        from_folder(tmp_path)
+
+
+@pytest.mark.usefixtures("_never_decode")
+def test_more_classes_in_test_than_in_train(tmp_path: Path, make_tree: Make) -> None:
+    make_tree("train")
+    make_tree("test", classes=("cat", "dog", "emu", "yak"))
+    with pytest.raises(DataError, match=r"more classes in test than in train: emu; yak"):
+        from_folder(tmp_path)
+
+
+@pytest.mark.usefixtures("_never_decode")
+def test_an_unknown_kind() -> None:
+    with pytest.raises(ParameterError, match=r"`data_ingest.source.kind` must .*legal: digits, im"):
+        ingest_images({"kind": "webcam"}, **settings())
+
+
+def test_a_class_whose_images_are_all_unreadable(tmp_path: Path, make_tree: Make) -> None:
+    make_tree(".", num_each=4)
+    (tmp_path / "emu").mkdir()
+    (tmp_path / "emu" / "x.png").write_text("no image")
+    with pytest.raises(DataError, match="every class must have a readable image, got none for emu"):
+        from_folder(tmp_path)
+
+
+def test_class_names_come_from_labels_where_nothing_else_tells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from dataclasses import replace
+
+    from kd_pipeline.data.sources_digits import list_digits
+
+    listing = list_digits()
+    unnamed = replace(listing, class_names=(), labels=np.full_like(listing.labels, -1))
+
+    def decode(given: Any, **_: Any) -> decoding.DecodedImages:
+        given.labels[:] = listing.labels  # as a reader does that learns them on the way
+        assert listing.decoded is not None
+        hashes = decoding.hash_images(listing.decoded)
+        return decoding.DecodedImages(listing.decoded, hashes, {})
+
+    monkeypatch.setattr(ingest, "SOURCES", {"digits": lambda: replace(unnamed, decoded=None)})
+    monkeypatch.setattr(ingest, "decode_images", decode)
+    ingested = ingest_images({"kind": "digits"}, **settings())
+    assert ingested.images.class_names == tuple("0123456789")

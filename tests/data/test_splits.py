@@ -1,0 +1,190 @@
+"""Splits: properties for any seed and shares, and what is refused."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kd_pipeline.data.splits import (
+    check_splits,
+    ids_with_role,
+    split_examples,
+    split_fingerprint,
+    student_rows,
+    summarise_splits,
+)
+from kd_pipeline.errors import DataError, ParameterError
+
+CLASSES = ("a", "b", "c")
+
+
+def table(num: int = 90, partition: str = "pool", first: int = 0) -> pd.DataFrame:
+    labels = np.arange(num) % 3
+    ids = np.arange(first, first + num)
+    return pd.DataFrame(
+        {
+            "example_id": ids,
+            "label": pd.array(labels, dtype="Int64"),
+            "class_name": [CLASSES[label] for label in labels],
+            "source": "made",
+            "partition": partition,
+            "content_hash": [f"h{i}" for i in ids],
+        }
+    )
+
+
+def split(examples: pd.DataFrame, **changes: Any) -> pd.DataFrame:
+    settings: dict[str, Any] = {
+        "class_names": CLASSES,
+        "seed": 0,
+        "test_fraction": 0.3,
+        "validation_fraction": 0.1,
+        "labels_per_class": 5,
+    }
+    return split_examples(examples, **(settings | changes))
+
+
+def ids(splits: pd.DataFrame, role: str) -> set[int]:
+    return set(ids_with_role(splits, role).tolist())
+
+
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    test_fraction=st.floats(0.05, 0.6),
+    relation=st.sampled_from(["equal", "overlapping", "disjoint"]),
+    labelled=st.booleans(),
+)
+def test_splits_are_disjoint_complete_and_stratified(
+    seed: int, test_fraction: float, relation: str, labelled: bool
+) -> None:
+    examples = table()
+    splits = split(
+        examples, seed=seed, test_fraction=test_fraction, relation=relation, labelled=labelled
+    )
+    check_splits(splits)
+    teacher, transfer, test = (ids(splits, r) for r in ("teacher_train", "transfer", "test"))
+    expected = {"equal": teacher, "overlapping": teacher | transfer, "disjoint": transfer - teacher}
+    assert transfer == expected[relation]
+    assert sorted(examples.set_index("example_id").loc[sorted(teacher), "label"]) == [0] * 5 + [
+        1
+    ] * 5 + [2] * 5
+    counts = examples.set_index("example_id").loc[sorted(test), "label"].value_counts()
+    assert set(counts) == {round(test_fraction * 30 + 1e-9)} or counts.max() - counts.min() == 0
+    used = splits[(splits["role"] == "transfer") & splits["use_label"]]
+    assert set(used["example_id"]) == (transfer if labelled else transfer & teacher)
+
+
+@given(seed=st.integers(0, 1000))
+def test_splits_do_not_depend_on_row_order_and_survive_new_images(seed: int) -> None:
+    examples = table()
+    shuffled = examples.sample(frac=1, random_state=seed % 100)
+    assert split_fingerprint(split(examples, seed=seed)) == split_fingerprint(
+        split(shuffled, seed=seed)
+    )
+    grown = pd.concat([examples, table(9, first=1000)])
+    before, after = ids(split(examples, seed=seed), "test"), ids(split(grown, seed=seed), "test")
+    assert len(before - after) <= 3  # One per class may be pushed out by a newcomer.
+
+
+def test_another_seed_splits_otherwise() -> None:
+    assert ids(split(table()), "test") != ids(split(table(), seed=1), "test")
+
+
+def test_a_test_set_of_the_source_is_kept_as_it_is() -> None:
+    examples = pd.concat([table(60, "train"), table(30, "test", first=500)])
+    assert ids(split(examples), "test") == set(range(500, 530))
+
+
+def test_copies_of_held_out_images_are_kept_out_of_training() -> None:
+    examples = table()
+    held_out = ids(split(examples), "test")
+    copied = examples.copy()
+    original = min(held_out)
+    copies = [i for i in range(90) if i not in held_out][:4]
+    copied.loc[copied["example_id"].isin(copies), "content_hash"] = f"h{original}"
+    splits = split(copied)
+    assert original in ids(splits, "test")
+    everywhere_else = set(splits.loc[splits["role"] != "test", "example_id"])
+    assert not everywhere_else & set(copies)
+
+
+def test_students_may_use_every_label_that_the_teacher_had_and_no_other() -> None:
+    for relation in ("overlapping", "disjoint"):
+        splits = split(table(), relation=relation)
+        rows = student_rows(splits)
+        labelled = set(rows.loc[rows["use_label"], "example_id"])
+        assert labelled == ids(splits, "teacher_train")
+        assert set(rows.loc[rows["in_transfer"], "example_id"]) == ids(splits, "transfer")
+        assert rows["example_id"].is_unique
+
+
+def test_a_class_left_out_is_seen_by_no_student() -> None:
+    splits = split(table(), excluded_classes=["b"])
+    seen = student_rows(splits)["example_id"] % 3
+    assert set(seen) == {0, 2}
+    assert {i % 3 for i in ids(splits, "teacher_train")} == {0, 1, 2}
+    assert {i % 3 for i in ids(splits, "test")} == {0, 1, 2}
+
+
+def test_unlabelled_images_serve_as_transfer_set_only() -> None:
+    examples = table()
+    examples.loc[examples["example_id"] >= 60, "label"] = pd.NA
+    examples.loc[examples["example_id"] >= 60, "class_name"] = None
+    splits = split(examples, labelled=True)
+    unlabelled = set(range(60, 90))
+    assert unlabelled <= ids(splits, "transfer")
+    for role in ("teacher_train", "validation", "test"):
+        assert not unlabelled & ids(splits, role)
+    assert not splits.loc[splits["example_id"] >= 60, "use_label"].any()
+    assert summarise_splits(splits, examples, CLASSES).loc[1, "unlabelled"] == 30
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels_per_class": 500}, "labels_per_class` must be at most the .* of class 'a'"),
+        ({"excluded_classes": ["z"]}, "excluded_classes` must name classes of the images, got 'z'"),
+        ({"excluded_classes": list(CLASSES)}, "must leave at least one class"),
+        (
+            {"labels_per_class": None, "fraction": 1.0, "relation": "disjoint"},
+            "must leave at least one example in the transfer set",
+        ),
+    ],
+)
+def test_rejects_what_the_examples_cannot_give(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        split(table(), **changes)
+
+
+@pytest.mark.parametrize(
+    ("role", "message"),
+    [
+        ("transfer", "test and training must be disjoint"),
+        ("validation", "test and validation must be disjoint"),
+    ],
+)
+def test_the_validator_finds_a_leak(role: str, message: str) -> None:
+    splits = split(table())
+    leaked = splits[splits["role"] == "test"].head(1).assign(role=role)
+    with pytest.raises(DataError, match=message):
+        check_splits(pd.concat([splits, leaked], ignore_index=True))
+
+
+def test_the_validator_finds_held_out_rows_open_to_students() -> None:
+    splits = split(table())
+    splits.loc[splits["role"] == "test", "for_student"] = True
+    with pytest.raises(DataError, match="must keep validation and test rows"):
+        check_splits(splits)
+
+
+def test_the_fingerprint_sees_every_column() -> None:
+    splits = split(table())
+    prints = {split_fingerprint(splits)}
+    for column in ("use_label", "for_student"):
+        changed = splits.copy()
+        changed.loc[0, column] = not changed.loc[0, column]
+        prints.add(split_fingerprint(changed))
+    assert len(prints) == 3

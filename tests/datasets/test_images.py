@@ -1,0 +1,109 @@
+"""ImageSetDataset: what is saved comes back, memory-mapped; half a folder never does."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kedro.io import DatasetError
+
+from kd_pipeline.data import pixel_store
+from kd_pipeline.data.images import ImageSet
+from kd_pipeline.data.pixel_store import allocate_pixels
+from kd_pipeline.datasets.images import ImageSetDataset
+
+
+def images(num: int = 5, side: int = 4) -> ImageSet:
+    pixels = np.random.default_rng(0).integers(0, 256, (num, 3, side, side), dtype=np.uint8)
+    return ImageSet(np.arange(num, dtype=np.int64) * 7, pixels, ("a", "ü"))
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    dataset = ImageSetDataset(filepath=str(tmp_path / "new" / "images"))
+    assert not dataset.exists()
+    dataset.save(images())
+    back = dataset.load()
+    assert dataset.exists()
+    assert isinstance(back.pixels, np.memmap)
+    np.testing.assert_array_equal(back.pixels, images().pixels)
+    np.testing.assert_array_equal(back.example_ids, images().example_ids)
+    assert back.class_names == ("a", "ü")
+    again = ImageSet(back.example_ids, back.pixels, back.class_names)
+    assert back.fingerprint == images().fingerprint == again.fingerprint
+
+
+def test_writing_into_loaded_pixels_leaves_the_files_alone(tmp_path: Path) -> None:
+    dataset = ImageSetDataset(filepath=str(tmp_path / "images"))
+    dataset.save(images())
+    dataset.load().pixels[:] = 0
+    np.testing.assert_array_equal(dataset.load().pixels, images().pixels)
+
+
+def test_what_was_loaded_can_be_saved_over_itself(tmp_path: Path) -> None:
+    dataset = ImageSetDataset(filepath=str(tmp_path / "images"))
+    dataset.save(images())
+    dataset.save(dataset.load())
+    np.testing.assert_array_equal(dataset.load().pixels, images().pixels)
+
+
+def test_a_scratch_file_is_moved_not_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pixel_store, "_scratch_folder", lambda: str(tmp_path))
+    pixels = allocate_pixels((2, 3, 512, 512), memory_budget_mb=1)
+    pixels[:] = 7
+    scratch = next(tmp_path.glob("*.npy"))
+    inode = scratch.stat().st_ino
+    dataset = ImageSetDataset(filepath=str(tmp_path / "images"))
+    dataset.save(ImageSet(np.arange(2, dtype=np.int64), pixels, ("a", "b")))
+    assert not scratch.exists()
+    assert (tmp_path / "images" / "pixels.npy").stat().st_ino == inode
+    del pixels
+    loaded = dataset.load().pixels
+    assert loaded.min() == loaded.max() == 7
+
+
+def test_a_save_that_fails_keeps_the_old_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = ImageSetDataset(filepath=str(tmp_path / "images"))
+    dataset.save(images())
+
+    def fail(*args: object, **kwargs: object) -> str:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(json, "dumps", fail)
+    fresh = images(num=3)
+    fresh.__dict__["fingerprint"] = "given, for it needs json too"
+    with pytest.raises(DatasetError, match="disk full"):
+        dataset.save(fresh)
+    monkeypatch.undo()
+    assert len(dataset.load().pixels) == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["images"]
+
+
+def test_a_missing_folder_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="is missing: run the pipeline data_ingest"):
+        ImageSetDataset(filepath=str(tmp_path / "images")).load()
+
+
+@pytest.mark.parametrize("name", ["pixels.npy", "example_ids.npy", "images.json"])
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_damaged_folder_is_refused(tmp_path: Path, name: str, damage: str) -> None:
+    dataset = ImageSetDataset(filepath=str(tmp_path / "images"))
+    dataset.save(images())
+    file = tmp_path / "images" / name
+    content = file.read_bytes()
+    file.unlink()
+    if damage == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DatasetError, match=r"is damaged .*run the pipeline data_ingest again"):
+        dataset.load()
+
+
+def test_pixels_of_another_shape_than_described_are_refused(tmp_path: Path) -> None:
+    dataset = ImageSetDataset(filepath=str(tmp_path / "images"))
+    dataset.save(images())
+    np.save(tmp_path / "images" / "pixels.npy", images(num=4).pixels)
+    with pytest.raises(DatasetError, match=r"images.json says \[5, 3, 4, 4\]"):
+        dataset.load()

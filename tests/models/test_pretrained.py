@@ -1,0 +1,113 @@
+"""Pretrained weights: torchvision's own names or a local file; only the head may start afresh."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from kd_pipeline.errors import CheckpointError, ParameterError
+from kd_pipeline.models.architectures import build_network
+from kd_pipeline.models.pretrained import (
+    adopt_weights,
+    declared_normalisation,
+    freeze_all_but_last,
+    head_parameters,
+    load_weights,
+)
+
+
+def network(classes: int = 3, name: str = "small_cnn", channels: int = 1) -> nn.Module:
+    arguments: dict[str, Any] = {"channels": [4, 8]} if name == "small_cnn" else {}
+    return build_network(name, shape=(channels, 16, 16), num_classes=classes, arguments=arguments)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_local_file_gives_all_but_the_head(tmp_path: Path, suffix: str) -> None:
+    given = network(classes=1000)
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(given.state_dict(), path)
+    else:
+        torch.save({"state_dict": given.state_dict()}, path)
+    mine = network(classes=3)
+    before = {k: v.clone() for k, v in mine.state_dict().items()}
+    weights = load_weights("small_cnn", file=str(path))
+    fresh = adopt_weights(mine, weights.state, same_classes=False)
+    assert fresh == head_parameters(mine)
+    for name, value in mine.state_dict().items():
+        assert torch.equal(value, (before if name in fresh else given.state_dict())[name])
+
+
+def test_a_head_of_the_same_classes_is_kept() -> None:
+    given, mine = network(), network()
+    assert adopt_weights(mine, given.state_dict(), same_classes=True) == []
+    assert torch.equal(mine.state_dict()["9.weight"], given.state_dict()["9.weight"])
+
+
+def test_a_head_of_equal_size_but_other_classes_starts_afresh() -> None:
+    given, mine = network(), network()
+    assert adopt_weights(mine, given.state_dict(), same_classes=False) == ["9.weight", "9.bias"]
+
+
+def test_torchvision_weights_suit_grey_images_too() -> None:
+    given = network(classes=1000, name="resnet18", channels=3)
+    mine = network(classes=3, name="resnet18", channels=1)
+    assert adopt_weights(mine, given.state_dict(), same_classes=False) == [
+        "1.fc.weight",
+        "1.fc.bias",
+    ]
+
+
+def test_a_body_that_does_not_fit_is_refused() -> None:
+    given = network().state_dict()
+    given["0.weight"] = torch.zeros(5, 1, 3, 3)
+    del given["1.bias"]
+    with pytest.raises(CheckpointError, match=r"1 missing \['1.bias'\].* 1 of another shape"):
+        adopt_weights(network(), given, same_classes=True)
+
+
+def test_torchvision_weights_by_enum_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real look-up; only the download is replaced, by a state dict made here."""
+    import torchvision
+
+    enum = torchvision.models.get_model_weights("squeezenet1_1")
+    state = torchvision.models.get_model("squeezenet1_1", weights=None).state_dict()
+    monkeypatch.setattr(enum, "get_state_dict", lambda *a, **k: state)
+    weights = load_weights("squeezenet1_1", weights="IMAGENET1K_V1")
+    assert weights.class_names is not None
+    assert weights.class_names[0] == "tench"
+    assert weights.normalisation == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    mine = network(classes=4, name="squeezenet1_1", channels=3)
+    fresh = adopt_weights(mine, weights.state, same_classes=False)
+    assert fresh == ["classifier.1.weight", "classifier.1.bias"]
+
+
+def test_unknown_weights_and_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="weights of resnet50, got 'V9'; legal: IMAGENET1K_V1"):
+        load_weights("resnet50", weights="V9")
+    with pytest.raises(ParameterError, match="`teacher.pretrained.file` must be an existing file"):
+        load_weights("resnet50", file=str(tmp_path / "none.pth"))
+
+
+def test_a_pickle_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
+    torch.save({"state_dict": SimpleNamespace(a=1)}, tmp_path / "bad.pth")
+    with pytest.raises(CheckpointError, match="cannot be read without running code"):
+        load_weights("resnet18", file=str(tmp_path / "bad.pth"))
+
+
+def test_only_the_last_layers_train() -> None:
+    model = network()
+    freeze_all_but_last(model, 2)
+    trainable = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trainable == {"5.weight", "5.bias", "9.weight", "9.bias"}
+    with pytest.raises(ParameterError, match="be at most the 5 layers that have weights"):
+        freeze_all_but_last(model, 99)
+
+
+def test_architectures_declare_their_normalisation_without_a_download() -> None:
+    assert declared_normalisation("resnet18") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert declared_normalisation("small_cnn") is None

@@ -1,0 +1,45 @@
+"""Training states: nested values come back as they were, and damage is named."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kd_pipeline.errors import CheckpointError
+from kd_pipeline.models.state_folder import StateFolder
+
+
+def test_nested_states_come_back_bit_for_bit(tmp_path: Path) -> None:
+    shared = torch.randn(3)
+    state = {
+        "tensors": {"a": shared, "b": shared, "bf16": torch.ones(2, dtype=torch.bfloat16)},
+        "integer keys": {0: {"step": torch.tensor(3.0)}, 1: None},
+        "plain": [1, 2.5, "x", None, True, float("nan")],
+        "strided": torch.arange(6).view(2, 3).t(),
+    }
+    folder = StateFolder(tmp_path / "states")
+    folder.save("key", state)
+    loaded = folder.load("key")
+    assert loaded is not None
+    assert torch.equal(loaded["tensors"]["a"], shared)
+    assert torch.equal(loaded["strided"], state["strided"])
+    assert list(loaded["integer keys"]) == [0, 1]
+    assert loaded["plain"][:5] == state["plain"][:5]
+    assert loaded["tensors"]["bf16"].dtype == torch.bfloat16
+
+
+def test_an_unknown_key_has_no_state_and_clearing_forgets_all(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path / "states")
+    assert folder.load("key") is None
+    folder.save("key", {"a": 1})
+    folder.clear()
+    assert folder.load("key") is None
+    folder.clear()
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path)
+    folder.save("key", {"a": torch.ones(3)})
+    (tmp_path / "key" / "state.json").write_text("{")
+    with pytest.raises(CheckpointError, match="the interrupted training in .* is damaged"):
+        folder.load("key")

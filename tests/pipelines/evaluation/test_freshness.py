@@ -1,0 +1,93 @@
+"""Nothing stale is measured."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kd_pipeline.data.splits import split_fingerprint
+from kd_pipeline.errors import StaleArtefactError
+from kd_pipeline.pipelines.evaluation.freshness import check_fresh
+
+Changed = Callable[..., Any]
+
+
+def check(stage: Any) -> None:
+    check_fresh(
+        stage.teacher,
+        stage.students,
+        images=stage.images.fingerprint,
+        splits=split_fingerprint(stage.splits),
+        class_names=stage.images.class_names,
+    )
+
+
+def test_what_belongs_together_is_let_in(stage: Any, caplog: pytest.LogCaptureFixture) -> None:
+    check(stage)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("fact", ["images", "splits"])
+def test_a_student_of_other_data_is_refused(stage: Any, changed: Changed, fact: str) -> None:
+    stage.students["student_kd"][1] = changed(stage.students["student_kd"][1], **{fact: "other"})
+    message = rf"`student_kd.checkpoints\[1\]` must be made from the {fact} at hand .* got other"
+    with pytest.raises(StaleArtefactError, match=message) as caught:
+        check(stage)
+    assert "student_distillation" in str(caught.value)
+
+
+def test_a_student_that_does_not_say_its_data_is_refused(stage: Any) -> None:
+    arm = stage.students["student_baseline"]
+    arm[0] = replace(arm[0], facts={})
+    with pytest.raises(StaleArtefactError, match="got none stated"):
+        check(stage)
+
+
+@pytest.mark.parametrize("fact", ["images", "splits"])
+def test_a_teacher_of_other_data_is_refused(stage: Any, changed: Changed, fact: str) -> None:
+    stage.teacher[0] = changed(stage.teacher[0], **{fact: "other"})
+    with pytest.raises(StaleArtefactError, match=rf"`teacher.checkpoints\[0\]` .* the {fact}"):
+        check(stage)
+
+
+def test_a_teacher_without_facts_is_warned_of(stage: Any, caplog: pytest.LogCaptureFixture) -> None:
+    stage.teacher[0] = replace(stage.teacher[0], facts={"given": "folder"})
+    with caplog.at_level(logging.WARNING):
+        check(stage)
+    assert "cannot be verified" in caplog.text
+
+
+def test_students_of_another_teacher_are_refused(stage: Any, changed: Changed) -> None:
+    arm = stage.students["student_kd"]
+    arm[0] = changed(arm[0], teacher=["another"])
+    with pytest.raises(StaleArtefactError, match=r"from the teacher at hand .*another") as caught:
+        check(stage)
+    assert "soft_target_caching" in str(caught.value)
+
+
+def test_students_of_part_of_an_ensemble_are_refused(
+    staging: Callable[..., Any], changed: Changed
+) -> None:
+    stage = staging(num_members=2)
+    check(stage)
+    arm = stage.students["student_kd"]
+    arm[0] = changed(arm[0], teacher=arm[0].facts["teacher"][:1])
+    with pytest.raises(StaleArtefactError, match="from the teacher at hand"):
+        check(stage)
+
+
+@pytest.mark.parametrize("whose", ["teacher", "student_kd"])
+def test_other_classes_are_refused(stage: Any, whose: str) -> None:
+    models = stage.teacher if whose == "teacher" else stage.students[whose]
+    models[0] = replace(models[0], class_names=("b", "a", "c"))
+    with pytest.raises(StaleArtefactError, match=rf"`{whose}.checkpoints\[0\]` .* class names"):
+        check(stage)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_arms_of_different_numbers_of_replicates_are_refused(stage: Any, left: int) -> None:
+    del stage.students["student_kd"][left:]
+    with pytest.raises(StaleArtefactError, match=f"student_baseline 2, student_kd {left}"):
+        check(stage)

@@ -1,0 +1,64 @@
+"""One database for all tests of the room: making it takes seconds; each test has an experiment."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kd_pipeline.tracking.journal import Journal
+from kd_pipeline.tracking.runs import RunBook
+from kd_pipeline.tracking.sender import Sender
+from kd_pipeline.tracking.store import Store, locate_store
+from kd_pipeline.tracking.unsent import Unsent
+
+
+@pytest.fixture(scope="session")
+def tracked_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tracked_project")
+
+
+@pytest.fixture(autouse=True)
+def no_tracking_uri(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture
+def store(tracked_project: Path, request: pytest.FixtureRequest) -> Store:
+    return locate_store(tracked_project, experiment=request.node.nodeid)
+
+
+@pytest.fixture
+def sender(store: Store) -> Sender:
+    return Sender(store)
+
+
+@pytest.fixture
+def begin_book(store: Store, tmp_path: Path) -> Iterator[Callable[..., RunBook]]:
+    """Makes run books as hooks do, one per "Kedro run", all on one experiment."""
+    journals: list[Journal] = []
+
+    def begin(group: str, *, to: Store = store) -> RunBook:
+        journal = Journal(Sender(to), Unsent(tmp_path / f"unsent-{group}.jsonl", to))
+        journals.append(journal)
+        return RunBook(journal, group=group, tags={"kd.pipeline": "distill"})
+
+    yield begin
+    for journal in journals:
+        journal.close()
+
+
+@pytest.fixture
+def fetch_runs(store: Store) -> Callable[[], dict[str, Any]]:
+    """All runs of the test's experiment, by name."""
+
+    def fetch() -> dict[str, Any]:
+        import mlflow
+
+        client = mlflow.MlflowClient(store.uri)
+        experiment = client.get_experiment_by_name(store.experiment)
+        assert experiment is not None
+        runs = client.search_runs([experiment.experiment_id])
+        return {run.info.run_name: run for run in runs}
+
+    return fetch

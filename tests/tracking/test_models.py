@@ -1,0 +1,111 @@
+"""Models in MLflow load without this project, and logging them leaves no trace in torch."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kd_pipeline.models.checkpoint import (
+    ModelCheckpoint,
+    build_classifier,
+    build_untrained,
+    snapshot,
+)
+from kd_pipeline.models.preprocessing import Preprocessing
+from kd_pipeline.tracking.operations import LogMetrics, LogModel, OpenRun, Point
+from kd_pipeline.tracking.runs import RunBook
+from kd_pipeline.tracking.sender import Sender
+from kd_pipeline.tracking.store import Store
+from kd_pipeline.tracking.unsent import Unsent, send_unsent
+
+FetchRuns = Callable[[], dict[str, Any]]
+
+LOAD = """
+import sys, mlflow, numpy as np
+sys.modules["kd_pipeline"] = None  # whoever imports it now fails
+mlflow.set_tracking_uri(sys.argv[1])
+pixels = np.load(sys.argv[3])
+model = mlflow.pyfunc.load_model(sys.argv[2])
+assert str(model.metadata.signature.inputs.inputs[0].type) == "uint8"
+np.save(sys.argv[4], model.predict(pixels))
+mlflow.pytorch.load_model(sys.argv[2])
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> ModelCheckpoint:
+    arguments = {"hidden": [8]}
+    preprocessing = Preprocessing((1, 8, 8), (0.5,), (0.25,))
+    classifier = build_untrained(
+        architecture="mlp",
+        arguments=arguments,
+        preprocessing=preprocessing,
+        num_classes=3,
+        seed=1,
+    )
+    names = ("cat", "dog", "fox")
+    return snapshot(
+        classifier, architecture="mlp", arguments=arguments, class_names=names, facts={}
+    )
+
+
+def test_a_logged_model_predicts_in_a_process_without_this_project(
+    checkpoint: ModelCheckpoint, sender: Sender, store: Store, tmp_path: Path, fetch_runs: FetchRuns
+) -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    sender.send(OpenRun("student_kd-0", {}))
+    sender.send(LogModel("student_kd-0", checkpoint))
+    assert torch.equal(torch.get_rng_state(), state)
+    (output,) = fetch_runs()["student_kd-0"].outputs.model_outputs
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "pixels.npy", pixels)
+    uri, given, got = f"models:/{output.model_id}", "pixels.npy", "logits.npy"
+    command = [sys.executable, "-c", LOAD, store.uri, uri, given, got]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with torch.inference_mode():
+        logits = build_classifier(checkpoint)(torch.from_numpy(pixels))
+    np.testing.assert_allclose(np.load(tmp_path / got), logits.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_is_logged_once_and_holds_its_test_metrics(
+    checkpoint: ModelCheckpoint,
+    begin_book: Callable[..., RunBook],
+    store: Store,
+    fetch_runs: FetchRuns,
+) -> None:
+    """A later Kedro run that only evaluates finds run and model, and adds neither."""
+    import mlflow
+
+    begin_book("monday").log_models("student_kd", [checkpoint])
+    later = begin_book("tuesday")
+    later.log_models("student_kd", [checkpoint])
+    identity = {"role": "student_kd", "replicate": 0, "checkpoint": checkpoint.fingerprint}
+    later.log_test_metrics([{**identity, "test/accuracy": 0.75}], [])
+    later.end("FINISHED")
+    (run,) = fetch_runs().values()
+    (output,) = run.outputs.model_outputs
+    model = mlflow.MlflowClient(store.uri).get_logged_model(output.model_id)
+    assert [(m.key, m.value) for m in model.metrics] == [("test/accuracy", 0.75)]
+
+
+def test_a_model_that_could_not_be_sent_is_kept_beside(
+    checkpoint: ModelCheckpoint,
+    store: Store,
+    tracked_project: Path,
+    tmp_path: Path,
+    fetch_runs: FetchRuns,
+) -> None:
+    unsent = Unsent(tmp_path / "unsent-group.jsonl", store)
+    unsent.keep(OpenRun("student_kd-0", {}), {})
+    unsent.keep(LogModel("student_kd-0", checkpoint), {})
+    unsent.keep(LogMetrics("student_kd-0", (Point("test/accuracy", 0.5, 0, 1),)), {})
+    assert send_unsent(unsent.file, tracked_project) == (3, None)
+    assert len(fetch_runs()["student_kd-0"].outputs.model_outputs) == 1
+    assert list(tmp_path.iterdir()) == []

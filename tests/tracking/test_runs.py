@@ -1,0 +1,187 @@
+"""The runs of a Kedro run as a person finds them in MLflow."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+from kd_pipeline.events import EpochEnded, TrainingEnded, TrainingStarted
+from kd_pipeline.tracking.operations import DatasetFacts
+from kd_pipeline.tracking.runs import RunBook, new_group
+from kd_pipeline.tracking.store import Store
+
+BeginBook = Callable[..., RunBook]
+FetchRuns = Callable[[], dict[str, Any]]
+
+DIGITS = DatasetFacts("digits", "0123", "training", "images", {})
+TEST = DatasetFacts("digits-test", "0123", "evaluation", "images", {})
+GAINS = {
+    "student_kd": {
+        "accuracy": {"mean": 0.05, "ci95": [0.04, 0.06], "p_value": 0.01},
+        "nll": {"mean": -0.2},
+        "gap_recovered": 0.8,
+    }
+}
+
+
+def start(book: RunBook, role: str, replicate: int, temperature: float = 1.0) -> None:
+    parameters = {
+        "seed": 0,
+        "training": {"optimiser": {"name": "AdamW", "arguments": {"lr": 1e-3}}, "num_epochs": 2},
+        "temperature": temperature,
+    }
+    book.training_started(role, TrainingStarted(replicate, parameters, 2, 10), [DIGITS])
+
+
+def train(book: RunBook, role: str, replicate: int, temperature: float = 1.0) -> str:
+    start(book, role, replicate, temperature)
+    for epoch in (1, 2):
+        book.epoch_ended(role, EpochEnded(replicate, epoch, {"train/loss": 1 / epoch}))
+    fingerprint = f"fingerprint of {role} {replicate}"
+    costs = {"cost/train_seconds": 1.5}
+    book.training_ended(role, TrainingEnded(replicate, fingerprint, costs))
+    return fingerprint
+
+
+def row(role: str, replicate: int, accuracy: float | None = 0.9) -> dict[str, Any]:
+    return {
+        "role": role,
+        "replicate": replicate,
+        "checkpoint": f"fingerprint of {role} {replicate}",
+        "test/accuracy": accuracy,
+    }
+
+
+def test_a_whole_run_is_flat_and_alike_in_every_arm(
+    begin_book: BeginBook, fetch_runs: FetchRuns
+) -> None:
+    book = begin_book("monday")
+    book.open_comparison()
+    for role, temperature in (("student_baseline", 1.0), ("student_kd", 4.0)):
+        for replicate in (0, 1):
+            train(book, role, replicate, temperature)
+    rows = [row(role, n) for role in ("student_baseline", "student_kd") for n in (0, 1)]
+    book.log_test_metrics(rows, [TEST])
+    book.log_settings({"num_bootstrap_samples": 100})
+    assert book.join_group() == "monday"
+    book.log_gains(GAINS)
+    book.log_file("report.md", b"# It helped")
+    book.describe("# It helped")
+    book.end("FINISHED")
+    runs = fetch_runs()
+    comparison = runs.pop("comparison")
+    assert sorted(runs) == [
+        "student_baseline-0",
+        "student_baseline-1",
+        "student_kd-0",
+        "student_kd-1",
+    ]
+    assert len({tuple(sorted(run.data.params)) for run in runs.values()}) == 1
+    for run in (comparison, *runs.values()):
+        assert "mlflow.parentRunId" not in run.data.tags
+        assert run.data.tags["kd.group"] == "monday"
+        assert run.data.tags["kd.pipeline"] == "distill"
+        assert run.info.status == "FINISHED"
+    run = runs["student_kd-1"]
+    assert run.data.params["temperature"] == "4.0"
+    assert run.data.params["optimiser.arguments.lr"] == "0.001"
+    assert run.data.tags["kd.role"] == "student_kd"
+    assert run.data.tags["kd.replicate"] == "1"
+    assert run.data.tags["kd.checkpoint"] == "fingerprint of student_kd 1"
+    expected = {"train/loss": 0.5, "cost/train_seconds": 1.5, "test/accuracy": 0.9}
+    assert run.data.metrics == expected
+    contexts = sorted(used.tags[0].value for used in run.inputs.dataset_inputs)
+    assert contexts == ["evaluation", "training"]
+    assert comparison.data.params == {"num_bootstrap_samples": "100"}
+    assert comparison.data.metrics["gain/accuracy_ci_low"] == 0.04
+    assert comparison.data.tags["mlflow.note.content"] == "# It helped"
+    ids = [run.info.run_id for _, run in sorted(runs.items())]
+    assert comparison.data.tags["kd.compared_runs"].split(",") == ids
+    link = book.link()
+    assert link is not None
+    assert all(run_id in unquote(link) for run_id in ids)
+
+
+def test_a_failure_is_seen_in_what_was_open_and_only_there(
+    begin_book: BeginBook, fetch_runs: FetchRuns
+) -> None:
+    book = begin_book("monday")
+    book.open_comparison()
+    train(book, "teacher", 0)
+    start(book, "student_kd", 0)
+    book.end("FAILED", error="train_student: TrainingDivergedError: the loss became nan" * 20)
+    runs = fetch_runs()
+    statuses = {name: run.info.status for name, run in runs.items()}
+    assert statuses == {"comparison": "FAILED", "teacher-0": "FINISHED", "student_kd-0": "FAILED"}
+    assert len(runs["student_kd-0"].data.tags["kd.error"]) == 500
+    assert "kd.error" not in runs["teacher-0"].data.tags
+
+
+def test_evaluation_alone_finds_its_runs_and_joins_their_group(
+    begin_book: BeginBook, fetch_runs: FetchRuns
+) -> None:
+    first = begin_book("monday")
+    train(first, "student_kd", 0)
+    train(first, "student_baseline", 0)
+    first.end("FINISHED")
+    later = begin_book("tuesday")
+    later.open_comparison()
+    later.log_test_metrics([row("student_kd", 0), row("student_baseline", 0)], [TEST])
+    assert later.join_group() == "monday"
+    later.end("FINISHED")
+    runs = fetch_runs()
+    assert sorted(runs) == ["comparison", "student_baseline-0", "student_kd-0"]
+    assert {run.data.tags["kd.group"] for run in runs.values()} == {"monday"}
+    assert runs["student_kd-0"].data.metrics["test/accuracy"] == 0.9
+
+
+def test_students_of_today_with_the_teacher_of_yesterday_are_a_group_of_their_own(
+    begin_book: BeginBook, fetch_runs: FetchRuns
+) -> None:
+    first = begin_book("monday")
+    train(first, "teacher", 0)
+    first.end("FINISHED")
+    later = begin_book("tuesday")
+    later.open_comparison()
+    train(later, "student_kd", 0)
+    later.find_models([row("teacher", 0), row("student_kd", 0)])
+    assert later.join_group() == "tuesday"
+    later.end("FINISHED")
+    groups = {name: run.data.tags["kd.group"] for name, run in fetch_runs().items()}
+    assert groups == {"teacher-0": "monday", "student_kd-0": "tuesday", "comparison": "tuesday"}
+
+
+def test_a_given_teacher_gets_a_run_with_what_was_measured(
+    begin_book: BeginBook, fetch_runs: FetchRuns
+) -> None:
+    book = begin_book("monday")
+    book.log_test_metrics([row("teacher", 0), row("student_kd", 0, None)], [TEST])
+    book.end("FINISHED")
+    runs = fetch_runs()
+    assert runs["teacher-0"].data.metrics == {"test/accuracy": 0.9}
+    assert runs["teacher-0"].info.status == "FINISHED"
+    assert runs["student_kd-0"].data.metrics == {}
+
+
+def test_an_unreachable_server_costs_a_warning_and_little_time(
+    begin_book: BeginBook, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = time.monotonic()
+    book = begin_book("monday", to=Store("http://127.0.0.1:9", "e", None))
+    book.open_comparison()
+    for replicate in range(5):
+        train(book, "student_kd", replicate)
+    book.log_test_metrics([row("student_kd", replicate) for replicate in range(5)], [TEST])
+    assert book.join_group() == "monday"
+    book.end("FINISHED")
+    assert book.link() is None
+    assert time.monotonic() - begun < 15
+    assert len([r for r in caplog.records if r.name.startswith("kd_pipeline")]) == 1
+    assert (tmp_path / "unsent-monday.jsonl").read_text().count('"kind": "CloseRun"') == 6
+
+
+def test_groups_are_unique_within_a_second() -> None:
+    assert len({new_group() for _ in range(5)}) == 5

@@ -1,0 +1,96 @@
+"""Optimisers and schedules by name: torch's own, filled in, and refused by name."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from kd_pipeline.errors import ParameterError
+from kd_pipeline.training.optimisation import build_optimiser, build_schedule
+
+
+def optimiser(name: str = "SGD", **arguments: Any) -> torch.optim.Optimizer:
+    layer = nn.Linear(2, 2)
+    layer.bias.requires_grad_(False)
+    return build_optimiser(layer.parameters(), name=name, arguments={"lr": 1.0} | arguments)
+
+
+def rates(name: str, *, steps: int = 10, warmup: float = 0.0, **arguments: Any) -> list[float]:
+    opt = optimiser()
+    schedule = build_schedule(
+        opt, name=name, arguments=arguments, warmup_fraction=warmup, num_steps=steps
+    )
+    found = []
+    for _ in range(steps):
+        found.append(opt.param_groups[0]["lr"])
+        opt.step()
+        schedule.step()
+    return found
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "Adam", "RMSprop", "NAdam", "Adadelta"])
+def test_torchs_optimisers_step_and_frozen_weights_are_left_out(name: str) -> None:
+    built = optimiser(name)
+    assert sum(len(group["params"]) for group in built.param_groups) == 1
+    assert type(built).__name__ == name
+    built.step()
+
+
+def test_cosine_falls_from_one_to_nearly_zero_after_a_linear_rise() -> None:
+    found = rates("cosine", steps=12, warmup=0.25)
+    assert found[:3] == pytest.approx([0.25, 0.5, 0.75])
+    assert found[3] == pytest.approx(1.0)
+    assert all(a > b for a, b in zip(found[3:], found[4:], strict=False))
+    assert found[-1] < 0.05
+
+
+def test_constant_is_constant() -> None:
+    assert rates("constant") == [1.0] * 10
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("OneCycleLR", {"max_lr": 1.0}),
+        ("CosineAnnealingLR", {}),
+        ("LinearLR", {"end_factor": 0.1}),
+        ("StepLR", {"step_size": 3}),
+        ("MultiStepLR", {"milestones": [2, 5]}),
+    ],
+)
+def test_torchs_schedules_by_name_span_the_whole_training(
+    name: str, arguments: dict[str, Any]
+) -> None:
+    assert min(rates(name, steps=20, **arguments)) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("AdamWW", {}, "`optimiser.name` must be one of torch.optim's, got 'AdamWW'; .*AdamW"),
+        ("SGD", {"betas": 1}, "`optimiser.arguments` must be an argument of SGD, got 'betas'"),
+        ("SGD", {"lr": -1.0}, "`optimiser.arguments` must suit SGD"),
+    ],
+)
+def test_rejects_optimisers(name: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        optimiser(name, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "warmup", "arguments", "message"),
+    [
+        ("cosin", 0.0, {}, "`schedule.name` must be one of .*cosine"),
+        ("ReduceLROnPlateau", 0.0, {}, "`schedule.name` must be one of"),
+        ("StepLR", 0.1, {"step_size": 1}, "`schedule.warmup_fraction` must be 0"),
+        ("StepLR", 0.0, {"size": 1}, "must be an argument of StepLR, got 'size'"),
+        ("StepLR", 0.0, {}, "must suit StepLR"),
+        ("cosine", 0.0, {"T_max": 3}, "must be empty for cosine"),
+    ],
+)
+def test_rejects_schedules(
+    name: str, warmup: float, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ParameterError, match=message):
+        rates(name, warmup=warmup, **arguments)
