@@ -86,7 +86,9 @@ def test_order_is_kept_and_points_come_before_the_end(journal: Journal, fake: Fa
         LogParams,
         CloseRun,
     ]
-    points = [p.step for sent in fake.sent[:-1] if isinstance(sent, LogMetrics) for p in sent.points]
+    points = [
+        p.step for sent in fake.sent[:-1] if isinstance(sent, LogMetrics) for p in sent.points
+    ]
     assert points == [1, 2]
 
 
@@ -108,7 +110,12 @@ def test_a_store_that_is_away_is_said_once_and_all_is_kept(
     journal: Journal, fake: FakeSender, unsent: Unsent, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake.is_away = True
-    for operation in (OpenRun("a", {}), epoch(1), SetTags("a", {"t": "u"}), CloseRun("a", "FAILED")):
+    for operation in (
+        OpenRun("a", {}),
+        epoch(1),
+        SetTags("a", {"t": "u"}),
+        CloseRun("a", "FAILED"),
+    ):
         journal.put(operation)
     journal.wait()
     (record,) = caplog.records

@@ -1,5 +1,6 @@
 """Models in MLflow load without this project, and logging them leaves no trace in torch."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,24 +55,61 @@ def checkpoint() -> ModelCheckpoint:
     )
 
 
-def test_a_logged_model_predicts_in_a_process_without_this_project(
-    checkpoint: ModelCheckpoint, sender: Sender, store: Store, tmp_path: Path, fetch_runs: FetchRuns
-) -> None:
-    torch.manual_seed(5)
-    state = torch.get_rng_state()
+@pytest.fixture
+def pixels() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
+
+
+def log(checkpoint: ModelCheckpoint, sender: Sender, fetch_runs: FetchRuns) -> str:
     sender.send(OpenRun("student_kd-0", {}))
     sender.send(LogModel("student_kd-0", checkpoint))
-    assert torch.equal(torch.get_rng_state(), state)
     (output,) = fetch_runs()["student_kd-0"].outputs.model_outputs
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
+    return f"models:/{output.model_id}"
+
+
+def logits_of(checkpoint: ModelCheckpoint, pixels: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return build_classifier(checkpoint)(torch.from_numpy(pixels)).numpy()
+
+
+def test_a_logged_model_is_the_checkpoint_and_leaves_no_trace_in_torch(
+    checkpoint: ModelCheckpoint,
+    sender: Sender,
+    store: Store,
+    fetch_runs: FetchRuns,
+    pixels: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import mlflow
+
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    uri = log(checkpoint, sender, fetch_runs)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)  # The fluent functions know it again.
+    model = mlflow.pyfunc.load_model(uri)
+    assert str(model.metadata.signature.inputs.inputs[0].type) == "uint8"
+    expected = logits_of(checkpoint, pixels)
+    np.testing.assert_allclose(model.predict(pixels), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.long
+def test_a_logged_model_predicts_in_a_process_without_this_project(
+    checkpoint: ModelCheckpoint,
+    sender: Sender,
+    store: Store,
+    tmp_path: Path,
+    fetch_runs: FetchRuns,
+    pixels: np.ndarray,
+) -> None:
     np.save(tmp_path / "pixels.npy", pixels)
-    uri, given, got = f"models:/{output.model_id}", "pixels.npy", "logits.npy"
-    command = [sys.executable, "-c", LOAD, store.uri, uri, given, got]
+    uri = log(checkpoint, sender, fetch_runs)
+    command = [sys.executable, "-c", LOAD, store.uri, uri, "pixels.npy", "logits.npy"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    with torch.inference_mode():
-        logits = build_classifier(checkpoint)(torch.from_numpy(pixels))
-    np.testing.assert_allclose(np.load(tmp_path / got), logits.numpy(), rtol=1e-5, atol=1e-6)
+    got, expected = np.load(tmp_path / "logits.npy"), logits_of(checkpoint, pixels)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_model_is_logged_once_and_holds_its_test_metrics(

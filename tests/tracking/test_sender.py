@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,8 +61,7 @@ def test_a_run_holds_all_that_was_sent(sender: Sender, fetch_runs: FetchRuns) ->
     assert facts.digest.startswith(used.dataset.digest)
     assert used.tags[0].value == "training"
     path = run.info.artifact_uri.removeprefix("file://") + "/figures/accuracy.png"
-    with open(path, "rb") as file:
-        assert file.read() == b"png"
+    assert Path(path).read_bytes() == b"png"
 
 
 def test_a_run_is_found_again_by_its_checkpoint(store: Store, fetch_runs: FetchRuns) -> None:

@@ -114,6 +114,11 @@ class MLflowHook:
         atexit.register(self._abandon)
 
     @hook_impl
+    def before_dataset_loaded(self, node: Node) -> None:
+        """Remember whose inputs are read: that may fail too."""
+        self._node_name = node.name
+
+    @hook_impl
     def before_node_run(self, node: Node, inputs: dict[str, Any]) -> None:
         """Remember who works on what: events do not say."""
         self._role, self._node_name = node.namespace or node.name, node.name

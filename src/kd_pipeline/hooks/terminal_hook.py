@@ -1,6 +1,7 @@
 """What a person sees of a run: its stages, how far each is, and the table at the end."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -18,7 +19,11 @@ from kd_pipeline.hooks.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = ("train/loss", "validation/accuracy", "train/examples_per_second")
+_SHOWN = {
+    "train/loss": "train loss {:.4g}",
+    "validation/accuracy": "validation accuracy {:.4g}",
+    "train/examples_per_second": "{:,.0f} examples/s",
+}
 
 
 class TerminalHook:
@@ -78,9 +83,8 @@ class TerminalHook:
         if self._comparison is not None:
             from kd_pipeline.reporting.terminal import arms_table
 
-            report = catalog["report"].to_config().get("filepath") if "report" in catalog else None
             sys.stderr.flush()
-            sys.stdout.write(f"\n{arms_table(self._comparison, report)}\n\n")
+            sys.stdout.write(f"\n{arms_table(self._comparison, _report_path(catalog))}\n\n")
             sys.stdout.flush()
         logger.info("Done in %.1f s", time.monotonic() - self._started_at)
 
@@ -137,6 +141,12 @@ class TerminalHook:
         return ", ".join(part for part in parts if part) or "trained"
 
 
+def _report_path(catalog: CatalogProtocol[Any, Any]) -> str | None:
+    """Where the report lies, from the working directory; None where it is no file."""
+    # Kedro's data sets have no public name for their path.
+    path = getattr(catalog["report"], "_filepath", None) if "report" in catalog else None
+    return None if path is None else os.path.relpath(path)
+
+
 def _in_short(metrics: Mapping[str, float]) -> str:
-    shown = [(name, metrics[name]) for name in _SHOWN if name in metrics]
-    return ", ".join(f"{name.replace('/', ' ').replace('_', ' ')} {x:.4g}" for name, x in shown)
+    return ", ".join(text.format(metrics[name]) for name, text in _SHOWN.items() if name in metrics)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from kd_pipeline.errors import ParameterError
@@ -11,11 +12,12 @@ from kd_pipeline.losses.hard import hard_label_loss
 
 
 class ObjectiveTerms(NamedTuple):
-    """Batch means, scalars; `loss` is what is minimised, the others are before weighing."""
+    """Batch means, scalars."""
 
     loss: Tensor
-    hard_loss: Tensor
+    """What is minimised."""
     soft_loss: Tensor
+    """The soft term before weighing, without a graph; 0 where it has no weight."""
 
 
 @dataclass(frozen=True)
@@ -59,20 +61,23 @@ class Objective:
             teacher_logits: [batch, num_classes]; needed where `soft_weight` is above 0.
             has_soft_target: bool [batch]; None where every example has one.
         """
-        # With no weight it is only reported: no graph is built for it.
-        scored = student_logits if self.soft_weight < 1 else student_logits.detach()
-        hard_mean = hard_label_loss(scored, labels, label_smoothing=self.label_smoothing).mean()
+        # A term without weight is not computed: it would cost a step and build a graph.
         if self.soft_weight == 0:
-            return ObjectiveTerms(hard_mean, hard_mean.detach(), hard_mean.new_zeros(()))
+            hard = hard_label_loss(student_logits, labels, label_smoothing=self.label_smoothing)
+            loss = hard.mean()
+            return ObjectiveTerms(loss, torch.zeros_like(loss))
+        soft = self._soft(student_logits, teacher_logits, has_soft_target).mean()
+        if self.soft_weight == 1:
+            return ObjectiveTerms(soft, soft.detach())
+        hard = hard_label_loss(student_logits, labels, label_smoothing=self.label_smoothing)
+        loss = self.soft_weight * soft + (1 - self.soft_weight) * hard.mean()
+        return ObjectiveTerms(loss, soft.detach())
+
+    def _soft(
+        self, student_logits: Tensor, teacher_logits: Tensor | None, has: Tensor | None
+    ) -> Tensor:
         if teacher_logits is None:
             raise ParameterError("soft_weight", "be 0 without soft targets", self.soft_weight)
-        soft = SOFT_LOSSES[self.soft_loss](
-            student_logits, teacher_logits, temperature=self.temperature
-        )
-        if has_soft_target is not None:
-            soft = soft.where(has_soft_target, 0.0)
-        soft_mean = soft.mean()
-        loss = self.soft_weight * soft_mean
-        if self.soft_weight < 1:
-            loss = loss + (1 - self.soft_weight) * hard_mean
-        return ObjectiveTerms(loss, hard_mean.detach(), soft_mean.detach())
+        loss = SOFT_LOSSES[self.soft_loss]
+        soft = loss(student_logits, teacher_logits, temperature=self.temperature)
+        return soft if has is None else soft.where(has, 0.0)

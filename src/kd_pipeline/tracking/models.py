@@ -62,7 +62,7 @@ def _fluent_uri(uri: str) -> Iterator[None]:
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(before or "")
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        # None unsets it, whatever its type hint says; an empty one would mean ./mlruns.
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
         if before is not None:
             os.environ["MLFLOW_TRACKING_URI"] = before

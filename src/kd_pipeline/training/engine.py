@@ -18,8 +18,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from kd_pipeline.data.views import ViewPolicy, render_views, view_parameters
 from kd_pipeline.errors import TrainingDivergedError
 from kd_pipeline.events import EpochEnded, emit
-from kd_pipeline.losses.hard import NO_LABEL
-from kd_pipeline.losses.objective import Objective
+from kd_pipeline.losses.hard import NO_LABEL, hard_label_loss
+from kd_pipeline.losses.objective import Objective, ObjectiveTerms
 from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.predict import resolve_device, resolve_precision
 from kd_pipeline.models.state_folder import StateFolder
@@ -117,10 +117,11 @@ class _Loop:
         if self.has_convolutions:
             classifier.to(memory_format=torch.channels_last)
         self.frozen_norms = _frozen_norms(classifier)
-        optimiser = build_optimiser(classifier.parameters(), **settings.optimiser)
-        self.model, self.optimiser = fabric.setup(classifier, optimiser)
+        # Not `fabric.setup`: on one device its wrappers only cost time (docs/decisions/0008).
+        self.fabric.to_device(classifier)
+        self.optimiser = build_optimiser(classifier.parameters(), **settings.optimiser)
         self.schedule: LRScheduler = build_schedule(
-            optimiser,
+            self.optimiser,
             num_steps=settings.num_epochs * plan.steps_per_epoch,
             **settings.schedule,
         )
@@ -148,19 +149,20 @@ class _Loop:
     def _train(self, number: int) -> dict[str, float]:
         plan, settings = self.plan, self.plan.settings
         # Batch norm and dropout are switched here and nowhere else: validation switches back.
-        self.model.train()
+        self.classifier.train()
         for norm in self.frozen_norms:
             norm.eval()
         positions, passes = self.order.steps(number * plan.steps_per_epoch, plan.steps_per_epoch)
-        meter = _Meter(number)
+        meter = _Meter(number, plan.objective.label_smoothing)
         for batch, seen in zip(positions, passes, strict=True):
             pixels, labels = self._render(batch, seen), plan.rows.labels[batch]
-            logits = self.model(pixels)
+            with self.fabric.autocast():
+                logits = self.classifier(pixels)
             terms = plan.objective(logits, labels, *self._soft_targets(batch, seen))
             self.optimiser.zero_grad(set_to_none=True)
-            self.fabric.backward(terms.loss)
+            terms.loss.backward()
             if settings.max_gradient_norm is not None:
-                nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_gradient_norm)
+                nn.utils.clip_grad_norm_(self.classifier.parameters(), settings.max_gradient_norm)
             self.optimiser.step()
             self.schedule.step()
             if settings.max_weight_norm is not None:
@@ -184,9 +186,10 @@ class _Loop:
         if rows.teacher_logits is None or self.plan.objective.soft_weight == 0:
             return None, None
         num_views = rows.teacher_logits.shape[1]
-        view = 0 if num_views == 1 else seen % num_views
         has = None if rows.has_soft_target is None else rows.has_soft_target[batch]
-        return rows.teacher_logits[batch, view], has
+        if num_views == 1:
+            return rows.teacher_logits[:, 0][batch], has
+        return rows.teacher_logits[batch, seen % num_views], has
 
     def _note_best(self, record: TrainingRecord, metrics: Mapping[str, float]) -> None:
         stopping = self.plan.settings.early_stopping
@@ -213,51 +216,62 @@ class _Loop:
             return TrainingRecord()
         self.classifier.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
+        _match_layouts(self.optimiser)
         self.schedule.load_state_dict({"lr_lambdas": [None], **state["schedule"]})
         return TrainingRecord(**state["record"])
 
 
 class _Meter:
-    """Sums of an epoch, moved off the step's path."""
+    """Sums over an epoch, reduced off the step's path."""
 
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
-        self.pending: list[tuple[Tensor, ...]] = []
+    def __init__(self, epoch: int, label_smoothing: float) -> None:
+        self.epoch, self.label_smoothing = epoch, label_smoothing
+        self.pending: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self.steps = self.rows = 0
         self.sums = torch.zeros(5, dtype=torch.float64)
 
-    def add(self, terms: tuple[Tensor, ...], logits: Tensor, labels: Tensor) -> None:
-        self.pending.append((*(term.detach() for term in terms), logits.detach(), labels))
+    def add(self, terms: ObjectiveTerms, logits: Tensor, labels: Tensor) -> None:
+        self.pending.append((terms.loss.detach(), terms.soft_loss, logits.detach(), labels))
         if len(self.pending) == STEPS_PER_REDUCTION:
             self._reduce()
 
     def means(self) -> dict[str, float]:
-        steps = self._reduce()
-        loss, hard, soft, correct, labelled = self.sums.tolist()
+        if self.pending:
+            self._reduce()
+        loss, soft, hard, correct, labelled = self.sums.tolist()
         return {
-            "train/loss": loss / steps,
-            "train/hard_loss": hard / steps,
-            "train/soft_loss": soft / steps,
+            "train/loss": loss / self.steps,
+            "train/hard_loss": hard / self.rows,
+            "train/soft_loss": soft / self.steps,
             "train/accuracy": correct / labelled if labelled else math.nan,
         }
 
-    steps = 0
+    def _reduce(self) -> None:
+        losses, softs, logits, labels = zip(*self.pending, strict=True)
+        self.pending.clear()
+        score, label = torch.cat(logits), torch.cat(labels)
+        known = label != NO_LABEL
+        hard = hard_label_loss(score, label, label_smoothing=self.label_smoothing)
+        sums = [torch.stack(losses), torch.stack(softs), hard]
+        sums += [(score.argmax(dim=1) == label) & known, known]
+        self.steps += len(losses)
+        self.rows += len(label)
+        self.sums += torch.stack([values.sum(dtype=torch.float64) for values in sums]).cpu()
+        if not torch.isfinite(self.sums).all():
+            raise TrainingDivergedError(
+                f"the training loss became {self.sums[0].item()} in epoch {self.epoch + 1}; "
+                "lower `training.optimiser.arguments.lr` or set `training.max_gradient_norm`"
+            )
 
-    def _reduce(self) -> int:
-        if self.pending:
-            losses, hards, softs, logits, labels = zip(*self.pending, strict=True)
-            self.steps += len(losses)
-            self.pending.clear()
-            label = torch.cat(labels)
-            known = label != NO_LABEL
-            correct = (torch.cat(logits).argmax(dim=1) == label) & known
-            terms = [torch.stack(values).double().sum() for values in (losses, hards, softs)]
-            self.sums += torch.stack([*terms, correct.sum(), known.sum()]).cpu()
-            if not torch.isfinite(self.sums).all():
-                raise TrainingDivergedError(
-                    f"the training loss became {self.sums[0].item()} in epoch {self.epoch + 1}; "
-                    "lower `training.optimiser.arguments.lr` or set `training.max_gradient_norm`"
-                )
-        return self.steps
+
+def _match_layouts(optimiser: torch.optim.Optimizer) -> None:
+    """Lay loaded moments out as their weights: fused kernels pair the two by raw memory."""
+    for group in optimiser.param_groups:
+        for parameter in group["params"]:
+            for name, value in optimiser.state[parameter].items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    matched = torch.empty_like(parameter, dtype=value.dtype)
+                    optimiser.state[parameter][name] = matched.copy_(value)
 
 
 def _frozen_norms(classifier: Classifier) -> list[nn.Module]:

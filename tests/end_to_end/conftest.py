@@ -1,0 +1,184 @@
+"""Temporary copies of the project, run as a person runs it; one finished run serves many tests."""
+
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kd_pipeline import events
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+NEVER_MEANT = {"MLFLOW_TRACKING_URI", "KEDRO_ENV", "KEDRO_LOGGING_CONFIG", "PYTHONWARNINGS"}
+
+
+@dataclass(frozen=True)
+class Project:
+    """A copy of the project, and what its last command printed."""
+
+    path: Path
+    stdout: str = ""
+    stderr: str = ""
+
+    def command(
+        self, typed: str, *, environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command as typed in the project's root, with no terminal."""
+        return subprocess.run(
+            typed.split(),
+            cwd=self.path,
+            env=clean_environment() | (environment or {}),
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+
+    def after(self, typed: str) -> "Project":
+        """The project after a command that must succeed."""
+        done = self.command(typed)
+        assert done.returncode == 0, f"{typed}\n{done.stdout}\n{done.stderr}"
+        return Project(self.path, done.stdout, done.stderr)
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+
+def clean_environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in NEVER_MEANT}
+    return kept | {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+
+
+def copy_project(path: Path) -> Project:
+    """What git would check out, as far as a run needs it."""
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for folder in ("conf", "src"):
+        shutil.copytree(ROOT / folder, path / folder, ignore=ignore)
+    shutil.rmtree(path / "conf/local")
+    (path / "conf/local").mkdir()
+    for file in ("pyproject.toml", ".telemetry"):
+        shutil.copy(ROOT / file, path / file)
+    (path / "data").mkdir()
+    return Project(path)
+
+
+@pytest.fixture(autouse=True)
+def only_this_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the machine's own settings reaches a run."""
+    for name in NEVER_MEANT:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The main job, once, as the issue types it. Tests only look at it."""
+    project = copy_project(tmp_path_factory.mktemp("finished") / "project")
+    return project.after("kedro run --pipeline=distill --env=smoke")
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Project:
+    """A project in which nothing has been run."""
+    return copy_project(tmp_path / "project")
+
+
+@pytest.fixture
+def finished(finished_run: Project, tmp_path: Path) -> Project:
+    """A copy of the finished run, to be changed; its MLflow artifacts stay with the original."""
+    return Project(shutil.copytree(finished_run.path, tmp_path / "project"))
+
+
+@dataclass
+class Outcome:
+    """What a run in this process did."""
+
+    trained: list[int] = field(default_factory=list)
+    """Replicates that began to train, in order."""
+    error: BaseException | None = None
+
+    def refused(self, kind: type[BaseException]) -> str:
+        """The message of the error that stopped the run before anything trained."""
+        assert self.error is not None, "the run went on"
+        root = self.error
+        while not isinstance(root, kind) and root.__cause__ is not None:
+            root = root.__cause__
+        assert isinstance(root, kind), repr(self.error)
+        assert self.trained == [], f"{len(self.trained)} models began to train before: {root}"
+        return str(root)
+
+
+class TrainedTooEarly(Exception):
+    """Raised in place of a training that a refusal should have come before."""
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Runs pipelines of a project in this process, which spares the imports of a command."""
+    from kedro.framework.project import configure_project
+    from kedro.framework.session import KedroSession
+
+    def run(
+        project: Project,
+        pipelines: Iterable[str] = ("distill",),
+        *,
+        env: str = "smoke",
+        params: dict[str, Any] | None = None,
+        stop_at_training: bool = False,
+        **selection: Any,
+    ) -> Outcome:
+        outcome = Outcome()
+
+        def hear(event: events.Event) -> None:
+            if isinstance(event, events.TrainingStarted):
+                outcome.trained.append(event.replicate)
+                if stop_at_training:
+                    raise TrainedTooEarly
+
+        monkeypatch.chdir(project.path)
+        with warnings.catch_warnings(), events.listening(hear):
+            # Kedro's and MLflow's own, which pytest would turn into errors here.
+            warnings.simplefilter("ignore")
+            configure_project("kd_pipeline")
+            try:
+                with KedroSession.create(project.path, env=env, runtime_params=params) as session:
+                    session.run(pipeline_names=list(pipelines), **selection)
+            except Exception as error:  # noqa: BLE001 (handed to the test)
+                outcome.error = error
+        return outcome
+
+    yield run
+
+
+def client_of(project: Project) -> Any:
+    """A client of the project's MLflow store."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from mlflow import MlflowClient
+
+        return MlflowClient(f"sqlite:///{project.path}/mlflow.db")
+
+
+@pytest.fixture
+def fetch_runs() -> Callable[[Project], list[Any]]:
+    """All MLflow runs of a project, oldest first."""
+
+    def fetch(project: Project) -> list[Any]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            client = client_of(project)
+            experiment = client.get_experiment_by_name("kd_pipeline")
+            found = client.search_runs([experiment.experiment_id], order_by=["start_time ASC"])
+            return list(found)
+
+    return fetch

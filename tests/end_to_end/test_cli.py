@@ -1,0 +1,173 @@
+"""The project from its command line, in a temporary copy: the main job, its stages, its options."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import pytest
+from pandas.testing import assert_frame_equal
+
+ARMS = ("student_kd", "student_baseline", "student_smoothed", "student_pseudo")
+
+
+def fingerprints(project: Any) -> dict[str, str]:
+    found = {}
+    for file in sorted((project.data / "06_models").glob("*/*/model.json")):
+        found[f"{file.parts[-3]} {file.parts[-2]}"] = json.loads(file.read_text())["fingerprint"]
+    return found
+
+
+def measured(project: Any) -> pd.DataFrame:
+    metrics = pd.read_csv(project.data / "08_reporting/metrics.csv", dtype={"checkpoint": str})
+    return metrics.drop(columns=[name for name in metrics if name.startswith("cost/")])
+
+
+def test_the_main_job_ends_with_a_table_of_arms_and_the_reports_path(finished_run: Any) -> None:
+    out = finished_run.stdout
+    for column in ("accuracy", "NLL", "ECE", "agree", "gain"):
+        assert column.lower() in out.lower(), column
+    rows = [line for line in out.splitlines() if re.search(r"\d\d?\.\d", line)]
+    assert len(rows) >= 1 + len(ARMS)
+    (path,) = re.findall(r"\S*08_reporting/report\.md", out)
+    report = finished_run.path / path
+    assert report.read_text(encoding="utf-8").startswith("# ")
+
+
+def test_the_main_job_says_its_stages_and_draws_no_bar_without_a_terminal(
+    finished_run: Any,
+) -> None:
+    lines = finished_run.stderr
+    for stage in ("ingest", "split_transfer_set", "train_teacher", "cache_soft_targets"):
+        assert re.search(rf"\[\d+/14\] .*{stage}", lines), stage
+    for arm in ARMS:
+        assert re.search(rf"\[\d+/14\] {arm}: train_student", lines), arm
+    assert "\r" not in lines
+    assert "it/s" not in lines
+    assert "█" not in lines
+
+
+def test_the_main_job_points_to_the_comparison_in_mlflow(finished_run: Any) -> None:
+    (link,) = re.findall(r"http://\S*compare-runs\S*", finished_run.stderr)
+    assert link.count("%22%2C%22") == 2 * len(ARMS)  # Nine runs: the teacher and two of each arm.
+
+
+def test_the_main_job_leaves_everything_that_the_catalog_names(finished_run: Any) -> None:
+    reporting = finished_run.data / "08_reporting"
+    comparison = json.loads((reporting / "comparison.json").read_text())
+    assert set(comparison["arms"]) == set(ARMS)
+    assert set(comparison["gains"]) == set(ARMS) - {"student_baseline"}
+    assert comparison["env"] == "smoke"
+    for name in ("metrics.csv", "rejected_images.csv", "split_summary.csv", "report.md"):
+        assert (reporting / name).is_file(), name
+    assert len(list((reporting / "figures").glob("*.png"))) == 4
+    assert not (finished_run.data / "06_models/.interrupted/teacher").exists()
+
+
+def test_nothing_is_left_outside_the_known_folders(finished_run: Any) -> None:
+    known = {"conf", "src", "data", "pyproject.toml", ".telemetry", "mlflow.db", "mlartifacts", ".viz"}
+    assert {path.name for path in finished_run.path.iterdir()} <= known
+
+
+def test_the_same_run_twice_gives_the_same_and_pipelines_is_known_too(
+    finished_run: Any, fresh: Any
+) -> None:
+    again = fresh.after("kedro run --pipelines=distill --env=smoke")
+    assert fingerprints(again) == fingerprints(finished_run)
+    assert len(fingerprints(again)) == 1 + 2 * len(ARMS)
+    assert_frame_equal(measured(again), measured(finished_run), check_exact=True)
+    assert "--pipeline' is deprecated" not in again.stderr
+
+
+def test_students_train_with_the_teachers_files_deleted(finished: Any) -> None:
+    """A stage by name and a nested parameter, as typed; the teacher is on another machine."""
+    shutil.rmtree(finished.data / "06_models/teacher")
+    before = fingerprints(finished)
+    after = finished.after(
+        "kedro run --pipelines=student_distillation --env=smoke --params=student.num_replicates=1"
+    )
+    assert fingerprints(after) == {k: v for k, v in before.items() if k.endswith(" 0")}
+    assert not (finished.data / "06_models/teacher").exists()
+
+
+def test_evaluation_alone_finds_its_runs_again(
+    finished: Any, finished_run: Any, run_here: Any, fetch_runs: Callable[[Any], list[Any]]
+) -> None:
+    before = fetch_runs(finished)
+    outcome = run_here(finished, ["evaluation"])
+    assert outcome.error is None
+    assert outcome.trained == []
+    after = fetch_runs(finished)
+    new = [run for run in after if run.info.run_id not in {r.info.run_id for r in before}]
+    assert [run.data.tags["kd.role"] for run in new] == ["comparison"]
+    assert {run.data.tags["kd.group"] for run in after} == {before[0].data.tags["kd.group"]}
+    old = {run.info.run_id for run in before if run.data.tags["kd.role"] != "comparison"}
+    assert set(new[0].data.tags["kd.compared_runs"].split(",")) == old
+    assert_frame_equal(measured(finished), measured(finished_run), check_exact=True)
+
+
+@pytest.mark.parametrize("stage", ["data_ingest", "transfer_split", "soft_target_caching"])
+def test_a_stage_alone_gives_the_same_again(stage: str, finished: Any, run_here: Any) -> None:
+    outputs = {
+        "data_ingest": ["02_intermediate/examples.parquet", "02_intermediate/images/pixels.npy"],
+        "transfer_split": ["03_primary/splits.parquet"],
+        "soft_target_caching": ["05_model_input/soft_targets/part-00000.parquet"],
+    }[stage]
+    before = {name: (finished.data / name).read_bytes() for name in outputs}
+    for name in outputs:
+        (finished.data / name).unlink()
+    if stage == "soft_target_caching":
+        (finished.data / "05_model_input/soft_targets/manifest.json").unlink()
+    outcome = run_here(finished, [stage])
+    assert outcome.error is None
+    assert {name: (finished.data / name).read_bytes() for name in outputs} == before
+
+
+def test_the_registry_lists_every_run_without_heavy_imports(finished_run: Any) -> None:
+    listed = finished_run.after("kedro registry list").stdout
+    names = re.findall(r"^- (\S+)$", listed, flags=re.MULTILINE)
+    assert names == [
+        "__default__", "data_ingest", "distill", "evaluation", "soft_target_caching",
+        "student_distillation", "teacher_training", "transfer_split",
+    ]  # fmt: skip
+    done = finished_run.command(
+        "kedro registry list", environment={"PYTHONPROFILEIMPORTTIME": "1"}
+    )
+    imported = set(re.findall(r"\|\s+(\w+)(?:\.|$)", done.stderr, flags=re.MULTILINE))
+    assert "kd_pipeline" in imported
+    heavy = {"torch", "torchvision", "mlflow", "lightning_fabric", "matplotlib", "sklearn"}
+    assert imported & heavy == set()
+
+
+@pytest.mark.parametrize("command", ["describe-datasets", "list-patterns", "resolve-patterns"])
+def test_the_catalog_can_be_looked_at(command: str, finished_run: Any) -> None:
+    shown = finished_run.after(f"kedro catalog {command}").stdout
+    assert "checkpoints" in shown
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "kedro run --env=smoke --from-nodes=evaluate_models",
+        "kedro run --pipelines=evaluation --env=smoke",
+        "kedro run --pipeline=student_distillation --env=smoke",
+        "kedro run --pipelines=teacher_training,soft_target_caching --env=smoke",
+        "kedro run --pipelines=distill --env=smoke --from-nodes=teacher.train_teacher",
+        "kedro run --pipelines=distill --env=smoke --to-nodes=split_transfer_set",
+        "python -m kd_pipeline --pipelines=transfer_split --env=smoke",
+    ],
+)
+def test_what_else_a_person_types(typed: str, finished: Any) -> None:
+    before = fingerprints(finished)
+    finished.after(typed)
+    assert fingerprints(finished) == before
+
+
+@pytest.mark.long
+def test_a_folder_inside_the_project_serves_as_well_as_its_root(finished: Any) -> None:
+    inside = type(finished)(finished.path / "src")
+    inside.after("kedro run --pipelines=transfer_split --env=smoke")
+    assert not (finished.path / "src/data").exists()

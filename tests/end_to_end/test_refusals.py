@@ -1,0 +1,200 @@
+"""What cannot end well is refused before anything trains, and the message says why."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from kedro.validation.exceptions import ParameterValidationError
+from PIL import Image
+
+from kd_pipeline.errors import (
+    CheckpointError,
+    DataError,
+    KdPipelineError,
+    ParameterError,
+    StaleArtefactError,
+)
+from kd_pipeline.models.checkpoint import read_checkpoint, write_checkpoint
+
+Run = Callable[..., Any]
+
+FLIPS = {"transforms": [{"name": "horizontal_flip", "probability": 0.5}]}
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "what"),
+    [
+        ("teacher_training", {"teacher": {"seed": 1}}, "teacher"),
+        ("transfer_split", {"transfer_split": {"seed": 1}}, "splits"),
+        ("data_ingest", {"data_ingest": {"image_size": 4}}, "images"),
+        (None, {"views": FLIPS}, "view policy"),
+        (None, {"views": {**FLIPS, "num_views": 2}}, "number of views"),
+    ],
+)
+def test_stale_soft_targets_are_refused_before_any_arm_trains(
+    stage: str | None, changes: dict[str, Any], what: str, finished: Any, run_here: Run
+) -> None:
+    """The design's eighth mistake: a new teacher silently served the old teacher's cache."""
+    if stage is not None:
+        assert run_here(finished, [stage], params=changes).error is None
+        changes = {}
+    outcome = run_here(finished, ["student_distillation"], params=changes, stop_at_training=True)
+    message = outcome.refused(StaleArtefactError)
+    assert f"this run's {what}" in message or f" and {what} (cached" in message
+    assert "kedro run --pipelines=soft_target_caching" in message
+
+
+def test_soft_targets_made_anew_are_accepted(finished: Any, run_here: Run) -> None:
+    assert run_here(finished, ["teacher_training"], params={"teacher": {"seed": 1}}).error is None
+    params = {"student": {"num_replicates": 1, "training": {"num_epochs": 1}}}
+    stages = ["soft_target_caching", "student_distillation"]
+    outcome = run_here(finished, stages, params=params)
+    assert outcome.error is None
+    assert outcome.trained == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [tuple("abcdefghij"), tuple("012345678"), tuple("1023456789")],
+    ids=["other names", "one class less", "another order"],
+)
+def test_a_given_teacher_of_other_classes_is_refused_before_anything_trains(
+    names: tuple[str, ...], finished: Any, tmp_path: Path, run_here: Run
+) -> None:
+    """The design's tenth mistake."""
+    trained = read_checkpoint(finished.data / "06_models/teacher/0")
+    write_checkpoint(replace(trained, class_names=names), tmp_path / "given")
+    params = {"teacher": {"checkpoints": [str(tmp_path / "given")]}}
+    outcome = run_here(finished, params=params, stop_at_training=True)
+    message = outcome.refused(CheckpointError)
+    assert "`teacher.checkpoints` must have the images' classes in their order" in message
+
+
+def test_a_given_teacher_is_used_as_it_is(finished: Any, tmp_path: Path, run_here: Run) -> None:
+    trained = read_checkpoint(finished.data / "06_models/teacher/0")
+    write_checkpoint(trained, tmp_path / "given")
+    params = {"teacher": {"checkpoints": [str(tmp_path / "given")]}}
+    outcome = run_here(finished, ["teacher_training"], params=params)
+    assert outcome.error is None
+    assert outcome.trained == []
+    used = read_checkpoint(finished.data / "06_models/teacher/0")
+    assert used.fingerprint == trained.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("params", "name"),
+    [
+        ({"teacher": {"training": {"optimiser": {"name": "AdamWW"}}}}, "optimiser.name"),
+        ({"teacher": {"training": {"schedule": {"name": "cosin"}}}}, "schedule.name"),
+        ({"teacher": {"model": {"name": "small_cn"}}}, "model.name"),
+        ({"teacher": {"model": {"arguments": {"chanels": [8]}}}}, "model.arguments"),
+        ({"teacher": {"pretrained": {"file": "no.pth"}}}, "teacher.pretrained.file"),
+        ({"student": {"training": {"optimiser": {"arguments": {"rate": 1}}}}}, "optimiser"),
+        ({"student": {"model": {"name": "mlpp"}}}, "model.name"),
+        ({"student_baseline": {"soft_weight": 0.5}}, "soft_weight"),
+        ({"student_smoothed": {"soft_weight": 0.5}}, "soft_weight"),
+        ({"student_smoothed": {"hard_labels": "teacher"}}, "hard_labels"),
+        ({"student_kd": {"soft_loss": "logit_mse", "temperature": 4.0}}, "temperature"),
+        ({"transfer_split": {"teacher": {"labels_per_class": 10**6}}}, "labels_per_class"),
+        ({"transfer_split": {"transfer": {"excluded_classes": ["cat"]}}}, "excluded_classes"),
+    ],
+)
+def test_names_and_settings_that_cannot_work_are_refused_before_anything_trains(
+    params: dict[str, Any], name: str, finished: Any, run_here: Run
+) -> None:
+    outcome = run_here(finished, params=params, stop_at_training=True)
+    kind = ParameterError if not isinstance(outcome.error, ParameterValidationError) else Exception
+    assert name in outcome.refused(kind)
+
+
+@pytest.mark.parametrize(
+    ("params", "name"),
+    [
+        ({"student": {"num_replicates": 0}}, "num_replicates"),
+        ({"student_kd": {"temperature": 0}}, "temperature"),
+        ({"studnet": {"num_replicates": 1}}, "studnet"),
+        ({"num_replicates": 1}, "num_replicates"),
+    ],
+)
+def test_values_and_names_of_blocks_are_refused_before_the_first_node(
+    params: dict[str, Any], name: str, fresh: Any, run_here: Run
+) -> None:
+    """Kedro skips a block that no node asks for: `--params=studnet.seed=1` would do nothing."""
+    outcome = run_here(fresh, params=params, to_nodes=["split_transfer_set"])
+    assert outcome.error is not None, "it was ignored"
+    assert name in str(outcome.error)
+    assert list(fresh.data.iterdir()) == []
+
+
+def test_the_command_line_says_it_in_words(fresh: Any) -> None:
+    done = fresh.command("kedro run --env=smoke --params=student_kd.temperature=0")
+    assert done.returncode != 0
+    assert "Parameter 'student_kd'" in done.stderr
+    assert "temperature" in done.stderr
+    assert not (fresh.path / "mlflow.db").exists()
+
+
+def make_tree(root: Path, classes: dict[str, int]) -> None:
+    for name, count in classes.items():
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            shade = np.full((8, 8), 10 * number, dtype=np.uint8)
+            Image.fromarray(shade).save(root / name / f"{number}.png")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ({}, {}, "my_images"),
+        ({"a": 3}, {"a": 3}, "at least 2 classes"),
+        ({"a": 3, "b": 0}, {"a": 3}, "b"),
+        ({"a": 3, "b": 3}, {"a": 1, "b": 1, "c": 1}, "more classes in test than in train: c"),
+    ],
+    ids=["missing folder", "one class", "empty class", "more classes in test"],
+)
+def test_images_that_cannot_be_used_are_refused_first(
+    train: dict[str, int], test: dict[str, int], message: str, fresh: Any, run_here: Run
+) -> None:
+    root = fresh.data / "01_raw/my_images"
+    make_tree(root / "train", train)
+    make_tree(root / "test", test)
+    if not train:
+        (root / "train").rmdir() if (root / "train").exists() else None
+    outcome = run_here(fresh, env="image_folder")
+    assert message in outcome.refused(KdPipelineError)
+
+
+def test_own_images_in_a_folder_work(fresh: Any, run_here: Run) -> None:
+    """The template as it stands, down to the transfer set."""
+    root = fresh.data / "01_raw/my_images"
+    make_tree(root / "train", {"dark": 12, "light": 12})
+    make_tree(root / "test", {"dark": 3, "light": 3})
+    outcome = run_here(fresh, env="image_folder", to_nodes=["split_transfer_set"])
+    assert outcome.error is None
+    assert (fresh.data / "03_primary/splits.parquet").is_file()
+
+
+def test_a_data_folder_that_cannot_be_written_is_refused(fresh: Any, run_here: Run) -> None:
+    fresh.data.rmdir()
+    fresh.data.write_text("in the way")
+    outcome = run_here(fresh)
+    assert "must be writable" in outcome.refused(DataError)
+    assert not (fresh.path / "mlflow.db").exists()
+
+
+def test_models_of_other_splits_are_not_measured(finished: Any, run_here: Run) -> None:
+    params = {"transfer_split": {"seed": 1}}
+    assert run_here(finished, ["transfer_split"], params=params).error is None
+    message = run_here(finished, ["evaluation"]).refused(StaleArtefactError)
+    assert "splits" in message
+
+
+def test_soft_targets_that_are_missing_say_which_stage_makes_them(
+    finished: Any, run_here: Run
+) -> None:
+    (finished.data / "05_model_input/soft_targets/manifest.json").unlink()
+    outcome = run_here(finished, ["student_distillation"], stop_at_training=True)
+    assert "soft_target_caching" in outcome.refused(KdPipelineError)

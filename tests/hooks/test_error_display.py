@@ -1,0 +1,48 @@
+"""Our own errors end in their message; all others keep their traceback."""
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+from kd_pipeline.errors import DataError
+from kd_pipeline.hooks.error_display import show_errors_concisely
+show_errors_concisely()
+show_errors_concisely()
+try:
+    raise {error}("`images` must be there")
+except DataError as error:
+    if {wrapped}:
+        raise OSError(f"images: {{error}}") from error
+    raise
+"""
+
+
+def stderr_of(error: str, *, wrapped: bool = False, **environment: str) -> list[str]:
+    command = [sys.executable, "-c", SCRIPT.format(error=error, wrapped=wrapped)]
+    env = {"PYTHONPATH": ":".join(sys.path), **environment}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 1
+    return done.stderr.strip().splitlines()
+
+
+def test_our_own_error_is_its_message_alone() -> None:
+    lines = stderr_of("DataError")
+    assert lines[-1] == "DataError: `images` must be there"
+    assert not any("Traceback" in line for line in lines)
+
+
+def test_so_is_one_that_kedro_has_wrapped() -> None:
+    lines = stderr_of("DataError", wrapped=True)
+    assert lines[-1] == "OSError: images: `images` must be there"
+    assert not any("Traceback" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("error", "environment"), [("RuntimeError", {}), ("DataError", {"KD_TRACEBACK": "1"})]
+)
+def test_a_traceback_is_shown(error: str, environment: dict[str, str]) -> None:
+    lines = stderr_of(error, **environment)
+    assert lines[0].startswith("Traceback")
+    assert lines[-1].endswith(f"{error}: `images` must be there")

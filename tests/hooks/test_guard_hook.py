@@ -1,0 +1,67 @@
+"""What is refused before a run costs anything."""
+
+import errno
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from kedro.pipeline import Node, Pipeline
+
+from kd_pipeline.errors import DataError, ParameterError
+from kd_pipeline.hooks.guard_hook import GuardHook, check_runner, check_writable
+
+THREADS = "<kedro.runner.thread_runner.ThreadRunner object at 0x7f>"
+SEQUENTIAL = "<kedro.runner.sequential_runner.SequentialRunner object at 0x7f>"
+
+
+def same(data: object) -> object:
+    return data
+
+
+TRAINS = Pipeline([Node(same, "images", "checkpoints", name="train")], namespace="teacher")
+INGESTS = Pipeline([Node(same, "source", "images", name="ingest")])
+
+
+@pytest.fixture
+def hook(tmp_path: Path) -> GuardHook:
+    hook = GuardHook()
+    hook.after_context_created(SimpleNamespace(project_path=tmp_path))
+    return hook
+
+
+def test_a_missing_data_folder_is_made_and_left_empty(hook: GuardHook, tmp_path: Path) -> None:
+    hook.before_pipeline_run({"runner": "None"}, TRAINS)
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_a_file_in_the_way_is_refused(hook: GuardHook, tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("")
+    with pytest.raises(DataError, match=rf"the data folder {tmp_path}/data must be writable"):
+        hook.before_pipeline_run({"runner": "None"}, INGESTS)
+
+
+def test_a_read_only_folder_is_refused_with_its_name_and_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    with pytest.raises(DataError, match=rf"{tmp_path} must be writable: Read-only file system"):
+        check_writable(tmp_path)
+
+
+def test_runners_that_change_results_are_refused_where_something_trains(hook: GuardHook) -> None:
+    with pytest.raises(ParameterError, match=r"`runner` must be SequentialRunner.*ThreadRunner"):
+        hook.before_pipeline_run({"runner": THREADS}, TRAINS)
+    hook.before_pipeline_run({"runner": SEQUENTIAL}, TRAINS)
+    hook.before_pipeline_run({"runner": THREADS}, INGESTS)
+
+
+@pytest.mark.parametrize("name", ["ThreadRunner", "ParallelRunner"])
+def test_kedro_still_names_runners_as_the_check_expects(name: str) -> None:
+    from kedro import runner
+
+    check_runner(str(runner.SequentialRunner()))
+    with pytest.raises(ParameterError, match=name):
+        check_runner(str(getattr(runner, name)()))

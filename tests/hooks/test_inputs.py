@@ -1,0 +1,50 @@
+"""Data sets as MLflow lists them."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+
+from kd_pipeline.data.splits import split_fingerprint
+from kd_pipeline.hooks.inputs import InputFacts
+
+IMAGES = SimpleNamespace(
+    example_ids=np.arange(4),
+    pixels=np.zeros((4, 1, 8, 8), np.uint8),
+    class_names=("cat", "dog"),
+    fingerprint="0123456789abcdef",
+)
+SPLITS = pd.DataFrame(
+    {
+        "example_id": [0, 1, 2],
+        "role": ["teacher_train", "test", "test"],
+        "use_label": [True, True, True],
+        "for_student": [True, False, False],
+    }
+)
+
+
+def test_images_and_splits_are_known_by_their_digests() -> None:
+    facts = InputFacts()
+    facts.look_at({"examples": pd.DataFrame({"source": ["digits", "digits"]})})
+    inputs = {"images": IMAGES, "splits": SPLITS, "params:student": object()}
+    images, splits = facts.describe(inputs, context="training")
+    assert (images.name, images.digest, images.context) == (
+        "digits",
+        "0123456789abcdef",
+        "training",
+    )
+    assert images.profile == {"num_images": 4, "shape": [1, 8, 8], "num_classes": 2}
+    assert (splits.name, splits.digest) == ("splits", split_fingerprint(SPLITS))
+    assert splits.profile == {"teacher_train": 1, "test": 2}
+
+
+def test_test_images_have_a_name_of_their_own() -> None:
+    """MLflow keeps one purpose per run and data set: the second would be dropped in silence."""
+    facts = InputFacts()
+    (images,) = facts.describe({"images": IMAGES}, context="evaluation")
+    assert images.name == "images-test"
+
+
+def test_a_node_without_data_has_no_facts() -> None:
+    assert InputFacts().describe({"params:x": 1}, context="training") == []

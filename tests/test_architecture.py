@@ -1,0 +1,135 @@
+"""docs/architecture.md says what the code does: its tables, its paths and its links."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kd_pipeline.pipeline_registry import ARMS, register_pipelines
+
+ENCODING = "utf-8"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "architecture.md"
+PACKAGE = ROOT / "src" / "kd_pipeline"
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+CONTRACTS: list[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text(ENCODING))[
+    "tool"
+]["importlinter"]["contracts"]
+
+
+def table(heading: str) -> list[list[str]]:
+    """The cells of the one table below a heading, without its head."""
+    section = PAGE.read_text(ENCODING).split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
+
+
+def names(cell: str) -> set[str]:
+    """What stands in backticks, `<arm>` written out for every arm."""
+    found = re.findall(r"`([^`]+)`", cell)
+    arms = [name.replace("<arm>", arm) for name in found if "<arm>" in name for arm in ARMS]
+    return {name for name in found if "<arm>" not in name} | set(arms)
+
+
+def test_the_floors_are_those_of_import_linter() -> None:
+    layers = CONTRACTS[0]["layers"]
+    linted = [
+        {room.removeprefix("kd_pipeline.") for room in layer.split(" | ")} for layer in layers
+    ]
+    rooms = [names(row[1]) for row in table("Floors")]
+    assert [{room.removesuffix(".py").rstrip("/") for room in row} for row in rooms] == linted
+
+
+def test_the_floors_name_every_room_of_the_package() -> None:
+    folders = {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
+    modules = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"}
+    told = [room for row in table("Floors") for room in names(row[1])]
+    assert sorted(told) == sorted(folders | modules)
+
+
+def test_the_stages_are_the_registered_pipelines_in_order() -> None:
+    stages = [next(iter(names(row[0]))) for row in table("Data flow")]
+    registered = [name for name in register_pipelines() if name not in {"__default__", "distill"}]
+    assert stages == registered
+    folders = {path.parent.name for path in (PACKAGE / "pipelines").glob("*/__init__.py")}
+    assert set(stages) == folders
+    assert [f"kd_pipeline.pipelines.{stage}" for stage in stages] == CONTRACTS[1]["modules"]
+
+
+@pytest.mark.parametrize("row", table("Data flow"), ids=lambda row: row[0].strip("`"))
+def test_a_stage_takes_and_gives_what_the_page_says(row: list[str]) -> None:
+    pipeline = register_pipelines()[row[0].strip("`")]
+    inputs = {name for name in pipeline.inputs() if not name.startswith("params:")}
+    settings = {name.removeprefix("params:") for name in pipeline.inputs() - inputs}
+    assert names(row[1]) == inputs
+    assert names(row[2]) == set(pipeline.all_outputs())
+    assert names(row[3]) == settings
+
+
+def test_distill_is_all_stages_and_the_default() -> None:
+    pipelines = register_pipelines()
+    stages = [name for name in pipelines if name not in {"__default__", "distill"}]
+    assert set(pipelines["distill"].nodes) == {
+        n for stage in stages for n in pipelines[stage].nodes
+    }
+    assert pipelines["__default__"] == pipelines["distill"]
+
+
+def test_the_arms_are_the_registered_ones() -> None:
+    told = {row[0].strip("`"): {"yes": True, "no": False}[row[1]] for row in table("Arms")}
+    assert told == ARMS
+
+
+def test_every_artefact_lies_where_the_page_says() -> None:
+    catalogs = [
+        yaml.safe_load(path.read_text(ENCODING)) for path in (ROOT / "conf/base").glob("catalog_*")
+    ]
+    entries = {
+        name: (entry["filepath"], entry["metadata"]["kedro-viz"]["layer"])
+        for catalog in catalogs
+        for name, entry in catalog.items()
+        if not name.startswith("_")
+    }
+    told = [
+        [row[0].strip("`"), row[1].strip("`"), row[2]] for row in table("Where each artefact lies")
+    ]
+    assert {name: (path, layer) for name, path, layer in told} == entries
+
+
+def test_every_output_of_a_stage_is_kept() -> None:
+    kept = {row[0].strip("`") for row in table("Where each artefact lies")}
+    kept |= {name.replace("{arm}", arm) for name in kept for arm in ARMS}
+    outputs = {
+        name for pipeline in register_pipelines().values() for name in pipeline.all_outputs()
+    }
+    assert outputs <= kept
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_path_that_a_document_names_exists(document: Path) -> None:
+    text = document.read_text(ENCODING)
+    spelt = re.findall(r"`((?:src|conf|tests|docs|notebooks)/[\w./-]+)`", text)
+    linked = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
+    missing = [path for path in spelt if not (ROOT / path).exists()]
+    missing += [link for link in linked if not (document.parent / link).exists()]
+    assert not missing
+
+
+def test_every_decision_is_in_the_index() -> None:
+    folder = ROOT / "docs" / "decisions"
+    linked = re.findall(r"\]\((\d{4}-[\w-]+\.md)\)", (folder / "README.md").read_text(ENCODING))
+    assert linked == sorted(path.name for path in folder.glob("0*.md"))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_make_target_that_a_document_names_exists(document: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(ENCODING), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z-]+)`", document.read_text(ENCODING))) <= targets

@@ -1,0 +1,216 @@
+"""Parameters: what Kedro refuses before any node runs, and that the message names the knob."""
+
+import math
+import warnings
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kedro.config import OmegaConfigLoader
+from kedro.validation.exceptions import ParameterValidationError
+from kedro.validation.parameter_validator import ParameterValidator
+from pydantic import BaseModel, ValidationError
+
+from kd_pipeline import parameters as models
+from kd_pipeline.pipeline_registry import register_pipelines
+from kd_pipeline.settings import CONFIG_LOADER_ARGS
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+@pytest.fixture(scope="module")
+def validator() -> ParameterValidator:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="One or more dataset names contain")
+        return ParameterValidator(register_pipelines())
+
+
+@pytest.fixture(scope="module")
+def base() -> dict[str, Any]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="register_new_resolver")
+        loader = OmegaConfigLoader(str(CONF), env="base", **CONFIG_LOADER_ARGS)
+        loaded: dict[str, Any] = loader["parameters"]
+    return loaded
+
+
+def changed(base: dict[str, Any], path: str, value: object) -> dict[str, Any]:
+    """A copy of the parameters in which one dotted name has another value."""
+    copy = deepcopy(base)
+    *blocks, last = path.split(".")
+    block = copy
+    for name in blocks:
+        block = block[name]
+    block[last] = value
+    return copy
+
+
+def refusal(validator: ParameterValidator, values: dict[str, Any]) -> str:
+    with pytest.raises(ParameterValidationError) as caught:
+        validator.validate_raw_params(values)
+    return str(caught.value)
+
+
+BLOCKS = (
+    "data_ingest",
+    "data_ingest.source",
+    "transfer_split",
+    "transfer_split.teacher",
+    "transfer_split.transfer",
+    "views",
+    "teacher",
+    "teacher.model",
+    "teacher.training",
+    "teacher.training.optimiser",
+    "teacher.training.schedule",
+    "soft_target_caching",
+    "student",
+    "student.model",
+    "student.training",
+    "student.training.optimiser",
+    "student_kd",
+    "student_baseline",
+    "student_smoothed",
+    "student_pseudo",
+    "evaluation",
+)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_an_unknown_key_is_refused_by_name(
+    block: str, validator: ParameterValidator, base: dict[str, Any]
+) -> None:
+    message = refusal(validator, changed(base, f"{block}.learning_rat", 0.1))
+    assert f"Parameter '{block.partition('.')[0]}'" in message
+    assert "learning_rat" in message
+    assert "Extra inputs are not permitted" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("data_ingest.source.kind", "digit"),
+        ("data_ingest.source", {"kind": "image_folder"}),
+        ("data_ingest.source", {"kind": "torchvision", "root": "data"}),
+        ("data_ingest.image_size", 0),
+        ("data_ingest.image_size", "large"),
+        ("data_ingest.colour", "gray"),
+        ("data_ingest.max_rejected_share", 1.5),
+        ("data_ingest.max_rejected_share", -0.1),
+        ("data_ingest.max_pixels_per_image", 0),
+        ("data_ingest.memory_budget_mb", 0),
+        ("transfer_split.seed", -1),
+        ("transfer_split.seed", 0.5),
+        ("transfer_split.test_fraction", 0.0),
+        ("transfer_split.test_fraction", 1.0),
+        ("transfer_split.validation_fraction", 0.0),
+        ("transfer_split.teacher", {}),
+        ("transfer_split.teacher", {"labels_per_class": 10, "fraction": 0.5}),
+        ("transfer_split.teacher.labels_per_class", 0),
+        ("transfer_split.teacher", {"fraction": 1.1}),
+        ("transfer_split.transfer.relation", "same"),
+        ("transfer_split.transfer.fraction", 0.0),
+        ("transfer_split.transfer.labelled", "perhaps"),
+        ("transfer_split.transfer.excluded_classes", "cat"),
+        ("views.num_views", 0),
+        ("views.num_views", 2),
+        ("views.num_views", 40_000),
+        ("views.transforms", [{"name": "twirl"}]),
+        ("views.transforms", [{"name": "shift", "max_pixels": 0}]),
+        ("views.transforms", [{"name": "horizontal_flip", "probability": 1.5}]),
+        ("views.transforms", [{"name": "affine", "max_scale": 0.5}]),
+        ("teacher.num_members", 0),
+        ("teacher.num_members", 2**15),
+        ("teacher.checkpoints", ["a", "b"]),
+        ("teacher.model", None),
+        ("teacher.training", None),
+        ("teacher.label_smoothing", 1.0),
+        ("teacher.pretrained", {}),
+        ("teacher.pretrained", {"weights": "DEFAULT", "file": "weights.pth"}),
+        ("teacher.pretrained", {"file": "weights.pth", "trainable_layers": 0}),
+        ("teacher.training.num_epochs", 0),
+        ("teacher.training.batch_size", 0),
+        ("teacher.training.max_gradient_norm", 0.0),
+        ("teacher.training.device", "gpu"),
+        ("soft_target_caching.batch_size", -1),
+        ("soft_target_caching.precision", "float16"),
+        ("student.num_replicates", 0),
+        ("student.num_replicates", -1),
+        ("student.num_replicates", 2.5),
+        ("student.model", "mlp"),
+        ("student.training.num_epochs", "many"),
+        ("student.training.checkpoint_every", 0),
+        ("student.training.evaluate_every", 0),
+        ("student.training.early_stopping", {"metric": "test/accuracy"}),
+        ("student.training.early_stopping", {"patience": 0}),
+        ("student.training.schedule", {"name": "cosine", "warmup_fraction": 1.0}),
+        ("student.training.optimiser.arguments", [0.1]),
+        ("student_kd.temperature", 0),
+        ("student_kd.temperature", -4.0),
+        ("student_kd.temperature", math.inf),
+        ("student_kd.temperature", math.nan),
+        ("student_kd.soft_weight", 1.5),
+        ("student_kd.soft_weight", -0.1),
+        ("student_kd.soft_loss", "kld"),
+        ("student_smoothed.label_smoothing", 1.0),
+        ("student_pseudo.hard_labels", "student"),
+        ("evaluation.num_bootstrap_samples", 10),
+        ("evaluation.confidence_level", 1.0),
+        ("evaluation.confidence_level", 95),
+        ("evaluation.num_calibration_bins", 0),
+        ("evaluation.device", None),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(
+    path: str, value: object, validator: ParameterValidator, base: dict[str, Any]
+) -> None:
+    block, _, name = path.partition(".")
+    message = refusal(validator, changed(base, path, value))
+    assert f"Parameter '{block}'" in message
+    # pydantic names the innermost field; a rule over several fields names them in its words.
+    assert name.rpartition(".")[2] in message
+
+
+def test_a_temperature_that_the_loss_would_ignore_is_refused_before_the_teacher_is_trained(
+    validator: ParameterValidator, base: dict[str, Any]
+) -> None:
+    arm = {"soft_loss": "logit_mse", "temperature": 4.0, "soft_weight": 1.0}
+    message = refusal(validator, {**base, "student_kd": arm})
+    assert "Parameter 'student_kd'" in message
+    assert "temperature" in message
+
+
+def test_a_missing_block_part_is_refused(
+    validator: ParameterValidator, base: dict[str, Any]
+) -> None:
+    student = {key: value for key, value in base["student"].items() if key != "model"}
+    message = refusal(validator, {**base, "student": student})
+    assert "Parameter 'student'" in message
+    assert "model" in message
+
+
+def test_all_mistakes_are_told_at_once(
+    validator: ParameterValidator, base: dict[str, Any]
+) -> None:
+    values = changed(changed(base, "student_kd.temperature", 0), "student.num_replicates", 0)
+    message = refusal(validator, values)
+    assert "Parameter 'student'" in message
+    assert "Parameter 'student_kd'" in message
+
+
+def test_a_list_of_nothing_is_no_teacher() -> None:
+    with pytest.raises(ValidationError, match="give `model` and `training`, or `checkpoints`"):
+        models.TeacherParams()
+
+
+def test_every_model_is_frozen_and_knows_no_other_key() -> None:
+    classes = [
+        value
+        for value in vars(models).values()
+        if isinstance(value, type) and issubclass(value, BaseModel) and value is not BaseModel
+    ]
+    assert len(classes) > 20
+    for kind in classes:
+        assert kind.model_config["frozen"]
+        assert kind.model_config["extra"] == "forbid"

@@ -1,0 +1,265 @@
+"""The loop: resumes exactly, switches modes, sees divergence, pairs arms, and learns."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from kd_pipeline.data.views import ViewPolicy
+from kd_pipeline.errors import TrainingDivergedError
+from kd_pipeline.events import EpochEnded, Event, listening
+from kd_pipeline.losses.hard import NO_LABEL
+from kd_pipeline.losses.objective import Objective
+from kd_pipeline.models.checkpoint import build_untrained
+from kd_pipeline.models.classifier import Classifier
+from kd_pipeline.models.preprocessing import Preprocessing
+from kd_pipeline.models.state_folder import StateFolder
+from kd_pipeline.training.engine import TrainingPlan, TrainingRecord, train_classifier
+from kd_pipeline.training.rows import TrainingRows
+from kd_pipeline.training.settings import TrainingSettings
+from kd_pipeline.training.validation import Validation
+
+SHIFTS = ViewPolicy(1, ({"name": "shift", "max_pixels": 1},))
+
+
+def model(**arguments: Any) -> Classifier:
+    return build_untrained(
+        architecture="small_cnn",
+        arguments={"channels": [4, 4], "dropout": 0.3} | arguments,
+        preprocessing=Preprocessing((1, 8, 8), (0.5,), (0.3,)),
+        num_classes=3,
+        seed=0,
+    )
+
+
+def plan(**changes: Any) -> TrainingPlan:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(40) % 3
+    pixels = torch.randint(0, 100, (40, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    for row, label in enumerate(labels.tolist()):
+        pixels[row, :, 3 * label : 3 * label + 2] += 120
+    settings = TrainingSettings(
+        num_epochs=6,
+        batch_size=8,
+        optimiser={"name": "AdamW", "arguments": {"lr": 0.02}},
+        schedule={"name": "cosine", "arguments": {}, "warmup_fraction": 0.1},
+        checkpoint_every=3,
+    )
+    settings = replace(settings, **changes.pop("settings", {}))
+    base = TrainingPlan(
+        rows=TrainingRows(torch.arange(40), lambda at: pixels[at], labels),
+        validation=Validation(lambda at: pixels[at], labels),
+        objective=Objective(),
+        settings=settings,
+        steps_per_epoch=5,
+        seed=3,
+        policy=SHIFTS,
+    )
+    return replace(base, **changes)
+
+
+def train(folder: Path, the_plan: TrainingPlan | None = None) -> tuple[Classifier, TrainingRecord]:
+    classifier = model()
+    record = train_classifier(classifier, the_plan or plan(), states=StateFolder(folder), key="k")
+    return classifier, record
+
+
+def same_weights(first: nn.Module, second: nn.Module) -> bool:
+    return all(
+        torch.equal(a, b)
+        for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+def kill_after(epoch: int) -> Any:
+    def listener(event: Event) -> None:
+        if isinstance(event, EpochEnded) and event.epoch == epoch:
+            raise KilledError
+
+    return listening(listener)
+
+
+@pytest.mark.parametrize("killed_in", [4, 5, 6])
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "RMSprop"])
+def test_three_epochs_a_kill_and_the_rest_equal_six_bit_for_bit(
+    tmp_path: Path, killed_in: int, name: str
+) -> None:
+    """Dropout, batch norm, views, momentum and the schedule all go on where they were."""
+    arguments = {"lr": 0.02, "momentum": 0.9} if name == "SGD" else {"lr": 0.02}
+    the_plan = plan(settings={"optimiser": {"name": name, "arguments": arguments}})
+    unbroken, record = train(tmp_path / "unbroken", the_plan)
+    with pytest.raises(KilledError), kill_after(killed_in):
+        train(tmp_path / "killed", the_plan)
+    torch.manual_seed(12345)  # Whatever global state the new process starts in.
+    resumed, again = train(tmp_path / "killed", the_plan)
+    assert same_weights(unbroken, resumed)
+    timeless = [
+        [{k: v for k, v in row.items() if "second" not in k} for row in r.history]
+        for r in (record, again)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_a_resumed_training_tells_its_whole_history_again(tmp_path: Path) -> None:
+    with pytest.raises(KilledError), kill_after(5):
+        train(tmp_path)
+    events: list[Event] = []
+    with listening(events.append):
+        train(tmp_path)
+    assert [e.epoch for e in events if isinstance(e, EpochEnded)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_two_trainings_are_equal_and_touch_no_global_random_state(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    first, _ = train(tmp_path / "a")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(6)
+    second, _ = train(tmp_path / "b")
+    assert same_weights(first, second)
+    third, _ = train(tmp_path / "c", plan(seed=4))
+    assert not same_weights(first, third)
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    classifier, record = train(tmp_path, plan(settings={"num_epochs": 30}, policy=ViewPolicy()))
+    assert record.history[-1]["validation/accuracy"] > 0.95
+    assert record.history[-1]["train/loss"] < record.history[0]["train/loss"] / 3
+    assert not classifier.training
+
+
+def test_the_student_is_back_in_train_mode_after_every_look_at_validation(tmp_path: Path) -> None:
+    class Witness(nn.Module):
+        modes: list[tuple[bool, bool]] = []
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.modes.append((self.training, torch.is_grad_enabled()))
+            return images
+
+    classifier = model()
+    classifier.network.append(Witness())
+    train_classifier(classifier, plan(), states=StateFolder(tmp_path), key="k")
+    epochs = [Witness.modes[at : at + 6] for at in range(0, 36, 6)]
+    assert epochs == [[(True, True)] * 5 + [(False, False)]] * 6
+
+
+def test_statistics_of_frozen_norms_do_not_drift(tmp_path: Path) -> None:
+    classifier = model()
+    for parameter in classifier.network[:4].parameters():
+        parameter.requires_grad_(False)
+    before = {k: v.clone() for k, v in classifier.state_dict().items()}
+    train_classifier(classifier, plan(), states=StateFolder(tmp_path), key="k")
+    after = classifier.state_dict()
+    frozen = [k for k in before if k.startswith(("network.0.", "network.1."))]
+    assert frozen
+    assert all(torch.equal(before[k], after[k]) for k in frozen)
+    assert any(not torch.equal(before[k], after[k]) for k in before)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
+    wild = {"optimiser": {"name": "SGD", "arguments": {"lr": 1e30}}}
+    with pytest.raises(TrainingDivergedError, match=r"became (nan|inf) in epoch \d"):
+        train(tmp_path, plan(settings=wild))
+
+
+def test_early_stopping_watches_validation_and_keeps_its_best_epoch(tmp_path: Path) -> None:
+    stopping = {"metric": "validation/loss", "patience": 2}
+    settings = {
+        "num_epochs": 50,
+        "early_stopping": stopping,
+        "optimiser": {"name": "SGD", "arguments": {"lr": 0.5}},
+    }
+    classifier, record = train(tmp_path, plan(settings=settings))
+    losses = [row["validation/loss"] for row in record.history]
+    assert record.epoch == len(losses) < 50
+    assert record.best_epoch == losses.index(min(losses)) + 1 == record.epoch - 2
+    found = plan().validation.measure(classifier, device="cpu")
+    assert found["validation/loss"] == pytest.approx(min(losses), abs=1e-5)
+
+
+def test_weight_norms_stay_bounded(tmp_path: Path) -> None:
+    classifier, _ = train(tmp_path, plan(settings={"max_weight_norm": 0.3}))
+    norms = classifier.network[-1].weight.norm(dim=1)
+    assert (norms <= 0.3 + 1e-5).all()
+
+
+@pytest.mark.parametrize("num_views", [None, 1, 3])
+def test_the_cached_logits_of_a_view_meet_the_pixels_of_that_view(
+    tmp_path: Path, num_views: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The logits name their example and view; whatever meets them must be drawn as that view."""
+    from kd_pipeline.training import engine
+
+    views = num_views or 1
+    ids = torch.arange(40)
+    names = (ids[:, None] * 10 + torch.arange(views)).half()
+    seen: list[tuple[int, int]] = []
+    real = engine.view_parameters
+
+    def record_drawn(policy: ViewPolicy, example_ids: torch.Tensor, view: Any) -> Any:
+        seen.extend(zip(example_ids.tolist(), torch.as_tensor(view).tolist(), strict=True))
+        return real(policy, example_ids, view)
+
+    met: list[int] = []
+
+    class Spy(Objective):
+        def __call__(self, student, labels, teacher_logits=None, has=None):  # type: ignore[no-untyped-def]
+            met.extend(teacher_logits[:, 0].int().tolist())
+            return super().__call__(student, labels, teacher_logits * 0, has)
+
+    monkeypatch.setattr(engine, "view_parameters", record_drawn)
+    base = plan(num_views=views)
+    rows = replace(base.rows, teacher_logits=names[:, :, None].expand(-1, -1, 3))
+    train(tmp_path, replace(base, rows=rows, objective=Spy(soft_weight=1.0)))
+    assert met == [example * 10 + view for example, view in seen]
+    assert {view for _, view in seen} == set(range(views))
+
+
+def test_a_fresh_view_is_drawn_in_every_pass_where_none_are_cached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kd_pipeline.training import engine
+
+    drawn: set[int] = set()
+    real = engine.view_parameters
+
+    def record_drawn(policy: ViewPolicy, example_ids: torch.Tensor, view: Any) -> Any:
+        drawn.update(view.tolist())
+        return real(policy, example_ids, view)
+
+    monkeypatch.setattr(engine, "view_parameters", record_drawn)
+    train(tmp_path, plan())
+    assert drawn == set(range(6))
+
+
+def test_rows_without_any_label_train_on_soft_targets_alone(tmp_path: Path) -> None:
+    base = plan()
+    logits = nn.functional.one_hot(base.rows.labels, 3).half()[:, None] * 8
+    rows = replace(base.rows, labels=torch.full((40,), NO_LABEL), teacher_logits=logits)
+    settings = replace(base.settings, num_epochs=30)
+    soft = replace(
+        base,
+        rows=rows,
+        settings=settings,
+        objective=Objective(soft_weight=0.5),
+        policy=ViewPolicy(),
+        num_views=1,
+    )
+    _, record = train(tmp_path, soft)
+    assert record.history[-1]["validation/accuracy"] > 0.9
+    assert math.isnan(record.history[-1]["train/accuracy"])
+    assert all(math.isfinite(row["train/loss"]) for row in record.history)
+
+
+def test_bfloat16_trains_too(tmp_path: Path) -> None:
+    settings = {"precision": "bfloat16", "num_epochs": 30}
+    _, record = train(tmp_path, plan(settings=settings, policy=ViewPolicy()))
+    assert record.history[-1]["validation/accuracy"] > 0.9
