@@ -99,9 +99,7 @@ def _row(setting: Setting, rounds: int) -> str:
 def _rows(setting: Setting) -> TrainingRows:
     generator = torch.Generator().manual_seed(0)
     count = setting.batch_size * 8
-    pixels = torch.randint(
-        0, 256, (count, *setting.shape), generator=generator, dtype=torch.uint8
-    )
+    pixels = torch.randint(0, 256, (count, *setting.shape), generator=generator, dtype=torch.uint8)
     return TrainingRows(
         example_ids=torch.arange(count),
         pixels_of=lambda positions: pixels[positions],

@@ -13,8 +13,8 @@ from kedro.validation.parameter_validator import ParameterValidator
 from pydantic import BaseModel, ValidationError
 
 from kd_pipeline import parameters as models
+from kd_pipeline import settings
 from kd_pipeline.pipeline_registry import register_pipelines
-from kd_pipeline.settings import CONFIG_LOADER_ARGS
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -30,7 +30,7 @@ def validator() -> ParameterValidator:
 def base() -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="register_new_resolver")
-        loader = OmegaConfigLoader(str(CONF), env="base", **CONFIG_LOADER_ARGS)
+        loader = OmegaConfigLoader(str(CONF), env="base", **settings.CONFIG_LOADER_ARGS)
         loaded: dict[str, Any] = loader["parameters"]
     return loaded
 
@@ -181,6 +181,27 @@ def test_a_temperature_that_the_loss_would_ignore_is_refused_before_the_teacher_
     assert "temperature" in message
 
 
+@pytest.mark.parametrize("env", ["base", "local", "smoke", "mnist", "cifar10"])
+@pytest.mark.parametrize(
+    ("block", "name", "value"),
+    [("student_kd", "temperature", 3.0), ("evaluation", "seed", 5), ("transfer_split", "seed", 1)],
+)
+def test_a_parameter_given_on_the_command_line_leaves_its_neighbours_alone(
+    env: str, block: str, name: str, value: float
+) -> None:
+    """Kedro's loader replaces the block, as a preset would, wherever the preset lacks it.
+
+    `--env=smoke --params=student_kd.temperature=4` would then distil with `soft_weight: 0`.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="register_new_resolver")
+        kind = getattr(settings, "CONFIG_LOADER_CLASS", OmegaConfigLoader)
+        plain = kind(str(CONF), env=env, **settings.CONFIG_LOADER_ARGS)["parameters"]
+        given = {block: {name: value}}
+        typed = kind(str(CONF), env=env, runtime_params=given, **settings.CONFIG_LOADER_ARGS)
+        assert typed["parameters"] == plain | {block: plain[block] | {name: value}}
+
+
 def test_a_missing_block_part_is_refused(
     validator: ParameterValidator, base: dict[str, Any]
 ) -> None:
@@ -190,9 +211,7 @@ def test_a_missing_block_part_is_refused(
     assert "model" in message
 
 
-def test_all_mistakes_are_told_at_once(
-    validator: ParameterValidator, base: dict[str, Any]
-) -> None:
+def test_all_mistakes_are_told_at_once(validator: ParameterValidator, base: dict[str, Any]) -> None:
     values = changed(changed(base, "student_kd.temperature", 0), "student.num_replicates", 0)
     message = refusal(validator, values)
     assert "Parameter 'student'" in message

@@ -121,7 +121,15 @@ def test_all_arms_share_all_but_their_own_block(pipelines: dict[str, Pipeline]) 
         for node in pipelines["student_distillation"].nodes
     }
     assert of_arm == {arm: {"params:student", "params:views", f"params:{arm}"} for arm in ARMS}
-    shared_knobs = {"seed", "model", "training", "optimiser", "schedule", "num_epochs", "batch_size"}
+    shared_knobs = {
+        "seed",
+        "model",
+        "training",
+        "optimiser",
+        "schedule",
+        "num_epochs",
+        "batch_size",
+    }
     assert not shared_knobs & set(ArmParams.model_fields)
 
 

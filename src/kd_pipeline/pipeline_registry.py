@@ -4,6 +4,8 @@ Kedro's `find_pipelines` imports only a folder of the requested name, so that
 `kedro run --pipeline=distill` would find nothing.
 """
 
+import warnings
+
 from kedro.pipeline import Pipeline
 
 from kd_pipeline.pipelines import (
@@ -14,6 +16,9 @@ from kd_pipeline.pipelines import (
     teacher_training,
     transfer_split,
 )
+
+# Stages read the data of other namespaces, which is what the dots say here.
+warnings.filterwarnings("ignore", message="One or more dataset names contain '.'")
 
 ARMS = {
     "student_kd": True,

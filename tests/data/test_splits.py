@@ -68,9 +68,10 @@ def test_splits_are_disjoint_complete_and_stratified(
     teacher, transfer, test = (ids(splits, r) for r in ("teacher_train", "transfer", "test"))
     expected = {"equal": teacher, "overlapping": teacher | transfer, "disjoint": transfer - teacher}
     assert transfer == expected[relation]
-    assert sorted(examples.set_index("example_id").loc[sorted(teacher), "label"]) == [0] * 5 + [
-        1
-    ] * 5 + [2] * 5
+    assert (
+        sorted(examples.set_index("example_id").loc[sorted(teacher), "label"])
+        == [0] * 5 + [1] * 5 + [2] * 5
+    )
     counts = examples.set_index("example_id").loc[sorted(test), "label"].value_counts()
     assert set(counts) == {round(test_fraction * 30 + 1e-9)} or counts.max() - counts.min() == 0
     used = splits[(splits["role"] == "transfer") & splits["use_label"]]

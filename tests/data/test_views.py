@@ -148,6 +148,4 @@ def test_rejects_an_unknown_transform_and_a_reflection_beyond_the_image() -> Non
     with pytest.raises(ParameterError, match=r"`transforms.name` must be a known transform"):
         one(name="twirl")
     with pytest.raises(ParameterError, match="must be below the image's side"):
-        render(
-            one(name="shift", max_pixels=8, padding="reflect"), pixels(), torch.arange(16), 0
-        )
+        render(one(name="shift", max_pixels=8, padding="reflect"), pixels(), torch.arange(16), 0)

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,16 +102,18 @@ class Outcome:
 
     trained: list[int] = field(default_factory=list)
     """Replicates that began to train, in order."""
+    num_epochs: int = 0
+    """Epochs that were trained, of all models together."""
     error: BaseException | None = None
 
     def refused(self, kind: type[BaseException]) -> str:
-        """The message of the error that stopped the run before anything trained."""
+        """The message of the error that stopped the run before anything trained an epoch."""
         assert self.error is not None, "the run went on"
+        assert self.num_epochs == 0, f"epochs were trained before {self.error!r}"
         root = self.error
         while not isinstance(root, kind) and root.__cause__ is not None:
             root = root.__cause__
         assert isinstance(root, kind), repr(self.error)
-        assert self.trained == [], f"{len(self.trained)} models began to train before: {root}"
         return str(root)
 
 
@@ -123,7 +125,7 @@ Run = Callable[..., Outcome]
 
 
 @pytest.fixture
-def run_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+def run_here(monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs pipelines of a project in this process, which spares the imports of a command."""
     from kedro.framework.project import configure_project
     from kedro.framework.session import KedroSession
@@ -142,6 +144,8 @@ def run_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
         def hear(event: events.Event) -> None:
             if isinstance(event, events.TrainingStarted):
                 outcome.trained.append(event.replicate)
+            if isinstance(event, events.EpochEnded):
+                outcome.num_epochs += 1
                 if stop_at_training:
                     raise TrainedTooEarly
 
@@ -153,30 +157,23 @@ def run_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
             try:
                 with KedroSession.create(project.path, env=env, runtime_params=params) as session:
                     session.run(pipeline_names=list(pipelines), **selection)
-            except Exception as error:  # noqa: BLE001 (handed to the test)
+            except Exception as error:
                 outcome.error = error
         return outcome
 
-    yield run
+    return run
 
 
-def client_of(project: Project) -> Any:
-    """A client of the project's MLflow store."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from mlflow import MlflowClient
-
-        return MlflowClient(f"sqlite:///{project.path}/mlflow.db")
-
-
-@pytest.fixture
+@pytest.fixture(scope="session")
 def fetch_runs() -> Callable[[Project], list[Any]]:
     """All MLflow runs of a project, oldest first."""
 
     def fetch(project: Project) -> list[Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            client = client_of(project)
+            from mlflow import MlflowClient
+
+            client = MlflowClient(f"sqlite:///{project.path}/mlflow.db")
             experiment = client.get_experiment_by_name("kd_pipeline")
             found = client.search_runs([experiment.experiment_id], order_by=["start_time ASC"])
             return list(found)

@@ -67,7 +67,16 @@ def test_the_main_job_leaves_everything_that_the_catalog_names(finished_run: Any
 
 
 def test_nothing_is_left_outside_the_known_folders(finished_run: Any) -> None:
-    known = {"conf", "src", "data", "pyproject.toml", ".telemetry", "mlflow.db", "mlartifacts", ".viz"}
+    known = {
+        "conf",
+        "src",
+        "data",
+        "pyproject.toml",
+        ".telemetry",
+        "mlflow.db",
+        "mlartifacts",
+        ".viz",
+    }
     assert {path.name for path in finished_run.path.iterdir()} <= known
 
 
@@ -132,9 +141,7 @@ def test_the_registry_lists_every_run_without_heavy_imports(finished_run: Any) -
         "__default__", "data_ingest", "distill", "evaluation", "soft_target_caching",
         "student_distillation", "teacher_training", "transfer_split",
     ]  # fmt: skip
-    done = finished_run.command(
-        "kedro registry list", environment={"PYTHONPROFILEIMPORTTIME": "1"}
-    )
+    done = finished_run.command("kedro registry list", environment={"PYTHONPROFILEIMPORTTIME": "1"})
     imported = set(re.findall(r"\|\s+(\w+)(?:\.|$)", done.stderr, flags=re.MULTILINE))
     assert "kd_pipeline" in imported
     heavy = {"torch", "torchvision", "mlflow", "lightning_fabric", "matplotlib", "sklearn"}

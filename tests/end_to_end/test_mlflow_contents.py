@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -34,17 +33,9 @@ Fetch = Callable[[Any], list[Any]]
 
 
 @pytest.fixture(scope="module")
-def runs(finished_run: Any) -> dict[str, Any]:
+def runs(finished_run: Any, fetch_runs: Fetch) -> dict[str, Any]:
     """Runs by name: `<role>-<replicate>` and `comparison`."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from mlflow import MlflowClient
-
-        client = MlflowClient(f"sqlite:///{finished_run.path}/mlflow.db")
-        experiment = client.get_experiment_by_name("kd_pipeline")
-        assert experiment is not None
-        found = client.search_runs([experiment.experiment_id])
-    return {run.info.run_name: run for run in found}
+    return {run.info.run_name: run for run in fetch_runs(finished_run)}
 
 
 @pytest.fixture
@@ -79,9 +70,7 @@ def test_every_arm_has_the_same_parameters_and_shares_all_but_its_own(students: 
     assert all(found == keys[0] for found in keys)
     assert {"soft_weight", "temperature", "label_smoothing", "seed", "batch_size"} <= keys[0]
     assert not any(key.startswith(("student.", "arm.", "training.")) for key in keys[0])
-    different = {
-        key for key in keys[0] if len({run.data.params[key] for run in students}) > 1
-    }
+    different = {key for key in keys[0] if len({run.data.params[key] for run in students}) > 1}
     assert different <= {
         "soft_weight", "soft_loss", "temperature", "label_smoothing", "hard_labels",
         "num_training_rows",

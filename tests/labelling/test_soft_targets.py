@@ -1,7 +1,5 @@
 """Labelling: every member and view apart, each from the pixels of that very view."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +12,12 @@ from kd_pipeline.errors import CheckpointError
 from kd_pipeline.events import Event, Progress, listening
 from kd_pipeline.labelling.predict import predict_logits
 from kd_pipeline.labelling.soft_targets import label_transfer_set
-from kd_pipeline.models.checkpoint import ModelCheckpoint, build_classifier, build_untrained, snapshot
+from kd_pipeline.models.checkpoint import (
+    ModelCheckpoint,
+    build_classifier,
+    build_untrained,
+    snapshot,
+)
 from kd_pipeline.models.preprocessing import Preprocessing
 
 POLICY = ViewPolicy(5, ({"name": "shift", "max_pixels": 2}, {"name": "horizontal_flip"}))
@@ -80,7 +83,9 @@ def test_every_row_is_predicted_in_order_whatever_the_batch(images: ImageSet) ->
 
 
 def test_a_teacher_of_other_classes_is_refused(images: ImageSet, splits: pd.DataFrame) -> None:
-    with pytest.raises(CheckpointError, match="`teacher.checkpoints` must have the images' classes"):
+    with pytest.raises(
+        CheckpointError, match=r"`teacher\.checkpoints` must have the images' classes"
+    ):
         label_transfer_set(
             [member(0, ("x", "y", "z"))],
             images,

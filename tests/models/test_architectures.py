@@ -15,7 +15,11 @@ from kd_pipeline.models.checkpoint import count_parameters
     [
         ("mlp", {"hidden": [16, 8], "hidden_dropout": 0.1, "input_dropout": 0.1}, (1, 8, 8)),
         ("mlp", {"hidden": []}, (3, 4, 4)),
-        ("small_cnn", {"channels": [4, 8, 8], "convolutions_per_stage": 2, "dropout": 0.1}, (3, 9, 9)),
+        (
+            "small_cnn",
+            {"channels": [4, 8, 8], "convolutions_per_stage": 2, "dropout": 0.1},
+            (3, 9, 9),
+        ),
         ("cifar_resnet", {"depth": 8}, (3, 32, 32)),
         ("cifar_resnet", {"depth": 14, "width_factor": 2}, (1, 16, 16)),
         ("mobilenet_v3_small", {}, (3, 64, 64)),

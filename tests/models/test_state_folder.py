@@ -41,5 +41,5 @@ def test_damage_is_named(tmp_path: Path) -> None:
     folder = StateFolder(tmp_path)
     folder.save("key", {"a": torch.ones(3)})
     (tmp_path / "key" / "state.json").write_text("{")
-    with pytest.raises(CheckpointError, match="the interrupted training in .* is damaged"):
+    with pytest.raises(CheckpointError, match=r"the interrupted training in .* is damaged"):
         folder.load("key")

@@ -137,17 +137,17 @@ def test_it_learns(tmp_path: Path) -> None:
 
 
 def test_the_student_is_back_in_train_mode_after_every_look_at_validation(tmp_path: Path) -> None:
-    class Witness(nn.Module):
-        modes: list[tuple[bool, bool]] = []
+    modes: list[tuple[bool, bool]] = []
 
+    class Witness(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            self.modes.append((self.training, torch.is_grad_enabled()))
+            modes.append((self.training, torch.is_grad_enabled()))
             return images
 
     classifier = model()
     classifier.network.append(Witness())
     train_classifier(classifier, plan(), states=StateFolder(tmp_path), key="k")
-    epochs = [Witness.modes[at : at + 6] for at in range(0, 36, 6)]
+    epochs = [modes[at : at + 6] for at in range(0, 36, 6)]
     assert epochs == [[(True, True)] * 5 + [(False, False)]] * 6
 
 

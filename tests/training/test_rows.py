@@ -7,9 +7,7 @@ from hypothesis import strategies as st
 from kd_pipeline.training.rows import BatchOrder
 
 
-@given(
-    num_rows=st.integers(1, 50), batch_size=st.integers(1, 70), seed=st.integers(0, 100)
-)
+@given(num_rows=st.integers(1, 50), batch_size=st.integers(1, 70), seed=st.integers(0, 100))
 def test_every_pass_is_a_permutation_and_every_batch_is_full(
     num_rows: int, batch_size: int, seed: int
 ) -> None:

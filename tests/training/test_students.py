@@ -157,7 +157,9 @@ def test_a_checkpoint_knows_what_it_was_made_from_and_holds_no_teacher(
         split_fingerprint(data.splits),
     )
     assert (facts["replicate"], facts["epochs"], facts["steps"]) == (1, 2, 2 * 5)
-    assert facts["costs"]["model/parameters"] == sum(v.numel() for v in checkpoints[1].state.values())
+    assert facts["costs"]["model/parameters"] == sum(
+        v.numel() for v in checkpoints[1].state.values()
+    )
     assert set(checkpoints[1].state) == {
         "layers.1.weight",
         "layers.1.bias",

@@ -44,9 +44,7 @@ def test_members_differ_and_each_knows_its_data(data: TrainingData, tmp_path: Pa
     assert members[0].fingerprint != members[1].fingerprint
     for member in members:
         assert member.facts["splits"] == split_fingerprint(data.splits)
-        assert member.facts["num_training_rows"] == len(
-            ids_with_role(data.splits, "teacher_train")
-        )
+        assert member.facts["num_training_rows"] == len(ids_with_role(data.splits, "teacher_train"))
     assert train(data, tmp_path / "alone")[0].fingerprint == members[0].fingerprint
 
 

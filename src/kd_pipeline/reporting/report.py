@@ -195,8 +195,9 @@ def _method(comparison: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{method['num_test_examples']:,} test examples, read once, after all training and all "
         "choices were done.",
-        f"{replicates} replicate(s) per arm. Replicate r has the same initial weights, batches, "
-        "views and number of steps in every arm; ± is the standard deviation over replicates.",
+        f"{replicates} replicate(s) per arm. Replicate r has the same initial weights, views "
+        "and number of steps in every arm, and the same batches wherever two arms learn from the "
+        "same rows; ± is the standard deviation over replicates.",
         f"Intervals and p-values: paired bootstrap over "
         f"{'replicates and ' if replicates > 1 else ''}test examples, "
         f"{method['num_bootstrap_samples']:,} samples.",

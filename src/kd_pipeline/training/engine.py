@@ -160,7 +160,7 @@ class _Loop:
                 logits = self.classifier(pixels)
             terms = plan.objective(logits, labels, *self._soft_targets(batch, seen))
             self.optimiser.zero_grad(set_to_none=True)
-            terms.loss.backward()
+            terms.loss.backward()  # type: ignore[no-untyped-call]
             if settings.max_gradient_norm is not None:
                 nn.utils.clip_grad_norm_(self.classifier.parameters(), settings.max_gradient_norm)
             self.optimiser.step()

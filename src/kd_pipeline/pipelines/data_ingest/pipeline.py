@@ -13,7 +13,7 @@ def create_pipeline() -> Pipeline:
                 func=ingest_image_source,
                 inputs={"params": "params:data_ingest"},
                 outputs=["images", "examples", "rejected_images"],
-                name="ingest",
+                name="ingest_image_source",
             )
         ]
     )

@@ -1,6 +1,5 @@
 """Evaluation: all checkpoints + the test rows -> predictions, metrics -> comparison -> report."""
 
-import warnings
 from collections.abc import Iterable
 
 from kedro.pipeline import Node, Pipeline
@@ -32,10 +31,7 @@ def create_pipeline(arms: Iterable[str]) -> Pipeline:
         raise ParameterError("arms", f"hold {_BASELINE}", names)
     # Parameter names of the function on the left, namespaced data on the right.
     checkpoints = {role: f"{role}.checkpoints" for role in (_TEACHER, *names)}
-    with warnings.catch_warnings():
-        # One stage reads the data of all namespaces, which is what the dots say here.
-        warnings.filterwarnings("ignore", message="One or more dataset names contain")
-        return Pipeline([_evaluate(checkpoints), *_compare_and_tell()])
+    return Pipeline([_evaluate(checkpoints), *_compare_and_tell()])
 
 
 def _evaluate(checkpoints: dict[str, str]) -> Node:
