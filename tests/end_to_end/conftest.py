@@ -91,6 +91,17 @@ def fresh(tmp_path: Path) -> Project:
 
 
 @pytest.fixture
+def another() -> Callable[[Path], Project]:
+    """Makes one more project in which nothing has been run."""
+    return lambda folder: copy_project(folder / "project")
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    return clean_environment()
+
+
+@pytest.fixture
 def finished(finished_run: Project, tmp_path: Path) -> Project:
     """A copy of the finished run, to be changed; its MLflow artifacts stay with the original."""
     return Project(shutil.copytree(finished_run.path, tmp_path / "project"))

@@ -68,11 +68,11 @@ def test_top5_looks_at_the_best_five_of_more_classes() -> None:
     assert measured["test/top5_accuracy"] == pytest.approx(5 / 7)
 
 
-def test_a_mixture_is_the_mean_of_probabilities() -> None:
+def test_a_mixture_is_the_geometric_mean_of_probabilities() -> None:
     first, second = drawn(0)[0], drawn(1)[0]
     mixed = mixed_logits([first, second])
-    expected = (first.softmax(dim=1) + second.softmax(dim=1)) / 2
-    torch.testing.assert_close(mixed.exp(), expected)
+    product = (first.softmax(dim=1) * second.softmax(dim=1)).sqrt()
+    torch.testing.assert_close(mixed.softmax(dim=1), product / product.sum(dim=1, keepdim=True))
     assert mixed_logits([first]) is first
 
 

@@ -85,7 +85,10 @@ def example_table(logits: Tensor, labels: Tensor) -> pd.DataFrame:
 
 
 def mixed_logits(logits: list[Tensor]) -> Tensor:
-    """Mix an ensemble's members into one model: the mean of their probabilities, as its log.
+    """Mix an ensemble's members into one model: the mean of their logits.
+
+    That is the geometric mean of their distributions, which is also what students learn from
+    (docs/decisions/0006).
 
     Args:
         logits: One tensor per member, each float [num_examples, num_classes].
@@ -93,12 +96,7 @@ def mixed_logits(logits: list[Tensor]) -> Tensor:
     Returns:
         Logits of the mixture, of the same shape; a single member's come back as they are.
     """
-    if len(logits) == 1:
-        return logits[0]
-    log_probs = torch.stack([functional.log_softmax(member, dim=1) for member in logits])
-    # The mean's 1 / num_members is a constant that softmax does not see, but a log-probability
-    # is what a reader expects of it.
-    return torch.logsumexp(log_probs, dim=0) - torch.log(torch.tensor(float(len(logits))))
+    return logits[0] if len(logits) == 1 else torch.stack(logits).mean(dim=0)
 
 
 def _check(logits: Tensor, labels: Tensor) -> None:

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -136,9 +136,15 @@ def train_students(
         )
         facts = {
             "teacher": list(teacher),
-            "views": policy.description | {"num_views": num_views},
             "num_training_rows": len(rows),
             "parameters": dict(parameters),
+            # Evaluation refuses to compare arms that differ in any of these.
+            "shared": {
+                "seed": seed,
+                "model": dict(model),
+                "training": asdict(settings),
+                "views": policy.description | {"num_views": num_views},
+            },
         }
         checkpoint, record = train_and_describe(
             classifier, plan, data=data, model=model, facts=facts, states=states

@@ -86,6 +86,15 @@ def test_other_classes_are_refused(stage: Any, whose: str) -> None:
         check(stage)
 
 
+def test_arms_of_different_settings_are_refused(stage: Any, changed: Changed) -> None:
+    """Hyper-parameters of baseline and distilled student that differ explain any gain."""
+    for arm, lr in (("student_baseline", 0.1), ("student_kd", 0.2)):
+        alike = {"seed": 0, "training": {"lr": lr}}
+        stage.students[arm] = [changed(c, shared=alike) for c in stage.students[arm]]
+    with pytest.raises(StaleArtefactError, match=r"must be trained alike .* got another training;"):
+        check(stage)
+
+
 @pytest.mark.parametrize("left", [0, 1])
 def test_arms_of_different_numbers_of_replicates_are_refused(stage: Any, left: int) -> None:
     del stage.students["student_kd"][left:]

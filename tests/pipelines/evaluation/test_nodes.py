@@ -77,8 +77,8 @@ def test_an_ensemble_is_one_model_under_its_first_members_fingerprint(
     rows = predictions[predictions["role"] == "teacher"]
     with torch.inference_mode():
         pixels = stage.images.take(rows["example_id"].to_numpy())
-        members = [build_classifier(member)(pixels).softmax(dim=1) for member in stage.teacher]
-    mean = torch.stack(members).mean(dim=0)
+        members = [build_classifier(member)(pixels) for member in stage.teacher]
+    mean = torch.stack(members).mean(dim=0).softmax(dim=1)
     np.testing.assert_allclose(rows["confidence"], mean.max(dim=1).values, rtol=1e-5)
     (row,) = metrics[metrics["role"] == "teacher"].to_dict("records")
     assert row["checkpoint"] == stage.teacher[0].fingerprint

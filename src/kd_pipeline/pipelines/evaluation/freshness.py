@@ -10,7 +10,7 @@ from kd_pipeline.models.checkpoint import ModelCheckpoint
 logger = logging.getLogger(__name__)
 
 _TEACHER = "teacher"
-_RERUN_TEACHER = "kedro run --pipeline=distill --from-nodes=teacher.train_teacher"
+_RERUN_TEACHER = "kedro run --pipelines=distill --from-nodes=teacher.train_teacher"
 _RERUN_STUDENTS = "kedro run --pipelines=student_distillation"
 
 
@@ -54,6 +54,7 @@ def check_fresh(
             _check_facts(name, checkpoint, expected, _RERUN_STUDENTS)
             _check_teacher(name, checkpoint, fingerprints)
     _check_replicates(students)
+    _check_paired(students)
 
 
 def _check_classes(
@@ -87,6 +88,25 @@ def _check_replicates(students: Mapping[str, Sequence[ModelCheckpoint]]) -> None
             "every arm must have the same number of replicates, at least one, to be compared in "
             f"pairs, got {found}; run `{_RERUN_STUDENTS}`"
         )
+
+
+def _check_paired(students: Mapping[str, Sequence[ModelCheckpoint]]) -> None:
+    """Arms that were trained under different settings say nothing of distillation."""
+    reference, *others = students
+    for arm in others:
+        for replicate, (ours, theirs) in enumerate(
+            zip(students[arm], students[reference], strict=True)
+        ):
+            shared = [checkpoint.facts.get("shared", {}) for checkpoint in (ours, theirs)]
+            differing = [
+                k for k in {**shared[0], **shared[1]} if shared[0].get(k) != shared[1].get(k)
+            ]
+            if differing:
+                raise StaleArtefactError(
+                    f"`{arm}.checkpoints[{replicate}]` and `{reference}.checkpoints[{replicate}]` "
+                    f"must be trained alike to be compared, got another {' and '.join(differing)}; "
+                    f"run `{_RERUN_STUDENTS}`"
+                )
 
 
 def _stale(name: str, fact: str, expected: object, found: object, rerun: str) -> StaleArtefactError:
