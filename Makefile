@@ -41,8 +41,9 @@ format: $(STAMP)  ## Put the code into the house's shape
 bench: $(STAMP)  ## Measure training speed as ratios
 	$(BIN)/python -m bench
 
-ui: $(STAMP)  ## Open MLflow's pages on http://127.0.0.1:5000
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db
+ui: $(STAMP)  ## Serve MLflow's pages; the line it prints opens the newest comparison
+	@echo "The newest comparison: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey=latest"
+	@$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db
 
 viz: $(STAMP)  ## Open Kedro-Viz on http://127.0.0.1:4141
 	$(BIN)/kedro viz run

@@ -128,7 +128,7 @@ class Outcome:
         return str(root)
 
 
-class TrainedTooEarly(Exception):
+class TrainedTooEarlyError(Exception):
     """Raised in place of a training that a refusal should have come before."""
 
 
@@ -158,7 +158,7 @@ def run_here(monkeypatch: pytest.MonkeyPatch) -> Run:
             if isinstance(event, events.EpochEnded):
                 outcome.num_epochs += 1
                 if stop_at_training:
-                    raise TrainedTooEarly
+                    raise TrainedTooEarlyError
 
         monkeypatch.chdir(project.path)
         with warnings.catch_warnings(), events.listening(hear):

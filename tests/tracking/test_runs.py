@@ -1,6 +1,9 @@
 """The runs of a Kedro run as a person finds them in MLflow."""
 
+import base64
+import json
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,7 +59,7 @@ def row(role: str, replicate: int, accuracy: float | None = 0.9) -> dict[str, An
 
 
 def test_a_whole_run_is_flat_and_alike_in_every_arm(
-    begin_book: BeginBook, fetch_runs: FetchRuns
+    begin_book: BeginBook, fetch_runs: FetchRuns, store: Store
 ) -> None:
     book = begin_book("monday")
     book.open_comparison()
@@ -100,9 +103,40 @@ def test_a_whole_run_is_flat_and_alike_in_every_arm(
     assert comparison.data.tags["mlflow.note.content"] == "# It helped"
     ids = [run.info.run_id for _, run in sorted(runs.items())]
     assert comparison.data.tags["kd.compared_runs"].split(",") == ids
-    link = book.link()
-    assert link is not None
-    assert all(run_id in unquote(link) for run_id in ids)
+    assert unquote(str(book.link())).endswith("&viewStateShareKey=monday")
+    for key in ("monday", "latest"):
+        view = saved_view(store, key)
+        assert view["searchFilter"] == "tags.kd.group = 'monday' AND tags.kd.role != 'comparison'"
+
+
+def test_models_of_several_groups_are_shown_by_their_ids(
+    begin_book: BeginBook, fetch_runs: FetchRuns, store: Store
+) -> None:
+    first = begin_book("monday")
+    train(first, "student_baseline", 0)
+    first.end("FINISHED")
+    book = begin_book("tuesday")
+    book.open_comparison()
+    train(book, "student_kd", 0)
+    book.log_test_metrics([row("student_baseline", 0), row("student_kd", 0)], [TEST])
+    book.end("FINISHED")
+    shown = saved_view(store, "tuesday")["searchFilter"]
+    runs = fetch_runs()
+    for name in ("student_baseline-0", "student_kd-0"):
+        assert runs[name].info.run_id in shown
+
+
+def saved_view(store: Store, key: str) -> dict[str, Any]:
+    import mlflow
+
+    experiment = mlflow.MlflowClient(store.uri).get_experiment_by_name(store.experiment)
+    return unpack(experiment.tags[f"mlflow.sharedViewState.{key}"])
+
+
+def unpack(tag: str) -> dict[str, Any]:
+    packed = json.loads(tag)["state"].removeprefix("deflate;")
+    state: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(packed)))
+    return state
 
 
 def test_a_failure_is_seen_in_what_was_open_and_only_there(

@@ -106,6 +106,16 @@ class LogModel:
 
 
 @dataclass(frozen=True)
+class SaveView:
+    """A view of the chart page that `store.chart_link` opens."""
+
+    run: str
+    key: str
+    models: tuple[str, ...]
+    """Keys of the runs that it shows."""
+
+
+@dataclass(frozen=True)
 class CloseRun:
     """The end of a run: `FINISHED`, `FAILED` or `KILLED`."""
 
@@ -129,6 +139,7 @@ Operation = (
     | LogInputs
     | LogArtifact
     | LogModel
+    | SaveView
     | CloseRun
     | CloseDeadRuns
 )

@@ -21,15 +21,19 @@ from kd_pipeline.tracking.operations import (
     LogParams,
     OpenRun,
     Point,
+    SaveView,
     SetTags,
     now_ms,
 )
-from kd_pipeline.tracking.store import compare_link
+from kd_pipeline.tracking.store import chart_link, compare_link
 
 if TYPE_CHECKING:
     from kd_pipeline.models.checkpoint import ModelCheckpoint
 
 logger = logging.getLogger(__name__)
+
+LATEST_VIEW = "latest"
+"""The saved view that always shows the newest comparison: `make ui` names its address."""
 
 
 def new_group() -> str:
@@ -59,7 +63,7 @@ class RunBook:
         self._checkpoints: dict[str, str] = {}
         """Fingerprint of the model of each run that is known, by key, in order."""
         self._open: dict[str, None] = {}
-        self._has_trained = False
+        self._has_trained = self._compared = False
         journal.put(CloseDeadRuns())
 
     def open_comparison(self) -> None:
@@ -146,6 +150,9 @@ class RunBook:
         if COMPARISON in self._open and status == "FINISHED":
             run_ids = run_ids_of(self._journal, list(self._checkpoints))
             self._journal.put(SetTags(COMPARISON, {"kd.compared_runs": ",".join(run_ids)}))
+            for view in (self.group, LATEST_VIEW):
+                self._journal.put(SaveView(COMPARISON, view, tuple(self._checkpoints)))
+            self._compared = True
         for key in list(self._open):
             if error:
                 self._journal.put(SetTags(key, {"kd.error": error[:500]}))
@@ -153,9 +160,14 @@ class RunBook:
         self._journal.close()
 
     def link(self) -> str | None:
-        """Where the models' runs can be compared; None where the store knows none of them."""
+        """Where the models' runs can be compared; None where the store knows none of them.
+
+        After a comparison this is its saved view of the charts, else MLflow's plain comparison.
+        """
         sender = self._journal.sender
         run_ids = [sender.run_ids[key] for key in self._checkpoints if key in sender.run_ids]
+        if self._compared and run_ids:
+            return chart_link(sender.store, sender.experiment_id, self.group)
         return compare_link(sender.store, sender.experiment_id, run_ids) if run_ids else None
 
     def _key(self, role: str, replicate: int) -> str:

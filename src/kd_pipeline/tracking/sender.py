@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kd_pipeline.tracking.chart_view import TAG_PREFIX, group_filter, runs_filter, view_tag
 from kd_pipeline.tracking.operations import (
     CloseDeadRuns,
     CloseRun,
@@ -21,6 +22,7 @@ from kd_pipeline.tracking.operations import (
     OpenRun,
     Operation,
     Point,
+    SaveView,
     SetTags,
 )
 from kd_pipeline.tracking.store import Store, be_impatient
@@ -49,7 +51,7 @@ class Sender:
         self.experiment_id = ""
         self.run_ids = dict(run_ids or {})
         self.groups: dict[str, str] = {}
-        """`kd.group` of the runs that were found, by key."""
+        """`kd.group` of the runs, by key."""
         self._model_ids: dict[str, str] = {}
         self._opened: MlflowClient | None = None
 
@@ -63,6 +65,9 @@ class Sender:
                 client.set_terminated(self.run_ids[run], status, end_time=time_ms)
             case CloseDeadRuns():
                 self._close_dead_runs(client)
+            case SaveView(_, key, models):
+                value = view_tag(self._filter_for(models))
+                client.set_experiment_tag(self.experiment_id, f"{TAG_PREFIX}{key}", value)
             case _:
                 self._log(client, operation)
 
@@ -81,6 +86,14 @@ class Sender:
                 _log_artifact(client, self.run_ids[run], Path(path), content)
             case LogModel():
                 self._log_model(operation)
+
+    def _filter_for(self, models: Sequence[str]) -> str:
+        """By group where all came from one, which reads better than a list of ids."""
+        known = [model for model in models if model in self.run_ids]
+        run_ids = [self.run_ids[model] for model in known]
+        groups = {self.groups.get(model, "") for model in known} or {""}
+        group = groups.pop()
+        return runs_filter(run_ids) if groups or not group else group_filter(group)
 
     def is_reachable(self) -> bool:
         """Whether the store answers at all."""
@@ -117,6 +130,7 @@ class Sender:
             run_name=operation.run,
         )
         self.run_ids[operation.run] = created.info.run_id
+        self.groups[operation.run] = operation.tags.get("kd.group", "")
         if operation.find:
             client.set_terminated(created.info.run_id, "FINISHED", end_time=operation.time_ms)
 

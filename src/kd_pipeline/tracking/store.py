@@ -64,6 +64,14 @@ def be_impatient() -> None:
         os.environ.setdefault(name, value)
 
 
+def chart_link(store: Store, experiment_id: str, view: str) -> str:
+    """The page of MLflow's UI that shows a saved view: the arms of one comparison as charts."""
+    base = store.public_uri.rstrip("/") if store.uri.startswith("http") else _LOCAL_UI
+    page = f"{base}/#/experiments/{quote(experiment_id)}/runs"
+    mode = "workflowType=machine_learning&compareRunsMode=CHART"
+    return f"{page}?{mode}&viewStateShareKey={quote(view)}"
+
+
 def compare_link(store: Store, experiment_id: str, run_ids: Sequence[str]) -> str:
     """The page of MLflow's UI that shows these runs side by side."""
     base = store.public_uri.rstrip("/") if store.uri.startswith("http") else _LOCAL_UI

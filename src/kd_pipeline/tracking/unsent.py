@@ -24,6 +24,7 @@ _KINDS: Mapping[str, Any] = {
         ops.LogInputs,
         ops.LogArtifact,
         ops.LogModel,
+        ops.SaveView,
         ops.CloseRun,
         ops.CloseDeadRuns,
     )
