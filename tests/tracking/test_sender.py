@@ -89,7 +89,7 @@ def test_a_model_from_elsewhere_gets_a_finished_run(sender: Sender, fetch_runs: 
     run = fetch_runs()["student_kd-0"]
     assert run.info.status == "FINISHED"
     assert run.data.tags["kd.checkpoint"] == "c0ffee"
-    assert sender.groups == {}
+    assert sender.groups == {"student_kd-0": "monday"}
 
 
 def test_runs_of_killed_processes_do_not_run_for_ever(
