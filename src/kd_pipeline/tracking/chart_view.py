@@ -15,7 +15,7 @@ from typing import Any
 TAG_PREFIX = "mlflow.sharedViewState."
 NAME = "Arms compared"
 
-_BARS = ("test/accuracy", "test/nll", "test/ece", "test/teacher_agreement")
+_BARS = ("test/accuracy", "test/nll", "test/ece")
 _CURVES = ("validation/accuracy", "validation/loss", "train/loss")
 
 
