@@ -1,6 +1,7 @@
 """The project's errors: each says which name broke which rule with which value."""
 
 from collections.abc import Iterable
+from typing import Self
 
 
 class KdPipelineError(Exception):
@@ -14,8 +15,14 @@ class ParameterError(KdPipelineError, ValueError):
         self, name: str, rule: str, value: object, *, legal: Iterable[str] | None = None
     ) -> None:
         """Compose "`<name>` must `<rule>`, got `<value>`", with the legal names where few."""
+        self.name, self.rule, self.value, self.legal = name, rule, value, legal
         choices = "" if legal is None else f"; legal: {', '.join(sorted(legal))}"
         super().__init__(f"`{name}` must {rule}, got {value!r}{choices}")
+
+    def within(self, block: str) -> Self:
+        """The same error with the name spelt from its block in YAML on."""
+        name = self.name if self.name.startswith(f"{block}.") else f"{block}.{self.name}"
+        return type(self)(name, self.rule, self.value, legal=self.legal)
 
 
 class DataError(KdPipelineError, ValueError):
@@ -32,3 +39,10 @@ class CheckpointError(KdPipelineError):
 
 class TrainingDivergedError(KdPipelineError):
     """The training loss became NaN or infinite."""
+
+
+def our_cause(error: BaseException | None) -> KdPipelineError | None:
+    """The error of ours that an error is or was raised from: Kedro wraps what datasets raise."""
+    while error is not None and not isinstance(error, KdPipelineError):
+        error = error.__cause__
+    return error

@@ -278,6 +278,14 @@ class ArmParams(_Params):
     hard_labels: Literal["given", "teacher"] = "given"
     """Where the hard term's labels come from; `teacher` is the argmax of its logits."""
 
+    @model_validator(mode="after")
+    def _no_temperature_is_ignored(self) -> Self:
+        if self.soft_loss == "logit_mse" and self.temperature != 1:
+            raise ValueError(
+                f"`temperature` must be 1 for logit_mse, which has none, got {self.temperature}"
+            )
+        return self
+
 
 # --- evaluation ------------------------------------------------------------------------------
 

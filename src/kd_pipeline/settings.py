@@ -2,6 +2,10 @@
 
 import os
 import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from kedro.config import OmegaConfigLoader
 
 from kd_pipeline.hooks import GuardHook, MLflowHook, TerminalHook
 
@@ -14,8 +18,38 @@ def _environment(name: str, default: str = "") -> str:
 # Kedro 1.7 calls what omegaconf 2.4 renamed.
 warnings.filterwarnings("ignore", message="register_new_resolver", category=UserWarning)
 
+
+class LayeredConfigLoader(OmegaConfigLoader):
+    """Lays `--params` over a block of parameters instead of putting them in its place.
+
+    Kedro merges runtime parameters into the preset's files alone: with `--env=smoke
+    --params=student_kd.temperature=4` the block of a preset that does not name it would consist
+    of nothing but the temperature, and the arm would train with `soft_weight` 0.
+    """
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        """Load one kind of configuration."""
+        merged: dict[str, Any] = super().__getitem__(key)
+        given = self.runtime_params
+        if key != "parameters" or not given:
+            return merged
+        self.runtime_params = {}
+        try:
+            files: dict[str, Any] = super().__getitem__(key)
+        finally:
+            self.runtime_params = given
+        return merged | {name: _lay_over(files.get(name), merged[name]) for name in given}
+
+
+def _lay_over(below: Any, above: Any) -> Any:
+    if not isinstance(below, Mapping) or not isinstance(above, Mapping):
+        return above
+    return {**below, **{name: _lay_over(below.get(name), above[name]) for name in above}}
+
+
 HOOKS = (GuardHook(), TerminalHook(), MLflowHook())
 
+CONFIG_LOADER_CLASS = LayeredConfigLoader
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
     "default_run_env": "local",

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kd_pipeline.errors import StaleArtefactError
+from kd_pipeline.errors import CheckpointError
 
 ARMS = ("student_kd", "student_baseline", "student_smoothed", "student_pseudo")
 TEST_METRICS = {
@@ -198,14 +198,13 @@ def pixels_of_test_set(project: Any) -> Any:
 def test_a_failure_marks_what_was_open_as_failed(
     finished: Any, run_here: Any, fetch_runs: Fetch
 ) -> None:
-    part = finished.data / "05_model_input/soft_targets/part-00000.parquet"
+    part = finished.data / "06_models/student_kd/1/model.safetensors"
     damaged = bytearray(part.read_bytes())
-    damaged[len(damaged) // 2] ^= 1
+    damaged[-1] ^= 1
     part.write_bytes(damaged)
     before = {run.info.run_id for run in fetch_runs(finished)}
-    outcome = run_here(finished, from_nodes=["student_kd.train_student"])
-    message = outcome.refused(StaleArtefactError)
-    assert "part-00000.parquet is damaged: its checksum differs" in message
+    message = run_here(finished, ["evaluation"]).refused(CheckpointError)
+    assert "student_kd/1 is damaged: its fingerprint differs" in message
     (run,) = [run for run in fetch_runs(finished) if run.info.run_id not in before]
     assert run.data.tags["kd.role"] == "comparison"
     assert run.info.status == "FAILED"

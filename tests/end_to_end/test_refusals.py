@@ -168,7 +168,7 @@ def test_images_that_cannot_be_used_are_refused_first(
 def test_own_images_in_a_folder_work(fresh: Any, run_here: Run) -> None:
     """The template as it stands, down to the transfer set."""
     root = fresh.data / "01_raw/my_images"
-    make_tree(root / "train", {"dark": 12, "light": 12})
+    make_tree(root / "train", {"dark": 20, "light": 20})
     make_tree(root / "test", {"dark": 3, "light": 3})
     outcome = run_here(fresh, env="image_folder", to_nodes=["split_transfer_set"])
     assert outcome.error is None

@@ -35,7 +35,7 @@ def test_our_own_error_is_its_message_alone() -> None:
 
 def test_so_is_one_that_kedro_has_wrapped() -> None:
     lines = stderr_of("DataError", wrapped=True)
-    assert lines[-1] == "OSError: images: `images` must be there"
+    assert lines[-1] == "DataError: `images` must be there"
     assert not any("Traceback" in line for line in lines)
 
 

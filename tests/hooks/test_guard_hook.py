@@ -5,10 +5,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from kedro.io import DataCatalog
 from kedro.pipeline import Node, Pipeline
 
 from kd_pipeline.errors import DataError, ParameterError
-from kd_pipeline.hooks.guard_hook import GuardHook, check_runner, check_writable
+from kd_pipeline.hooks.guard_hook import GuardHook, check_blocks, check_runner, check_writable
 
 THREADS = "<kedro.runner.thread_runner.ThreadRunner object at 0x7f>"
 SEQUENTIAL = "<kedro.runner.sequential_runner.SequentialRunner object at 0x7f>"
@@ -25,19 +26,19 @@ INGESTS = Pipeline([Node(same, "source", "images", name="ingest")])
 @pytest.fixture
 def hook(tmp_path: Path) -> GuardHook:
     hook = GuardHook()
-    hook.after_context_created(SimpleNamespace(project_path=tmp_path))
+    hook.after_context_created(SimpleNamespace(project_path=tmp_path, params={}))
     return hook
 
 
 def test_a_missing_data_folder_is_made_and_left_empty(hook: GuardHook, tmp_path: Path) -> None:
-    hook.before_pipeline_run({"runner": "None"}, TRAINS)
+    hook.before_pipeline_run({"runner": "None"}, TRAINS, DataCatalog())
     assert list((tmp_path / "data").iterdir()) == []
 
 
 def test_a_file_in_the_way_is_refused(hook: GuardHook, tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     with pytest.raises(DataError, match=rf"the data folder {tmp_path}/data must be writable"):
-        hook.before_pipeline_run({"runner": "None"}, INGESTS)
+        hook.before_pipeline_run({"runner": "None"}, INGESTS, DataCatalog())
 
 
 def test_a_read_only_folder_is_refused_with_its_name_and_the_reason(
@@ -53,9 +54,9 @@ def test_a_read_only_folder_is_refused_with_its_name_and_the_reason(
 
 def test_runners_that_change_results_are_refused_where_something_trains(hook: GuardHook) -> None:
     with pytest.raises(ParameterError, match=r"`runner` must be SequentialRunner.*ThreadRunner"):
-        hook.before_pipeline_run({"runner": THREADS}, TRAINS)
-    hook.before_pipeline_run({"runner": SEQUENTIAL}, TRAINS)
-    hook.before_pipeline_run({"runner": THREADS}, INGESTS)
+        hook.before_pipeline_run({"runner": THREADS}, TRAINS, DataCatalog())
+    hook.before_pipeline_run({"runner": SEQUENTIAL}, TRAINS, DataCatalog())
+    hook.before_pipeline_run({"runner": THREADS}, INGESTS, DataCatalog())
 
 
 @pytest.mark.parametrize("name", ["ThreadRunner", "ParallelRunner"])
@@ -65,3 +66,9 @@ def test_kedro_still_names_runners_as_the_check_expects(name: str) -> None:
     check_runner(str(runner.SequentialRunner()))
     with pytest.raises(ParameterError, match=name):
         check_runner(str(getattr(runner, name)()))
+
+
+def test_a_block_that_no_stage_reads_is_refused() -> None:
+    check_blocks({"student": {}, "teacher": {}}, {"student", "teacher", "views"})
+    with pytest.raises(ParameterError, match="blocks that a stage reads, got 'studnet'; legal: s"):
+        check_blocks({"studnet": {}}, {"student"})

@@ -26,7 +26,7 @@ SPLITS = pd.DataFrame(
 
 def test_images_and_splits_are_known_by_their_digests() -> None:
     facts = InputFacts()
-    facts.look_at({"examples": pd.DataFrame({"source": ["digits", "digits"]})})
+    facts.look_at({"examples": pd.DataFrame({"source": ["digits/0", "digits/1"]})})
     inputs = {"images": IMAGES, "splits": SPLITS, "params:student": object()}
     images, splits = facts.describe(inputs, context="training")
     assert (images.name, images.digest, images.context) == (

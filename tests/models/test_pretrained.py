@@ -89,7 +89,9 @@ def test_torchvision_weights_by_enum_name(monkeypatch: pytest.MonkeyPatch) -> No
 def test_unknown_weights_and_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="weights of resnet50, got 'V9'; legal: IMAGENET1K_V1"):
         load_weights("resnet50", weights="V9")
-    with pytest.raises(ParameterError, match=r"`teacher\.pretrained\.file` must be an existing file"):
+    with pytest.raises(
+        ParameterError, match=r"`teacher\.pretrained\.file` must be an existing file"
+    ):
         load_weights("resnet50", file=str(tmp_path / "none.pth"))
 
 

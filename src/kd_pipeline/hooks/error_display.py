@@ -4,7 +4,7 @@ import os
 import sys
 from types import TracebackType
 
-from kd_pipeline.errors import KdPipelineError
+from kd_pipeline.errors import our_cause
 
 TRACEBACK_VARIABLE = "KD_TRACEBACK"
 
@@ -15,7 +15,6 @@ def show_errors_concisely() -> None:
     """Print only the message of an error that ends the process, if it comes from us.
 
     That is a `KdPipelineError`, also where Kedro has wrapped it while reading or writing data.
-
     Any other error, and every error where `KD_TRACEBACK` is set, is shown as before.
     """
     global _before
@@ -24,15 +23,10 @@ def show_errors_concisely() -> None:
 
 
 def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if not _is_ours(error) or os.environ.get(TRACEBACK_VARIABLE):
+    ours = our_cause(error)
+    if ours is None or os.environ.get(TRACEBACK_VARIABLE):
         _before(kind, error, trace)
         return
     sys.stdout.flush()
     hint = f"({TRACEBACK_VARIABLE}=1 shows where this was raised)"
-    sys.stderr.write(f"\n{hint}\n{kind.__name__}: {error}\n")
-
-
-def _is_ours(error: BaseException | None) -> bool:
-    while error is not None and not isinstance(error, KdPipelineError):
-        error = error.__cause__
-    return error is not None
+    sys.stderr.write(f"\n{hint}\n{type(ours).__name__}: {ours}\n")

@@ -2,42 +2,95 @@
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
+from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
 
 from kd_pipeline.errors import DataError, ParameterError
+from kd_pipeline.hooks.training_guard import (
+    check_arms,
+    check_cache,
+    check_trainings,
+    training_nodes,
+)
 
 DATA_FOLDER = "data"
 
 
 class GuardHook:
-    """Checks the data folder and the runner before the first node runs."""
+    """Checks the folder, the runner, the parameters and the cache as early as each is known."""
 
     def __init__(self) -> None:
         """Nothing is known before the context is there."""
         self._project = Path.cwd()
+        self._context: KedroContext | None = None
+        self._training: list[Node] = []
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Remember the project's root."""
-        self._project = Path(context.project_path)
+        """Remember the project's root and where its parameters are."""
+        self._project, self._context = Path(context.project_path), context
 
     # First of all hooks: a refused run leaves no trace in MLflow.
     @hook_impl(tryfirst=True)
-    def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline) -> None:
-        """Refuse an unwritable data folder, and runners that change results.
+    def before_pipeline_run(
+        self,
+        run_params: dict[str, Any],
+        pipeline: Pipeline,
+        catalog: CatalogProtocol[Any, Any],
+    ) -> None:
+        """Refuse what can be known to fail before the first node.
 
         Raises:
             DataError: If nothing can be written into the data folder.
-            ParameterError: If a pipeline that trains is to run in threads or processes.
+            ParameterError: If a block of parameters is unknown, an arm cannot have what it asks
+                for, or a pipeline that trains is to run in threads or processes.
+            StaleArtefactError: If the run would use soft targets that do not match it.
         """
-        check_writable(self._project / DATA_FOLDER)
-        if any(name.endswith(".checkpoints") for name in pipeline.all_outputs()):
+        if self._context is not None:
+            check_blocks(self._context.params, known_blocks())
+        self._training = training_nodes(pipeline)
+        if self._training:
             check_runner(str(run_params.get("runner")))
+            check_arms(pipeline, catalog)
+            check_cache(pipeline, catalog)
+        check_writable(self._project / DATA_FOLDER)
+
+    @hook_impl(tryfirst=True)
+    def before_node_run(self, node: Node, catalog: CatalogProtocol[Any, Any]) -> None:
+        """Refuse, before the first training, what any of the trainings would refuse.
+
+        Not earlier: it needs the images, and torch.
+        """
+        if node in self._training:
+            nodes, self._training = self._training, []
+            check_trainings(nodes, catalog)
+
+
+def known_blocks() -> set[str]:
+    """Blocks of parameters that some stage asks for."""
+    from kedro.framework.project import pipelines
+
+    asked = {name for pipeline in pipelines.values() for name in pipeline.all_inputs()}
+    parameters = {name.removeprefix("params:") for name in asked if name.startswith("params:")}
+    return {name.partition(".")[0] for name in parameters}
+
+
+def check_blocks(parameters: Mapping[str, Any], known: set[str]) -> None:
+    """Refuse a block that no stage asks for: Kedro would ignore it, and a typing error with it.
+
+    Raises:
+        ParameterError: Naming the block.
+    """
+    for name in parameters:
+        if known and name not in known:
+            raise ParameterError("parameters", "be blocks that a stage reads", name, legal=known)
 
 
 def check_writable(folder: Path) -> None:

@@ -16,10 +16,14 @@ class InputFacts:
         self._source = "images"
 
     def look_at(self, data: Mapping[str, Any]) -> None:
-        """Learn the images' source from a table of examples among inputs or outputs."""
+        """Learn the images' source from a table of examples among inputs or outputs.
+
+        A packaged data set's images are named `<data set>/<number>`; those of a folder are not.
+        """
         examples = data.get("examples")
         if examples is not None and len(examples):
-            self._source = "+".join(sorted(examples["source"].unique()))[:_MAX_NAME]
+            origins = examples["source"].str.partition("/")[0].unique()
+            self._source = str(origins[0])[:_MAX_NAME] if len(origins) == 1 else "images"
 
     def describe(self, inputs: Mapping[str, Any], *, context: str) -> list[DatasetFacts]:
         """Describe the images and splits among a node's inputs.

@@ -22,6 +22,7 @@ from kedro.pipeline.node import Node
 from pydantic import BaseModel, ConfigDict
 
 from kd_pipeline import events
+from kd_pipeline.errors import our_cause
 from kd_pipeline.hooks.inputs import InputFacts
 from kd_pipeline.tracking.journal import Journal
 from kd_pipeline.tracking.operations import DatasetFacts
@@ -156,8 +157,9 @@ class MLflowHook:
             logger.info("Compare the runs in MLflow%s: %s", how, link)
 
     @hook_impl
-    def on_pipeline_error(self, error: Exception) -> None:
+    def on_pipeline_error(self, error: BaseException) -> None:
         """Mark what is still open as failed."""
+        error = our_cause(error) or error
         reason = next(iter(str(error).splitlines()), "")
         self._end("FAILED", error=f"{self._node_name}: {type(error).__name__}: {reason}")
 

@@ -130,6 +130,11 @@ def _recovered(comparison: Mapping[str, Any], gain: Mapping[str, Any]) -> str:
             f"The teacher is not shown to beat the baseline ({lead}), so there is no gap of which "
             "to recover a share."
         )
+    if _sign(gain["accuracy"]) <= 0:
+        return (
+            f"The teacher leads the baseline by {lead}; that the distilled student recovers any of "
+            "it is not shown."
+        )
     share = f"{100 * gain['gap_recovered']:.0f} %"
     return (
         f"The teacher leads the baseline by {lead}; the distilled student recovers {share} of that."

@@ -106,6 +106,7 @@ def train_students(
     Returns:
         One checkpoint per replicate, and the history: a row per replicate and epoch.
     """
+    check_arm(objective, hard_labels=hard_labels, has_teacher=soft_targets is not None)
     device = resolve_device(settings.device)
     open_rows = student_rows(data.splits)
     _check_soft_targets(soft_targets, objective, data, policy=policy, num_views=num_views)
@@ -152,6 +153,20 @@ def train_students(
         checkpoints.append(checkpoint)
         history += record.history
     return checkpoints, pd.DataFrame(history)
+
+
+def check_arm(objective: Objective, *, hard_labels: str, has_teacher: bool) -> None:
+    """Refuse an arm that asks for a teacher and has none.
+
+    Raises:
+        ParameterError: Instead of training on something else in silence.
+    """
+    if not has_teacher and objective.soft_weight > 0:
+        rule = "be 0 for an arm without a teacher"
+        raise ParameterError("soft_weight", rule, objective.soft_weight)
+    if not has_teacher and hard_labels != "given":
+        rule = "be given for an arm without a teacher"
+        raise ParameterError("hard_labels", rule, hard_labels)
 
 
 def train_and_describe(
@@ -219,9 +234,6 @@ def _check_soft_targets(
     num_views: int,
 ) -> None:
     if soft_targets is None:
-        if objective.soft_weight > 0:
-            rule = "be 0 for an arm without a teacher"
-            raise ParameterError("soft_weight", rule, objective.soft_weight)
         return
     check_provenance(
         soft_targets.manifest.provenance,

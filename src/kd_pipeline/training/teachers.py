@@ -95,7 +95,9 @@ def train_teachers(
             "num_training_rows": len(rows),
             "parameters": dict(parameters),
         }
-        classifier = _initial(data, model, pretrained, seed=derive_seed(member_seed, "weights"))
+        classifier = initial_teacher(
+            data, model, pretrained, seed=derive_seed(member_seed, "weights")
+        )
         checkpoint, record = train_and_describe(
             classifier, plan, data=data, model=model, facts=facts, states=states
         )
@@ -124,9 +126,10 @@ def adopt_checkpoints(data: TrainingData, folders: Sequence[str]) -> list[ModelC
     return adopted
 
 
-def _initial(
+def initial_teacher(
     data: TrainingData, model: Mapping[str, Any], pretrained: Mapping[str, Any] | None, *, seed: int
 ) -> Classifier:
+    """A member before its training: from scratch, or from pretrained weights."""
     measured = data.measure(ids_with_role(data.splits, "teacher_train"))
     if pretrained is None:
         return build_untrained(

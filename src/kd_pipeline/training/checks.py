@@ -1,0 +1,67 @@
+"""What can be known to fail before anything trains, because models and arms are only built."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kd_pipeline.data.splits import ids_with_role
+from kd_pipeline.errors import ParameterError
+from kd_pipeline.models.checkpoint import build_untrained
+from kd_pipeline.models.classifier import Classifier
+from kd_pipeline.models.predict import resolve_device
+from kd_pipeline.training.optimisation import build_optimiser, build_schedule
+from kd_pipeline.training.settings import TrainingSettings
+from kd_pipeline.training.students import TrainingData
+from kd_pipeline.training.teachers import adopt_checkpoints, initial_teacher
+
+
+def check_teacher(
+    data: TrainingData,
+    *,
+    model: Mapping[str, Any] | None,
+    pretrained: Mapping[str, Any] | None,
+    settings: TrainingSettings | None,
+    checkpoints: Sequence[str],
+) -> None:
+    """Build the teacher that is to be trained, or read the given one.
+
+    Raises:
+        ParameterError: With a name that begins with `teacher`.
+        CheckpointError: If a given teacher or pretrained weights cannot be used.
+    """
+    try:
+        if checkpoints:
+            adopt_checkpoints(data, checkpoints)
+        elif model is not None and settings is not None:
+            _check_training(initial_teacher(data, model, pretrained, seed=0), settings)
+    except ParameterError as error:
+        raise error.within("teacher") from error
+
+
+def check_student(
+    data: TrainingData, *, model: Mapping[str, Any], settings: TrainingSettings
+) -> None:
+    """Build the student that all arms are to train.
+
+    Raises:
+        ParameterError: With a name that begins with `student`.
+    """
+    try:
+        classifier = build_untrained(
+            architecture=model["name"],
+            arguments=model["arguments"],
+            preprocessing=data.measure(ids_with_role(data.splits, "validation")),
+            num_classes=len(data.images.class_names),
+            seed=0,
+        )
+        _check_training(classifier, settings)
+    except ParameterError as error:
+        raise error.within("student") from error
+
+
+def _check_training(classifier: Classifier, settings: TrainingSettings) -> None:
+    try:
+        resolve_device(settings.device)
+        optimiser = build_optimiser(classifier.parameters(), **settings.optimiser)
+        build_schedule(optimiser, num_steps=settings.num_epochs, **settings.schedule)
+    except ParameterError as error:
+        raise error.within("training") from error
