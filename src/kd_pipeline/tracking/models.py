@@ -34,7 +34,11 @@ def log_model(checkpoint: ModelCheckpoint, *, uri: str, experiment_id: str, run_
     # Two images at least: torch.export takes a batch of one for a constant.
     version = torch.__version__.partition("+")[0]  # The index of the build is no part of it.
     example = torch.zeros((2, *checkpoint.preprocessing.shape), dtype=torch.uint8).numpy()
-    with _fluent_uri(uri), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with (
+        _fluent_uri(uri),
+        _one_thread(),
+        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+    ):
         Model.log(
             artifact_path=None,
             name="model",
@@ -50,6 +54,23 @@ def log_model(checkpoint: ModelCheckpoint, *, uri: str, experiment_id: str, run_
             metadata={"class_names": list(checkpoint.class_names)},
         )
     return model_id
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Start no OpenMP threads from this thread.
+
+    A second pool beside the main thread's stays for good: OpenMP then counts more threads than
+    cores, stops waiting actively, and every later training of a small model takes twice as long.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
