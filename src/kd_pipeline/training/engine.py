@@ -30,8 +30,8 @@ from kd_pipeline.training.settings import TrainingSettings
 from kd_pipeline.training.validation import Validation, is_better
 
 _FABRIC_PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
-STEPS_PER_REDUCTION = 64
-"""Metrics are reduced, and the loss checked, once in so many steps: a step stays cheap."""
+STEPS_PER_CHUNK = 64
+"""Targets are gathered, metrics reduced and the loss checked once in so many steps."""
 
 
 @dataclass(frozen=True)
@@ -147,18 +147,33 @@ class _Loop:
         return {"replicate": plan.replicate, "epoch": record.epoch, "step": steps, **metrics}
 
     def _train(self, number: int) -> dict[str, float]:
-        plan, settings = self.plan, self.plan.settings
+        plan = self.plan
         # Batch norm and dropout are switched here and nowhere else: validation switches back.
         self.classifier.train()
         for norm in self.frozen_norms:
             norm.eval()
         positions, passes = self.order.steps(number * plan.steps_per_epoch, plan.steps_per_epoch)
         meter = _Meter(number, plan.objective.label_smoothing)
-        for batch, seen in zip(positions, passes, strict=True):
-            pixels, labels = self._render(batch, seen), plan.rows.labels[batch]
+        for start in range(0, len(positions), STEPS_PER_CHUNK):
+            chunk = slice(start, start + STEPS_PER_CHUNK)
+            self._train_chunk(positions[chunk], passes[chunk], meter)
+        return meter.means()
+
+    def _train_chunk(self, positions: Tensor, passes: Tensor, meter: "_Meter") -> None:
+        """Take some steps: their targets are gathered, and their metrics reduced, at once."""
+        objective, settings = self.plan.objective, self.plan.settings
+        labels = self.plan.rows.labels[positions]
+        teacher_logits, has_soft_target = self._soft_targets(positions, passes)
+        for step, (batch, seen) in enumerate(zip(positions, passes, strict=True)):
+            pixels = self._render(batch, seen)
             with self.fabric.autocast():
                 logits = self.classifier(pixels)
-            terms = plan.objective(logits, labels, *self._soft_targets(batch, seen))
+            terms = objective(
+                logits,
+                labels[step],
+                None if teacher_logits is None else teacher_logits[step],
+                None if has_soft_target is None else has_soft_target[step],
+            )
             self.optimiser.zero_grad(set_to_none=True)
             terms.loss.backward()  # type: ignore[no-untyped-call]
             if settings.max_gradient_norm is not None:
@@ -167,8 +182,8 @@ class _Loop:
             self.schedule.step()
             if settings.max_weight_norm is not None:
                 _bound_weights(self.classifier, settings.max_weight_norm)
-            meter.add(terms, logits, labels)
-        return meter.means()
+            meter.add(terms, logits)
+        meter.reduce(labels)
 
     def _render(self, batch: Tensor, seen: Tensor) -> Tensor:
         plan = self.plan
@@ -181,15 +196,16 @@ class _Loop:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         return pixels
 
-    def _soft_targets(self, batch: Tensor, seen: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def _soft_targets(
+        self, positions: Tensor, passes: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Teacher logits float32 [steps, batch, num_classes] and which of them are there."""
         rows = self.plan.rows
         if rows.teacher_logits is None or self.plan.objective.soft_weight == 0:
             return None, None
-        num_views = rows.teacher_logits.shape[1]
-        has = None if rows.has_soft_target is None else rows.has_soft_target[batch]
-        if num_views == 1:
-            return rows.teacher_logits[:, 0][batch], has
-        return rows.teacher_logits[batch, seen % num_views], has
+        view = passes % rows.teacher_logits.shape[1]
+        has = None if rows.has_soft_target is None else rows.has_soft_target[positions]
+        return rows.teacher_logits[positions, view].float(), has
 
     def _note_best(self, record: TrainingRecord, metrics: Mapping[str, float]) -> None:
         stopping = self.plan.settings.early_stopping
@@ -222,34 +238,22 @@ class _Loop:
 
 
 class _Meter:
-    """Sums over an epoch, reduced off the step's path."""
+    """Sums over an epoch."""
 
     def __init__(self, epoch: int, label_smoothing: float) -> None:
         self.epoch, self.label_smoothing = epoch, label_smoothing
-        self.pending: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
         self.steps = self.rows = 0
         self.sums = torch.zeros(5, dtype=torch.float64)
 
-    def add(self, terms: ObjectiveTerms, logits: Tensor, labels: Tensor) -> None:
-        self.pending.append((terms.loss.detach(), terms.soft_loss, logits.detach(), labels))
-        if len(self.pending) == STEPS_PER_REDUCTION:
-            self._reduce()
+    def add(self, terms: ObjectiveTerms, logits: Tensor) -> None:
+        self.pending.append((terms.loss.detach(), terms.soft_loss, logits.detach()))
 
-    def means(self) -> dict[str, float]:
-        if self.pending:
-            self._reduce()
-        loss, soft, hard, correct, labelled = self.sums.tolist()
-        return {
-            "train/loss": loss / self.steps,
-            "train/hard_loss": hard / self.rows,
-            "train/soft_loss": soft / self.steps,
-            "train/accuracy": correct / labelled if labelled else math.nan,
-        }
-
-    def _reduce(self) -> None:
-        losses, softs, logits, labels = zip(*self.pending, strict=True)
+    def reduce(self, labels: Tensor) -> None:
+        """Sum what was added up to here; `labels` are those of the same steps."""
+        losses, softs, logits = zip(*self.pending, strict=True)
         self.pending.clear()
-        score, label = torch.cat(logits), torch.cat(labels)
+        score, label = torch.cat(logits), labels.flatten()
         known = label != NO_LABEL
         hard = hard_label_loss(score, label, label_smoothing=self.label_smoothing)
         sums = [torch.stack(losses), torch.stack(softs), hard]
@@ -262,6 +266,15 @@ class _Meter:
                 f"the training loss became {self.sums[0].item()} in epoch {self.epoch + 1}; "
                 "lower `training.optimiser.arguments.lr` or set `training.max_gradient_norm`"
             )
+
+    def means(self) -> dict[str, float]:
+        loss, soft, hard, correct, labelled = self.sums.tolist()
+        return {
+            "train/loss": loss / self.steps,
+            "train/hard_loss": hard / self.rows,
+            "train/soft_loss": soft / self.steps,
+            "train/accuracy": correct / labelled if labelled else math.nan,
+        }
 
 
 def _match_layouts(optimiser: torch.optim.Optimizer) -> None:
