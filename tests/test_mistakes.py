@@ -226,7 +226,6 @@ def test_a_students_file_is_as_large_as_the_student(
         TrainingData(images, examples, splits),
         soft_targets=make_soft_targets([[logits]], ids, provenance=provenance),
         objective=Objective(soft_weight=1.0),
-        hard_labels="given",
         model={"name": "mlp", "arguments": {"hidden": [8]}},
         settings=TrainingSettings(num_epochs=1, batch_size=16),
         seed=0,
@@ -262,6 +261,12 @@ def test_class_ids_above_2048_survive() -> None:
     made = make_soft_targets([[logits]], ids, provenance=provenance)
     assert made.example_ids.tolist() == ids.tolist()
     open_rows = pd.DataFrame({"example_id": ids, "in_transfer": True, "use_label": True})
-    rows = students._arm_rows(data, open_rows, made, Objective(), "teacher", "cpu")
+    objective = Objective(soft_weight=1.0, soft_loss="pseudo_label")
+    rows = students._arm_rows(data, open_rows, made, objective, "cpu")
     assert rows.labels.dtype == torch.int64
-    assert rows.labels.tolist() == [2049, 2047]
+    assert rows.labels.tolist() == [2049, 2050]
+    assert rows.teacher_logits is not None
+    right = torch.zeros(2, num_classes)
+    right[[0, 1], [2049, 2047]] = 50
+    loss = objective(right, rows.labels, rows.teacher_logits[:, 0]).loss
+    assert loss < 1e-6  # The class next to it would cost 50.

@@ -154,7 +154,7 @@ def test_an_unknown_key_is_refused_by_name(
         ("student_kd.soft_weight", -0.1),
         ("student_kd.soft_loss", "kld"),
         ("student_smoothed.label_smoothing", 1.0),
-        ("student_pseudo.hard_labels", "student"),
+        ("student_pseudo.soft_loss", "student"),
         ("evaluation.num_bootstrap_samples", 10),
         ("evaluation.confidence_level", 1.0),
         ("evaluation.confidence_level", 95),

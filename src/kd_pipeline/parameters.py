@@ -13,7 +13,7 @@ OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Device = Literal["auto", "cpu", "cuda", "mps"]
+Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -197,7 +197,7 @@ class Training(_Params):
     batch_size: PositiveInt = 64
     max_gradient_norm: PositiveFloat | None = None
     max_weight_norm: PositiveFloat | None = None
-    """Bound on the norm of each hidden unit's incoming weights (Srivastava et al. 2014)."""
+    """Bound on the norm of each unit's incoming weights, also the head's (Srivastava 2014)."""
     early_stopping: EarlyStopping | None = None
     checkpoint_every: PositiveInt = 10
     """Epochs between two states on disk from which a killed run resumes exactly."""
@@ -270,19 +270,19 @@ class StudentParams(_Params):
 class ArmParams(_Params):
     """One arm's own block: what its loss is made of, and nothing else."""
 
-    soft_loss: Literal["kl", "cross_entropy", "logit_mse"] = "kl"
+    soft_loss: Literal["kl", "cross_entropy", "logit_mse", "pseudo_label"] = "kl"
+    """`pseudo_label` takes the teacher's argmax for a label: the control for softness."""
     temperature: PositiveFloat = 1.0
     soft_weight: Fraction = 0.0
     """Weight of the soft term; the hard term gets the rest."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    hard_labels: Literal["given", "teacher"] = "given"
-    """Where the hard term's labels come from; `teacher` is the argmax of its logits."""
 
     @model_validator(mode="after")
     def _no_temperature_is_ignored(self) -> Self:
-        if self.soft_loss == "logit_mse" and self.temperature != 1:
+        if self.soft_loss in ("logit_mse", "pseudo_label") and self.temperature != 1:
             raise ValueError(
-                f"`temperature` must be 1 for logit_mse, which has none, got {self.temperature}"
+                f"`temperature` must be 1 for {self.soft_loss}, which has none, "
+                f"got {self.temperature}"
             )
         return self
 

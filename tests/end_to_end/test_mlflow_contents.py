@@ -72,7 +72,7 @@ def test_every_arm_has_the_same_parameters_and_shares_all_but_its_own(students: 
     assert not any(key.startswith(("student.", "arm.", "training.")) for key in keys[0])
     different = {key for key in keys[0] if len({run.data.params[key] for run in students}) > 1}
     assert different <= {
-        "soft_weight", "soft_loss", "temperature", "label_smoothing", "hard_labels",
+        "soft_weight", "soft_loss", "temperature", "label_smoothing",
         "num_training_rows",
     }  # fmt: skip
     by_role = {run.data.tags["kd.role"]: run.data.params for run in students}

@@ -96,7 +96,7 @@ def test_a_given_teacher_is_used_as_it_is(finished: Any, tmp_path: Path, run_her
         ({"student": {"model": {"name": "mlpp"}}}, "model.name"),
         ({"student_baseline": {"soft_weight": 0.5}}, "soft_weight"),
         ({"student_smoothed": {"soft_weight": 0.5}}, "soft_weight"),
-        ({"student_smoothed": {"hard_labels": "teacher"}}, "hard_labels"),
+        ({"student_pseudo": {"temperature": 4.0}}, "temperature"),
         ({"student_kd": {"soft_loss": "logit_mse", "temperature": 4.0}}, "temperature"),
         ({"transfer_split": {"teacher": {"labels_per_class": 10**6}}}, "labels_per_class"),
         ({"transfer_split": {"transfer": {"excluded_classes": ["cat"]}}}, "excluded_classes"),

@@ -1,5 +1,7 @@
 """Labelling: every member and view apart, each from the pixels of that very view."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ import torch
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import ids_with_role
 from kd_pipeline.data.views import ViewPolicy, render_views, view_parameters
-from kd_pipeline.errors import CheckpointError
+from kd_pipeline.errors import CheckpointError, StaleArtefactError
 from kd_pipeline.events import Event, Progress, listening
 from kd_pipeline.labelling.predict import predict_logits
 from kd_pipeline.labelling.soft_targets import label_transfer_set
@@ -88,6 +90,25 @@ def test_a_teacher_of_other_classes_is_refused(images: ImageSet, splits: pd.Data
     ):
         label_transfer_set(
             [member(0, ("x", "y", "z"))],
+            images,
+            ids_with_role(splits, "transfer"),
+            splits_fingerprint="s",
+            policy=ViewPolicy(),
+            num_views=1,
+            batch_size=8,
+            device="cpu",
+            precision="float32",
+        )
+
+
+@pytest.mark.parametrize("what", ["images", "splits"])
+def test_a_teacher_of_another_split_is_refused(
+    images: ImageSet, splits: pd.DataFrame, what: str
+) -> None:
+    stale = replace(member(0, images.class_names), facts={what: "older"})
+    with pytest.raises(StaleArtefactError, match=f"were trained on other {what}"):
+        label_transfer_set(
+            [stale],
             images,
             ids_with_role(splits, "transfer"),
             splits_fingerprint="s",

@@ -11,7 +11,9 @@ from torch import Tensor
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.losses.distillation import (
     SOFT_LOSSES,
+    TEMPERATURE_FREE,
     logit_mse_loss,
+    pseudo_label_loss,
     soft_cross_entropy_loss,
     soft_target_loss,
 )
@@ -93,6 +95,13 @@ def test_logit_mse_is_the_limit_of_kl() -> None:
     )
 
 
+def test_pseudo_labels_match_a_value_worked_by_hand_and_ignore_the_teachers_doubts() -> None:
+    student = torch.tensor([[math.log(3.0), 0.0]])  # probabilities 3/4 and 1/4
+    for sure in (0.1, 50.0):
+        loss = pseudo_label_loss(student, torch.tensor([[0.0, sure]]), temperature=1.0)
+        assert loss.item() == pytest.approx(-math.log(0.25))
+
+
 @pytest.mark.parametrize("name", sorted(SOFT_LOSSES))
 @given(shift=st.floats(-50, 50))
 def test_logits_count_only_up_to_a_constant(name: str, shift: float) -> None:
@@ -125,9 +134,10 @@ def test_rejects_a_temperature_that_is_not_positive(name: str, temperature: floa
         SOFT_LOSSES[name](logits(0), logits(1), temperature=temperature)
 
 
-def test_logit_mse_rejects_a_temperature_that_it_would_ignore() -> None:
-    with pytest.raises(ParameterError, match="`temperature` must be 1 for logit_mse"):
-        logit_mse_loss(logits(0), logits(1), temperature=4.0)
+@pytest.mark.parametrize("name", TEMPERATURE_FREE)
+def test_a_loss_without_a_temperature_rejects_one(name: str) -> None:
+    with pytest.raises(ParameterError, match=f"`temperature` must be 1 for {name}"):
+        SOFT_LOSSES[name](logits(0), logits(1), temperature=4.0)
 
 
 def test_rejects_unequal_shapes() -> None:

@@ -36,6 +36,7 @@ def drawn(wrong: dict[str, list[int]]) -> tuple[pd.DataFrame, pd.DataFrame]:
                 {
                     "role": role,
                     "replicate": replicate,
+                    "data_known": True,
                     "test/accuracy": 1 - count / EXAMPLES,
                     "test/nll": 0.1 + count / EXAMPLES,
                     "test/ece": 0.05,

@@ -34,6 +34,7 @@ def draw_result(
     num_classes: int = 10,
     confidence_level: float = 0.95,
     seed: int = 0,
+    data_known: bool = True,
 ) -> Result:
     """Roles with about these accuracies; difficulty of examples is shared by all roles."""
     generator = np.random.default_rng(seed)
@@ -69,6 +70,7 @@ def draw_result(
                     "role": role,
                     "replicate": replicate,
                     "checkpoint": f"{len(rows):016x}",
+                    "data_known": data_known,
                     "test/accuracy": right.mean(),
                     "test/errors": int((~right).sum()),
                     "test/nll": tables[-1]["nll"].mean(),

@@ -90,6 +90,12 @@ def test_one_replicate_is_warned_of(draw: Draw) -> None:
     assert "paired bootstrap over test examples" in text
 
 
+def test_a_teacher_of_unknown_data_is_warned_of(draw: Draw) -> None:
+    said = "that it never saw these test images cannot be verified"
+    assert said not in told({"student_kd": 0.95}, draw)
+    assert said in told({"student_kd": 0.95}, draw, data_known=False)
+
+
 def test_without_a_distilled_arm_the_others_are_told(draw: Draw) -> None:
     text = told({"student_pseudo": 0.95}, draw)
     assert "The arm pseudo-labels (student_pseudo) beats hard labels" in text

@@ -70,6 +70,7 @@ def test_torchs_schedules_by_name_span_the_whole_training(
     ("name", "arguments", "message"),
     [
         ("AdamWW", {}, "`optimiser.name` must be one of torch.optim's, got 'AdamWW'; .*AdamW"),
+        ("LBFGS", {}, "`optimiser.name` must be one of torch.optim's, got 'LBFGS'"),
         ("SGD", {"betas": 1}, "`optimiser.arguments` must be an argument of SGD, got 'betas'"),
         ("SGD", {"lr": -1.0}, "`optimiser.arguments` must suit SGD"),
     ],

@@ -10,7 +10,7 @@ import torch
 
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import ids_with_role, split_fingerprint
-from kd_pipeline.errors import CheckpointError
+from kd_pipeline.errors import CheckpointError, StaleArtefactError
 from kd_pipeline.models.checkpoint import ModelCheckpoint, write_checkpoint
 from kd_pipeline.models.state_folder import StateFolder
 from kd_pipeline.training.settings import TrainingSettings
@@ -68,15 +68,25 @@ def test_a_given_checkpoint_is_used_as_it_is(data: TrainingData, tmp_path: Path)
     assert adopted.facts["splits"] == split_fingerprint(data.splits)
 
 
-def test_a_checkpoint_of_other_splits_loses_its_claim_to_a_clean_test_set(
+def test_a_checkpoint_of_other_images_has_no_claim_to_a_clean_test_set(
     data: TrainingData, tmp_path: Path
 ) -> None:
     (trained,) = train(data, tmp_path / "states")
-    foreign = replace(trained, facts={**trained.facts, "splits": "another"})
+    foreign = replace(trained, facts={**trained.facts, "images": "another"})
     write_checkpoint(foreign, tmp_path / "given")
     (adopted,) = adopt_checkpoints(data, [str(tmp_path / "given")])
     assert "splits" not in adopted.facts
     assert "images" not in adopted.facts
+
+
+def test_a_checkpoint_of_another_split_of_these_images_is_refused(
+    data: TrainingData, tmp_path: Path
+) -> None:
+    (trained,) = train(data, tmp_path / "states")
+    leaking = replace(trained, facts={**trained.facts, "splits": "another"})
+    write_checkpoint(leaking, tmp_path / "given")
+    with pytest.raises(StaleArtefactError, match="may have seen their test set"):
+        adopt_checkpoints(data, [str(tmp_path / "given")])
 
 
 def test_a_checkpoint_of_other_classes_is_refused(data: TrainingData, tmp_path: Path) -> None:

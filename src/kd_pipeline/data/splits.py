@@ -36,7 +36,7 @@ def split_examples(
     """Give every example its role or roles.
 
     The order in which a class's examples are dealt out is a hash of (seed, purpose, example id):
-    adding or removing images moves no other image. A copy of a test or validation image is kept
+    adding images moves few others. A copy of a test or validation image is kept
     out of everything else.
 
     Args:
@@ -83,6 +83,7 @@ def split_examples(
         )
     else:
         teacher = draw(pool & known, "teacher", fraction or 1.0)
+    _check_teacher(teacher, label, class_names)
     excluded = {class_names.index(name) for name in excluded_classes}
     allowed = {e for e in pool if e not in known or label[e] not in excluded}
     eligible = {"equal": teacher, "overlapping": pool, "disjoint": pool - teacher}[relation]
@@ -193,6 +194,16 @@ def _check_class_names(excluded: Collection[str], class_names: Sequence[str]) ->
         raise ParameterError(name, "leave at least one class", list(excluded))
 
 
+def _check_teacher(
+    teacher: Collection[int], label: Mapping[int, int], class_names: Sequence[str]
+) -> None:
+    taught = {int(label[e]) for e in teacher}
+    missing = [name for index, name in enumerate(class_names) if index not in taught]
+    if missing:
+        rule = "leave the teacher an example of every class, beside test and validation"
+        raise ParameterError("transfer_split.teacher", rule, f"none of {', '.join(missing[:5])}")
+
+
 def _order(ids: Collection[int], seed: int) -> list[int]:
     """Ids in the order of their hashes."""
     tensor = torch.tensor(sorted(ids), dtype=torch.int64)
@@ -211,7 +222,7 @@ def _by_class(ids: Collection[int], label: Mapping[int, int], seed: int) -> dict
 def _draw_per_class(
     ids: Collection[int], label: Mapping[int, int], *, share: float, seed: int
 ) -> set[int]:
-    """A share of each class, at least one and, below a share of 1, never all of a class."""
+    """A share of each class, but one at least; of a class of one, nothing below a share of 1."""
     drawn: set[int] = set()
     for ordered in _by_class(ids, label, seed).values():
         count = max(1, math.floor(share * len(ordered) + 0.5))

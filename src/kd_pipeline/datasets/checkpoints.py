@@ -3,7 +3,9 @@
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from kedro.io.core import AbstractDataset, DatasetError
+from kedro.io.core import AbstractDataset
+
+from kd_pipeline.errors import CheckpointError
 
 if TYPE_CHECKING:  # torch costs seconds at start-up, and nothing here validates parameters.
     from kd_pipeline.models.checkpoint import ModelCheckpoint
@@ -23,7 +25,7 @@ class CheckpointsDataset(AbstractDataset["list[ModelCheckpoint]", "list[ModelChe
 
         folders = sorted(self._folders(), key=lambda folder: int(folder.name))
         if [int(folder.name) for folder in folders] != list(range(len(folders))) or not folders:
-            raise DatasetError(
+            raise CheckpointError(
                 f"no complete set of checkpoints in {self._filepath}: found "
                 f"{[folder.name for folder in folders]}; run the stage that makes them"
             )

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from kedro.io import AbstractDataset, DatasetError
+from kedro.io import AbstractDataset
 
 from kd_pipeline.atomic import replace_folder
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.pixel_store import scratch_file
+from kd_pipeline.errors import DataError
 
 _PIXELS = "pixels.npy"
 _IDS = "example_ids.npy"
@@ -64,16 +65,14 @@ class ImageSetDataset(AbstractDataset[ImageSet, ImageSet]):
         """Map the pixels into memory.
 
         Raises:
-            DatasetError: If the folder is missing or damaged.
+            DataError: If the folder is missing or damaged.
         """
         if not self._filepath.is_dir():
-            raise DatasetError(
-                f"{self._filepath} is missing: run the pipeline data_ingest to make it"
-            )
+            raise DataError(f"{self._filepath} is missing: run the pipeline data_ingest to make it")
         try:
             return self._read_folder()
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DatasetError(
+            raise DataError(
                 f"{self._filepath} is damaged ({error}): run the pipeline data_ingest again"
             ) from error
 

@@ -31,11 +31,9 @@ def check_arms(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:
         if SOFT_TARGETS in node.inputs or block not in node.inputs or node.namespace == "teacher":
             continue
         arm = ArmParams.model_validate(catalog.load(block))
-        for name, harmless in (("soft_weight", 0.0), ("hard_labels", "given")):
-            value = getattr(arm, name)
-            if value != harmless:
-                rule = f"be {harmless} for an arm without a teacher"
-                raise ParameterError(f"{node.namespace}.{name}", rule, value)
+        if arm.soft_weight > 0:
+            rule = "be 0 for an arm without a teacher"
+            raise ParameterError(f"{node.namespace}.soft_weight", rule, arm.soft_weight)
 
 
 def check_cache(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.views import ViewPolicy
+from kd_pipeline.errors import StaleArtefactError
 from kd_pipeline.labelling.predict import predict_logits
 from kd_pipeline.models.checkpoint import ModelCheckpoint, build_classifier, check_classes
 from kd_pipeline.soft_targets.manifest import Provenance
@@ -37,9 +38,14 @@ def label_transfer_set(
         batch_size: Images at a time.
         device: `auto`, or a torch device type.
         precision: `auto`, `float32` or `bfloat16`.
+
+    Raises:
+        CheckpointError: If the teacher has other classes.
+        StaleArtefactError: If it says that it was trained on other images or another split.
     """
     for member in teacher:
         check_classes(member, images.class_names, name="teacher.checkpoints")
+        _check_origin(member, images=images.fingerprint, splits=splits_fingerprint)
     logits = [
         [
             predict_logits(
@@ -68,3 +74,13 @@ def label_transfer_set(
     smoothing = [m.facts.get("parameters", {}).get("label_smoothing", 0.0) for m in teacher]
     facts = {"precision": precision, "teacher_label_smoothing": max(smoothing, default=0.0)}
     return make_soft_targets(logits, example_ids, provenance=provenance, facts=facts)
+
+
+def _check_origin(member: ModelCheckpoint, **at_hand: str) -> None:
+    """A teacher of another split has learnt from examples that are held out in this one."""
+    for what, fingerprint in at_hand.items():
+        if member.facts.get(what, fingerprint) != fingerprint:
+            raise StaleArtefactError(
+                f"`teacher.checkpoints` were trained on other {what} than those at hand; "
+                "run `kedro run --pipelines=teacher_training`"
+            )

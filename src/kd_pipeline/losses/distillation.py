@@ -69,18 +69,42 @@ def logit_mse_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperatur
         One loss per example, shape [batch], float32, in squared logits.
     """
     _check(student_logits, teacher_logits, temperature)
-    if temperature != 1:
-        raise ParameterError("temperature", "be 1 for logit_mse, which has none", temperature)
+    _check_has_none(temperature, "logit_mse")
     student = student_logits.float()
     teacher = teacher_logits.detach().float()
     difference = (student - teacher) - (student - teacher).mean(dim=-1, keepdim=True)
     return 0.5 * difference.square().mean(dim=-1)
 
 
+def pseudo_label_loss(
+    student_logits: Tensor, teacher_logits: Tensor, *, temperature: float
+) -> Tensor:
+    """Cross-entropy against the teacher's decision: its argmax as if it were the label (Lee 2013).
+
+    The control for soft targets: it takes the place of their loss, and all else stays, so that
+    what the two differ in is the softness alone.
+
+    Args:
+        student_logits: Unnormalised scores, shape [batch, num_classes].
+        teacher_logits: Same shape; no gradient flows into them.
+        temperature: Must be 1: a decision has none, and another value would be a silent no-op.
+
+    Returns:
+        One loss per example, shape [batch], float32, in nats.
+    """
+    _check(student_logits, teacher_logits, temperature)
+    _check_has_none(temperature, "pseudo_label")
+    return F.cross_entropy(student_logits.float(), teacher_logits.argmax(dim=-1), reduction="none")
+
+
+TEMPERATURE_FREE = ("logit_mse", "pseudo_label")
+"""Losses that would ignore a temperature."""
+
 SOFT_LOSSES: dict[str, Callable[..., Tensor]] = {
     "kl": soft_target_loss,
     "cross_entropy": soft_cross_entropy_loss,
     "logit_mse": logit_mse_loss,
+    "pseudo_label": pseudo_label_loss,
 }
 
 
@@ -93,6 +117,11 @@ def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
 
 def _times_squared(loss: Tensor, temperature: float) -> Tensor:
     return loss if temperature == 1 else loss * temperature**2
+
+
+def _check_has_none(temperature: float, name: str) -> None:
+    if temperature != 1:
+        raise ParameterError("temperature", f"be 1 for {name}, which has none", temperature)
 
 
 def _check(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.losses.distillation import SOFT_LOSSES
+from kd_pipeline.losses.distillation import SOFT_LOSSES, TEMPERATURE_FREE
 from kd_pipeline.losses.hard import hard_label_loss
 
 
@@ -42,8 +42,8 @@ class Objective:
             raise ParameterError("soft_loss", rule, self.soft_loss, legal=SOFT_LOSSES)
         if not self.temperature > 0:
             raise ParameterError("temperature", "be > 0", self.temperature)
-        if self.soft_loss == "logit_mse" and self.temperature != 1:
-            rule = "be 1 for logit_mse, which has none"
+        if self.soft_loss in TEMPERATURE_FREE and self.temperature != 1:
+            rule = f"be 1 for {self.soft_loss}, which has none"
             raise ParameterError("temperature", rule, self.temperature)
 
     def __call__(

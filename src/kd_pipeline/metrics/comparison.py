@@ -73,8 +73,13 @@ def compare(
             "num_comparisons": len(gains),
             "num_bootstrap_samples": num_samples,
             "confidence_level": confidence_level,
+            "teacher_data_known": _is_known(metrics),
         },
     }
+
+
+def _is_known(metrics: pd.DataFrame) -> bool:
+    return bool(metrics.loc[metrics["role"] == TEACHER, "data_known"].all())
 
 
 def _distilled_over_controls(

@@ -40,12 +40,7 @@ class ModelCheckpoint:
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits over everything but `facts`: two equal ones predict alike."""
-        digest = hashlib.sha256(json.dumps(self._description(), sort_keys=True).encode())
-        for name in sorted(self.state):
-            tensor = self.state[name].contiguous()
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:16]
+        return tensors_digest(self.state, json.dumps(self._description(), sort_keys=True))
 
     def _description(self) -> dict[str, Any]:
         return {
@@ -54,6 +49,16 @@ class ModelCheckpoint:
             "class_names": list(self.class_names),
             "preprocessing": asdict(self.preprocessing),
         }
+
+
+def tensors_digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """16 hex digits over a text and named tensors, wherever and however these are laid out."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def snapshot(

@@ -38,11 +38,7 @@ def predict_batches(
 
 def resolve_device(device: str) -> str:
     """Turn `auto` into the fastest device there is; refuse one that is not there."""
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    available = {"cuda": torch.cuda.is_available(), "cpu": True}
     if device == "auto":
         return next(name for name, present in available.items() if present)
     if not available.get(device, False):

@@ -79,6 +79,9 @@ def load_weights(
         return PretrainedWeights(_read_state(Path(file)), None, None)
     import torchvision
 
+    if architecture not in list_torchvision_models():
+        rule = f"be null for {architecture}, which torchvision has no weights for"
+        raise ParameterError("teacher.pretrained.weights", rule, weights)
     enum = torchvision.models.get_model_weights(architecture)
     names = [str(member.name) for member in enum]
     if weights not in (*names, "DEFAULT"):

@@ -197,11 +197,16 @@ def _num_parameters(metrics: pd.DataFrame, role: str) -> str:
 def _method(comparison: Mapping[str, Any]) -> list[str]:
     method = comparison["method"]
     replicates, compared = method["num_replicates"], method["num_comparisons"]
+    origin = [
+        "The teacher was given and does not say what it was trained on: that it never saw these "
+        "test images cannot be verified."
+    ]
     lines = [
+        *([] if method["teacher_data_known"] else origin),
         f"{method['num_test_examples']:,} test examples, read once, after all training and all "
         "choices were done.",
         f"{replicates} replicate(s) per arm. Replicate r has the same initial weights, views "
-        "and number of steps in every arm, and the same batches wherever two arms learn from the "
+        "and budget of steps in every arm, and the same batches wherever two arms learn from the "
         "same rows; ± is the standard deviation over replicates.",
         f"Intervals and p-values: paired bootstrap over "
         f"{'replicates and ' if replicates > 1 else ''}test examples, "

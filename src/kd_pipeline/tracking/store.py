@@ -31,11 +31,6 @@ class Store:
     """URI of the folder for a new experiment's artifacts; None leaves it to the server."""
 
     @property
-    def is_local(self) -> bool:
-        """Whether the runs are in a database file, which `make ui` serves."""
-        return self.uri.startswith(_SQLITE)
-
-    @property
     def public_uri(self) -> str:
         """The URI without a user's name and password, fit for logs and files."""
         if "@" not in self.uri:

@@ -243,7 +243,7 @@ class _Meter:
     def __init__(self, epoch: int, label_smoothing: float) -> None:
         self.epoch, self.label_smoothing = epoch, label_smoothing
         self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.steps = self.rows = 0
+        self.steps = 0
         self.sums = torch.zeros(5, dtype=torch.float64)
 
     def add(self, terms: ObjectiveTerms, logits: Tensor) -> None:
@@ -259,7 +259,6 @@ class _Meter:
         sums = [torch.stack(losses), torch.stack(softs), hard]
         sums += [(score.argmax(dim=1) == label) & known, known]
         self.steps += len(losses)
-        self.rows += len(label)
         self.sums += torch.stack([values.sum(dtype=torch.float64) for values in sums]).cpu()
         if not torch.isfinite(self.sums).all():
             raise TrainingDivergedError(
@@ -271,7 +270,8 @@ class _Meter:
         loss, soft, hard, correct, labelled = self.sums.tolist()
         return {
             "train/loss": loss / self.steps,
-            "train/hard_loss": hard / self.rows,
+            # Over the rows that have a label, so that it means the same in every arm.
+            "train/hard_loss": hard / labelled if labelled else math.nan,
             "train/soft_loss": soft / self.steps,
             "train/accuracy": correct / labelled if labelled else math.nan,
         }

@@ -98,8 +98,9 @@ def _find(
         for key, value in vars(module).items()
         if isinstance(value, type) and issubclass(value, base) and value is not base
     }
-    # It needs a metric at each step, which no schedule here is given.
-    known.pop("ReduceLROnPlateau", None)
+    # They need a metric, or the loss as a function, at each step.
+    for name_of_other_kind in ("ReduceLROnPlateau", "LBFGS"):
+        known.pop(name_of_other_kind, None)
     if name not in known:
         near = difflib.get_close_matches(name, [*known, *extra], n=4, cutoff=0.3)
         rule = f"be one of {getattr(module, '__name__', module)}'s"

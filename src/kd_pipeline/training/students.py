@@ -1,6 +1,5 @@
 """Students: one arm's replicates, alike in everything but seed, and alike between arms."""
 
-import hashlib
 import json
 import logging
 import math
@@ -26,6 +25,7 @@ from kd_pipeline.models.checkpoint import (
     count_macs,
     count_parameters,
     snapshot,
+    tensors_digest,
 )
 from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.predict import resolve_device
@@ -65,7 +65,7 @@ class TrainingData:
 
     def measure(self, example_ids: np.ndarray) -> Preprocessing:
         """Channel statistics of these examples."""
-        step = max(1, len(example_ids) // NUM_IMAGES_MEASURED)
+        step = max(1, math.ceil(len(example_ids) / NUM_IMAGES_MEASURED))
         return measure_preprocessing(self.images.take(example_ids[::step]))
 
 
@@ -74,7 +74,6 @@ def train_students(
     *,
     soft_targets: SoftTargets | None,
     objective: Objective,
-    hard_labels: str,
     model: Mapping[str, Any],
     settings: TrainingSettings,
     seed: int,
@@ -93,7 +92,6 @@ def train_students(
         data: Images, examples and splits.
         soft_targets: The cache, for arms that use the teacher.
         objective: The arm's loss.
-        hard_labels: `given`, or `teacher` for the argmax of its logits.
         model: `name` and `arguments` of the architecture.
         settings: How to train.
         seed: Of the whole group of arms.
@@ -106,11 +104,11 @@ def train_students(
     Returns:
         One checkpoint per replicate, and the history: a row per replicate and epoch.
     """
-    check_arm(objective, hard_labels=hard_labels, has_teacher=soft_targets is not None)
+    check_arm(objective, has_teacher=soft_targets is not None)
     device = resolve_device(settings.device)
     open_rows = student_rows(data.splits)
     _check_soft_targets(soft_targets, objective, data, policy=policy, num_views=num_views)
-    rows = _arm_rows(data, open_rows, soft_targets, objective, hard_labels, device)
+    rows = _arm_rows(data, open_rows, soft_targets, objective, device)
     preprocessing = data.measure(open_rows["example_id"].to_numpy())
     steps_per_epoch = math.ceil(len(open_rows) / settings.batch_size)
     teacher = [] if soft_targets is None else soft_targets.manifest.provenance.teacher_fingerprints
@@ -155,7 +153,16 @@ def train_students(
     return checkpoints, pd.DataFrame(history)
 
 
-def check_arm(objective: Objective, *, hard_labels: str, has_teacher: bool) -> None:
+def _training_key(classifier: Classifier, plan: TrainingPlan, facts: Mapping[str, Any]) -> str:
+    """Equal keys mean equal trainings: all that one depends on, the initial weights included."""
+    rows = {"example_ids": plan.rows.example_ids, "labels": plan.rows.labels}
+    if plan.rows.teacher_logits is not None:
+        rows["teacher_logits"] = plan.rows.teacher_logits
+    text = json.dumps([dict(facts), asdict(plan.settings), asdict(plan.objective)], sort_keys=True)
+    return tensors_digest({**rows, **classifier.network.state_dict()}, text)
+
+
+def check_arm(objective: Objective, *, has_teacher: bool) -> None:
     """Refuse an arm that asks for a teacher and has none.
 
     Raises:
@@ -164,9 +171,6 @@ def check_arm(objective: Objective, *, hard_labels: str, has_teacher: bool) -> N
     if not has_teacher and objective.soft_weight > 0:
         rule = "be 0 for an arm without a teacher"
         raise ParameterError("soft_weight", rule, objective.soft_weight)
-    if not has_teacher and hard_labels != "given":
-        rule = "be given for an arm without a teacher"
-        raise ParameterError("hard_labels", rule, hard_labels)
 
 
 def train_and_describe(
@@ -199,8 +203,9 @@ def train_and_describe(
     emit(
         TrainingStarted(plan.replicate, parameters, plan.settings.num_epochs, plan.steps_per_epoch)
     )
-    key = hashlib.sha256(json.dumps([facts, dict(model)], sort_keys=True).encode()).hexdigest()
-    record = train_classifier(classifier, plan, states=states, key=key[:16])
+    record = train_classifier(
+        classifier, plan, states=states, key=_training_key(classifier, plan, facts)
+    )
     state = classifier.network.state_dict().values()
     costs = {
         "model/parameters": count_parameters(classifier.network),
@@ -258,7 +263,6 @@ def _arm_rows(
     open_rows: pd.DataFrame,
     soft_targets: SoftTargets | None,
     objective: Objective,
-    hard_labels: str,
     device: str,
 ) -> TrainingRows:
     """The rows that an arm can learn from: those with a label or a soft target that it uses."""
@@ -271,9 +275,6 @@ def _arm_rows(
         cached = torch.as_tensor(soft_targets.of_examples(ids[in_transfer.numpy()]))
         logits = cached.new_zeros(len(ids), *cached.shape[1:])
         logits[in_transfer] = cached
-        if hard_labels == "teacher":
-            pseudo = logits.float().mean(dim=1).argmax(dim=1)
-            labels = pseudo.where(in_transfer, NO_LABEL)
     has_soft = in_transfer & (objective.soft_weight > 0)
     used = has_soft | ((labels != NO_LABEL) & (objective.soft_weight < 1))
     if not used.any():

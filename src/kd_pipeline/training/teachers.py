@@ -12,6 +12,7 @@ import torch
 
 from kd_pipeline.data.splits import ids_with_role, split_fingerprint
 from kd_pipeline.data.views import ViewPolicy
+from kd_pipeline.errors import StaleArtefactError
 from kd_pipeline.losses.objective import Objective
 from kd_pipeline.models.checkpoint import (
     ModelCheckpoint,
@@ -109,19 +110,27 @@ def train_teachers(
 def adopt_checkpoints(data: TrainingData, folders: Sequence[str]) -> list[ModelCheckpoint]:
     """Take given checkpoints as they are.
 
-    What they were trained on is known only if they were trained on these very splits; otherwise
-    that fact is dropped, and evaluation says that it cannot vouch for the test set.
+    One that was trained on other images keeps no claim to these: evaluation and report then say
+    that they cannot vouch for the test set.
 
     Raises:
         CheckpointError: If one is not readable or its classes are not the images'.
+        StaleArtefactError: If one was trained on another split of these very images, whose test
+            set it may have seen.
     """
     adopted = []
     for folder in folders:
         checkpoint = read_checkpoint(Path(folder))
         check_classes(checkpoint, data.images.class_names, name="teacher.checkpoints")
         facts = dict(checkpoint.facts)
-        if facts.get("splits") != split_fingerprint(data.splits):
+        if facts.get("images") != data.images.fingerprint:
             facts = {k: v for k, v in facts.items() if k not in ("images", "splits")}
+        elif facts.get("splits") != split_fingerprint(data.splits):
+            raise StaleArtefactError(
+                f"`teacher.checkpoints` {folder} was trained on another split of these very "
+                "images and may have seen their test set: train it anew, or set `transfer_split` "
+                "as it was"
+            )
         adopted.append(replace(checkpoint, facts={**facts, "given": str(folder)}))
     return adopted
 

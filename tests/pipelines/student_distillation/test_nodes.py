@@ -71,11 +71,14 @@ def distil(
     )
 
 
-def test_replicates_are_trained_and_no_state_is_left(given: dict[str, Any], tmp_path: Path) -> None:
+def test_replicates_are_trained_and_their_states_outlive_the_node(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
     checkpoints, history = distil(given)
     assert len({checkpoint.fingerprint for checkpoint in checkpoints}) == 2
     assert history[["replicate", "epoch"]].to_numpy().tolist() == [[0, 1], [0, 2], [1, 1], [1, 2]]
-    assert not (tmp_path / "states").exists()
+    # Until the checkpoints are on disk: tests/hooks/test_resume_hook.py.
+    assert len(list((tmp_path / "states").iterdir())) == 2
     json.dumps(checkpoints[0].facts, allow_nan=False)
 
 
@@ -98,7 +101,7 @@ def test_arms_are_told_under_the_same_parameter_names(given: dict[str, Any]) -> 
         {"soft_weight": 0.5},
         {"soft_loss": "logit_mse"},
         {"soft_weight": 0.5, "label_smoothing": 0.2},
-        {"soft_weight": 0.0, "hard_labels": "teacher"},
+        {"soft_weight": 1.0, "soft_loss": "pseudo_label"},
     ],
 )
 def test_every_setting_of_an_arm_matters(given: dict[str, Any], arm: dict[str, Any]) -> None:
@@ -111,11 +114,6 @@ def test_smoothing_matters_without_a_teacher_too(given: dict[str, Any]) -> None:
     first, _ = on_labels(given)
     other, _ = on_labels(given, label_smoothing=0.1)
     assert first[0].fingerprint != other[0].fingerprint
-
-
-def test_pseudo_labels_without_a_teacher_are_refused_not_ignored(given: dict[str, Any]) -> None:
-    with pytest.raises(ParameterError, match="`hard_labels` must be given"):
-        on_labels(given, hard_labels="teacher")
 
 
 def test_a_soft_weight_without_a_teacher_is_refused(given: dict[str, Any]) -> None:

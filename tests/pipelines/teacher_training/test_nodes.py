@@ -37,11 +37,12 @@ def data(
     return images, examples, splits
 
 
-def test_members_are_trained_and_no_state_is_left(data: Any, tmp_path: Path) -> None:
+def test_members_are_trained_and_their_states_outlive_the_node(data: Any, tmp_path: Path) -> None:
     checkpoints, history = train(*data, tmp_path, num_members=2)
     assert len({checkpoint.fingerprint for checkpoint in checkpoints}) == 2
     assert history[["replicate", "epoch"]].to_numpy().tolist() == [[0, 1], [0, 2], [1, 1], [1, 2]]
-    assert not (tmp_path / "states").exists()
+    # Until the checkpoints are on disk: tests/hooks/test_resume_hook.py.
+    assert len(list((tmp_path / "states").iterdir())) == 2
 
 
 def test_the_settings_in_force_are_told_and_kept(data: Any, tmp_path: Path) -> None:

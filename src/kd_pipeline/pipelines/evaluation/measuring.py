@@ -89,7 +89,8 @@ def read_test_set(
 
     Returns:
         predictions: role, replicate, example_id, label, predicted, confidence, nll, in_top5.
-        metrics: role, replicate, checkpoint, and a column per metric named as in MLflow.
+        metrics: role, replicate, checkpoint, data_known (whether the model tells what it was
+            trained on), and a column per metric named as in MLflow.
     """
     teacher_logits = mixed_logits(
         [reader.logits(member, description="test: teacher") for member in teacher]
@@ -102,7 +103,9 @@ def read_test_set(
         table.insert(1, "replicate", replicate)
         tables.append(table)
         identity = {"role": role, "replicate": replicate, "checkpoint": models[0].fingerprint}
-        rows.append({**identity, **measured, **_costs(models)})
+        # A given teacher of unknown origin may have seen the test set: the report says so.
+        known = all("splits" in model.facts for model in models)
+        rows.append({**identity, "data_known": known, **measured, **_costs(models)})
 
     keep(_TEACHER, 0, teacher, teacher_logits)
     for arm, replicates in students.items():

@@ -103,7 +103,6 @@ def _train(
             temperature=arm.temperature,
             label_smoothing=arm.label_smoothing,
         ),
-        hard_labels=arm.hard_labels,
         model=shared["model"],
         settings=TrainingSettings(**shared["training"]),
         seed=student.seed,
@@ -113,5 +112,4 @@ def _train(
         parameters={**shared, **own, "views": seen},
         states=training_states,
     )
-    training_states.clear()
     return checkpoints, history

@@ -53,7 +53,6 @@ def train_teacher(
         parameters=settings,
         states=training_states,
     )
-    training_states.clear()
     return checkpoints, history
 
 

@@ -1,0 +1,34 @@
+"""Forgets interrupted trainings once what they led to is safe on disk."""
+
+from typing import Any
+
+from kedro.framework.hooks import hook_impl
+from kedro.io import CatalogProtocol
+from kedro.pipeline.node import Node
+
+CHECKPOINTS = ".checkpoints"
+STATES = ".training_states"
+
+
+class ResumeHook:
+    """Clears a namespace's training states after its checkpoints are saved, and not before.
+
+    Not the node: between its end and the saving of its outputs MLflow exports every model, and a
+    kill in those seconds would lose trainings that were over.
+    """
+
+    def __init__(self) -> None:
+        """There is no catalog before a pipeline runs."""
+        self._catalog: CatalogProtocol[Any, Any] | None = None
+
+    @hook_impl
+    def before_pipeline_run(self, catalog: CatalogProtocol[Any, Any]) -> None:
+        """Remember where the states are."""
+        self._catalog = catalog
+
+    @hook_impl
+    def after_dataset_saved(self, dataset_name: str, node: Node) -> None:
+        """Forget the states that these checkpoints came from."""
+        states = dataset_name.removesuffix(CHECKPOINTS) + STATES
+        if dataset_name.endswith(CHECKPOINTS) and states in node.inputs and self._catalog:
+            self._catalog.load(states).clear()
