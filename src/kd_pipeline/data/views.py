@@ -117,28 +117,21 @@ def _render_shift(
         if most >= min(height, width):
             rule = f"be below the image's side ({min(height, width)}) where it reflects"
             raise ParameterError("transforms.shift.max_pixels", rule, most)
-        rows = _reflected(drawn["down"], height)
-        columns = _reflected(drawn["right"], width)
-        return _gather_rows_and_columns(pixels, rows, columns)
-    padded = F.pad(pixels, (most, most, most, most))
-    rows = torch.arange(height, device=pixels.device) + (most - drawn["down"])[:, None]
-    columns = torch.arange(width, device=pixels.device) + (most - drawn["right"])[:, None]
-    return _gather_rows_and_columns(padded, rows, columns)
+        padded = pixels[:, :, _reflected(height, most, pixels)]
+        padded = padded[..., _reflected(width, most, pixels)]
+    else:
+        padded = F.pad(pixels, (most, most, most, most))
+    # Every window is a view; picking one per image copies whole rows, which is an order of
+    # magnitude faster than gathering pixel by pixel.
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+    batch = torch.arange(len(pixels), device=pixels.device)
+    return windows[batch, :, most - drawn["down"], most - drawn["right"]]
 
 
-def _reflected(shift: Tensor, side: int) -> Tensor:
-    positions = torch.arange(side, device=shift.device) - shift[:, None]
-    positions = positions.abs()
+def _reflected(side: int, margin: int, like: Tensor) -> Tensor:
+    """Positions that pad a side by its mirror image, the edge not repeated."""
+    positions = torch.arange(-margin, side + margin, device=like.device).abs()
     return torch.where(positions >= side, 2 * (side - 1) - positions, positions)
-
-
-def _gather_rows_and_columns(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Pick pixels[b, :, rows[b, i], columns[b, j]] with one flat gather."""
-    batch, channels, _, width = pixels.shape
-    flat = rows[:, :, None] * width + columns[:, None, :]
-    index = flat.view(batch, 1, -1).expand(-1, channels, -1)
-    picked = pixels.reshape(batch, channels, -1).gather(2, index)
-    return picked.view(batch, channels, rows.shape[1], columns.shape[1])
 
 
 def _draw_flip(stream: _Stream, settings: Mapping[str, Any]) -> dict[str, Tensor]:
