@@ -62,27 +62,21 @@ def split_examples(
     label = dict(zip(examples["example_id"], examples["label"], strict=True))
     known = {e for e, value in label.items() if not pd.isna(value)}
 
-    def draw(ids: Collection[int], purpose: str, share: float) -> set[int]:
-        return _draw_per_class(ids, label, share=share, seed=derive_seed(seed, purpose))
-
-    given_test = set(examples.loc[examples["partition"] == "test", "example_id"]) & known
-    test = given_test or draw(known, "test", test_fraction)
-    rest = _without_copies(set(examples["example_id"]), of=test, examples=examples)
-    # A test image without a label can be neither scored nor trained on.
-    rest -= set(examples.loc[examples["partition"] == "test", "example_id"])
-    validation = draw(rest & known, "validation", validation_fraction)
-    pool = _without_copies(rest, of=validation, examples=examples)
-
+    test, validation, pool = _hold_out(
+        examples,
+        label,
+        known,
+        seed=seed,
+        test_fraction=test_fraction,
+        validation_fraction=validation_fraction,
+    )
+    labelled_pool, teacher_seed = pool & known, derive_seed(seed, "teacher")
     if labels_per_class is not None:
         teacher = _draw_count_per_class(
-            pool & known,
-            label,
-            class_names,
-            count=labels_per_class,
-            seed=derive_seed(seed, "teacher"),
+            labelled_pool, label, class_names, count=labels_per_class, seed=teacher_seed
         )
     else:
-        teacher = draw(pool & known, "teacher", fraction or 1.0)
+        teacher = _draw_share(labelled_pool, label, fraction or 1.0, teacher_seed)
     _check_teacher(teacher, label, class_names)
     excluded = {class_names.index(name) for name in excluded_classes}
     allowed = {e for e in pool if e not in known or label[e] not in excluded}
@@ -182,6 +176,28 @@ def summarise_splits(
     )
     table = totals.join(classes.reindex(columns=columns, fill_value=0))
     return table.reindex(list(ROLES)).reset_index()
+
+
+def _hold_out(
+    examples: pd.DataFrame,
+    label: Mapping[int, int],
+    known: set[int],
+    *,
+    seed: int,
+    test_fraction: float,
+    validation_fraction: float,
+) -> tuple[set[int], set[int], set[int]]:
+    """Test, validation, and the pool that is left, free of copies of either."""
+    in_test = set(examples.loc[examples["partition"] == "test", "example_id"])
+    test = (in_test & known) or _draw_per_class(
+        known, label, share=test_fraction, seed=derive_seed(seed, "test")
+    )
+    # A test image without a label can be neither scored nor trained on.
+    rest = _without_copies(set(examples["example_id"]), of=test, examples=examples) - in_test
+    validation = _draw_per_class(
+        rest & known, label, share=validation_fraction, seed=derive_seed(seed, "validation")
+    )
+    return test, validation, _without_copies(rest, of=validation, examples=examples)
 
 
 def _check_class_names(excluded: Collection[str], class_names: Sequence[str]) -> None:

@@ -3,8 +3,8 @@
 import json
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -110,47 +110,75 @@ def train_students(
     _check_soft_targets(soft_targets, objective, data, policy=policy, num_views=num_views)
     rows = _arm_rows(data, open_rows, soft_targets, objective, device)
     preprocessing = data.measure(open_rows["example_id"].to_numpy())
-    steps_per_epoch = math.ceil(len(open_rows) / settings.batch_size)
-    teacher = [] if soft_targets is None else soft_targets.manifest.provenance.teacher_fingerprints
-    checkpoints, history = [], []
-    for replicate in range(num_replicates):
-        replicate_seed = derive_seed(seed, "replicate", replicate)
-        classifier = build_untrained(
+    base = TrainingPlan(
+        rows=rows,
+        validation=data.validation(device),
+        objective=objective,
+        settings=settings,
+        steps_per_epoch=math.ceil(len(open_rows) / settings.batch_size),
+        seed=seed,
+        policy=policy,
+        num_views=num_views,
+    )
+
+    def initial(weights_seed: int) -> Classifier:
+        return build_untrained(
             architecture=model["name"],
             arguments=model["arguments"],
             preprocessing=preprocessing,
             num_classes=len(data.images.class_names),
-            seed=derive_seed(replicate_seed, "weights"),
+            seed=weights_seed,
         )
-        plan = TrainingPlan(
-            rows=rows,
-            validation=data.validation(device),
-            objective=objective,
-            settings=settings,
-            steps_per_epoch=steps_per_epoch,
-            seed=replicate_seed,
-            policy=policy,
-            num_views=num_views,
-            replicate=replicate,
-        )
-        facts = {
-            "teacher": list(teacher),
-            "num_training_rows": len(rows),
-            "parameters": dict(parameters),
-            # Evaluation refuses to compare arms that differ in any of these.
-            "shared": {
-                "seed": seed,
-                "model": dict(model),
-                "training": asdict(settings),
-                "views": policy.description | {"num_views": num_views},
-            },
-        }
+
+    teacher = [] if soft_targets is None else soft_targets.manifest.provenance.teacher_fingerprints
+    # Evaluation refuses to compare arms that differ in any of what they share.
+    shared = {
+        "seed": seed,
+        "model": dict(model),
+        "training": asdict(settings),
+        "views": _views(base),
+    }
+    facts = {"teacher": list(teacher), "parameters": dict(parameters), "shared": shared}
+    seeds = [derive_seed(seed, "replicate", replicate) for replicate in range(num_replicates)]
+    plans = [replace(base, seed=own, replicate=r) for r, own in enumerate(seeds)]
+    return train_each(plans, initial=initial, data=data, model=model, facts=facts, states=states)
+
+
+def train_each(
+    plans: Iterable[TrainingPlan],
+    *,
+    initial: Callable[[int], Classifier],
+    data: TrainingData,
+    model: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    states: StateFolder,
+) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
+    """Train one model after another: an arm's replicates, or a teacher's members.
+
+    Args:
+        plans: One per model.
+        initial: Builds a model from the seed of its weights.
+        data: For the fingerprints.
+        model: `name` and `arguments` of the architecture.
+        facts: What each checkpoint is to hold beside what is told of every training.
+        states: Where interrupted trainings are kept.
+
+    Returns:
+        One checkpoint per plan, and the history: a row per model and epoch.
+    """
+    checkpoints, history = [], []
+    for plan in plans:
+        classifier = initial(derive_seed(plan.seed, "weights"))
         checkpoint, record = train_and_describe(
             classifier, plan, data=data, model=model, facts=facts, states=states
         )
         checkpoints.append(checkpoint)
         history += record.history
     return checkpoints, pd.DataFrame(history)
+
+
+def _views(plan: TrainingPlan) -> dict[str, Any]:
+    return plan.policy.description | {"num_views": plan.num_views}
 
 
 def _training_key(classifier: Classifier, plan: TrainingPlan, facts: Mapping[str, Any]) -> str:
@@ -197,6 +225,8 @@ def train_and_describe(
         "seed": plan.seed,
         "images": data.images.fingerprint,
         "splits": split_fingerprint(data.splits),
+        "views": _views(plan),
+        "num_training_rows": len(plan.rows),
         **facts,
     }
     parameters = {**facts["parameters"], "num_training_rows": facts["num_training_rows"]}

@@ -34,7 +34,7 @@ from kd_pipeline.randomness import derive_seed
 from kd_pipeline.training.engine import TrainingPlan
 from kd_pipeline.training.rows import TrainingRows, pixel_reader
 from kd_pipeline.training.settings import TrainingSettings
-from kd_pipeline.training.students import TrainingData, train_and_describe
+from kd_pipeline.training.students import TrainingData, train_each
 
 HISTORY_COLUMNS = ("replicate", "epoch", "step")
 
@@ -78,33 +78,28 @@ def train_teachers(
         pixels_of=pixel_reader(data.images, ids, device=device),
         labels=data.labels_of(ids).to(device),
     )
-    checkpoints, history = [], []
-    for member in range(num_members):
-        member_seed = derive_seed(seed, "member", member)
-        plan = TrainingPlan(
+    seeds = [derive_seed(seed, "member", member) for member in range(num_members)]
+    plans = [
+        TrainingPlan(
             rows=rows,
             validation=data.validation(device),
             objective=Objective(label_smoothing=label_smoothing),
             settings=settings,
             steps_per_epoch=math.ceil(len(ids) / settings.batch_size),
-            seed=member_seed,
-            policy=ViewPolicy(derive_seed(member_seed, "views"), tuple(transforms)),
+            seed=own,
+            policy=ViewPolicy(derive_seed(own, "views"), tuple(transforms)),
             replicate=member,
         )
-        facts = {
-            "views": plan.policy.description,
-            "num_training_rows": len(rows),
-            "parameters": dict(parameters),
-        }
-        classifier = initial_teacher(
-            data, model, pretrained, seed=derive_seed(member_seed, "weights")
-        )
-        checkpoint, record = train_and_describe(
-            classifier, plan, data=data, model=model, facts=facts, states=states
-        )
-        checkpoints.append(checkpoint)
-        history += record.history
-    return checkpoints, pd.DataFrame(history)
+        for member, own in enumerate(seeds)
+    ]
+    return train_each(
+        plans,
+        initial=lambda weights_seed: initial_teacher(data, model, pretrained, seed=weights_seed),
+        data=data,
+        model=model,
+        facts={"parameters": dict(parameters)},
+        states=states,
+    )
 
 
 def adopt_checkpoints(data: TrainingData, folders: Sequence[str]) -> list[ModelCheckpoint]:
