@@ -62,4 +62,6 @@ def _bar(description: str, total: int, unit: str) -> "tqdm[Any]":
         delay=BAR_DELAY_SECONDS,
         leave=False,
         dynamic_ncols=True,
+        # Else a long detail leaves the bar no room at all.
+        bar_format="{l_bar}{bar:12}{r_bar}",
     )
