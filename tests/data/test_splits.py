@@ -164,7 +164,7 @@ def test_a_class_of_which_the_teacher_would_see_nothing_is_refused() -> None:
     examples = table()
     rare = examples["example_id"].isin(range(5, 90, 3))  # One image of class c is left.
     few = examples[~rare]
-    with pytest.raises(ParameterError, match="an example of every class, .* got 'none of c'"):
+    with pytest.raises(ParameterError, match=r"an example of every class, .* got 'none of c'"):
         split(few, labels_per_class=None, fraction=0.5)
 
 
