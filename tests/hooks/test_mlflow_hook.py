@@ -239,3 +239,11 @@ def test_code_without_git_is_no_reason_to_fail(
     assert "mlflow.source.git.commit" not in describe_process(tmp_path)
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert describe_process(tmp_path)["kd.host"]
+
+
+def test_without_mlflow_the_comparison_says_where_it_comes_from_all_the_same() -> None:
+    hook = MLflowHook()
+    comparison = {"group": None, "env": None}
+    hook.after_node_run({"comparison": comparison})
+    assert comparison["env"] == "base"
+    assert comparison["group"]

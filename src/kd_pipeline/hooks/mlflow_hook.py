@@ -134,6 +134,8 @@ class MLflowHook:
         """Log what the node made. Kedro saves the outputs after this."""
         self._facts.look_at(outputs)
         if self._book is None:
+            if COMPARISON in outputs:  # Without MLflow too, the file says where it comes from.
+                outputs[COMPARISON].update(group=new_group(), env=self._env)
             return
         for name, value in outputs.items():
             if name.endswith(CHECKPOINTS):
