@@ -70,14 +70,14 @@ def split_examples(
         test_fraction=test_fraction,
         validation_fraction=validation_fraction,
     )
-    labelled_pool, teacher_seed = pool & known, derive_seed(seed, "teacher")
-    if labels_per_class is not None:
-        teacher = _draw_count_per_class(
-            labelled_pool, label, class_names, count=labels_per_class, seed=teacher_seed
-        )
-    else:
-        teacher = _draw_share(labelled_pool, label, fraction or 1.0, teacher_seed)
-    _check_teacher(teacher, label, class_names)
+    teacher = _draw_teacher(
+        pool & known,
+        label,
+        class_names,
+        labels_per_class=labels_per_class,
+        fraction=fraction,
+        seed=derive_seed(seed, "teacher"),
+    )
     excluded = {class_names.index(name) for name in excluded_classes}
     allowed = {e for e in pool if e not in known or label[e] not in excluded}
     eligible = {"equal": teacher, "overlapping": pool, "disjoint": pool - teacher}[relation]
@@ -88,16 +88,13 @@ def split_examples(
         rule = "leave at least one example in the transfer set"
         raise ParameterError("transfer_split.transfer", rule, relation)
     usable = known if labelled else known & teacher
-    splits = pd.concat(
-        [
-            _rows("teacher_train", teacher, use_label=teacher, for_student=teacher & allowed),
-            _rows("transfer", transfer, use_label=transfer & usable, for_student=transfer),
-            _rows("validation", validation, use_label=validation, for_student=set()),
-            _rows("test", test, use_label=test, for_student=set()),
-        ],
-        ignore_index=True,
-    )
-    return check_splits(splits)
+    tables = [
+        _rows("teacher_train", teacher, use_label=teacher, for_student=teacher & allowed),
+        _rows("transfer", transfer, use_label=transfer & usable, for_student=transfer),
+        _rows("validation", validation, use_label=validation, for_student=set()),
+        _rows("test", test, use_label=test, for_student=set()),
+    ]
+    return check_splits(pd.concat(tables, ignore_index=True))
 
 
 def check_splits(splits: pd.DataFrame) -> pd.DataFrame:
@@ -210,14 +207,25 @@ def _check_class_names(excluded: Collection[str], class_names: Sequence[str]) ->
         raise ParameterError(name, "leave at least one class", list(excluded))
 
 
-def _check_teacher(
-    teacher: Collection[int], label: Mapping[int, int], class_names: Sequence[str]
-) -> None:
+def _draw_teacher(
+    ids: Collection[int],
+    label: Mapping[int, int],
+    class_names: Sequence[str],
+    *,
+    labels_per_class: int | None,
+    fraction: float | None,
+    seed: int,
+) -> set[int]:
+    """The teacher's examples, some of every class."""
+    if labels_per_class is not None:
+        return _draw_count_per_class(ids, label, class_names, count=labels_per_class, seed=seed)
+    teacher = _draw_share(ids, label, fraction or 1.0, seed)
     taught = {int(label[e]) for e in teacher}
     missing = [name for index, name in enumerate(class_names) if index not in taught]
     if missing:
         rule = "leave the teacher an example of every class, beside test and validation"
         raise ParameterError("transfer_split.teacher", rule, f"none of {', '.join(missing[:5])}")
+    return teacher
 
 
 def _order(ids: Collection[int], seed: int) -> list[int]:

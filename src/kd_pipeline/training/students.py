@@ -109,7 +109,6 @@ def train_students(
     open_rows = student_rows(data.splits)
     _check_soft_targets(soft_targets, objective, data, policy=policy, num_views=num_views)
     rows = _arm_rows(data, open_rows, soft_targets, objective, device)
-    preprocessing = data.measure(open_rows["example_id"].to_numpy())
     base = TrainingPlan(
         rows=rows,
         validation=data.validation(device),
@@ -120,15 +119,6 @@ def train_students(
         policy=policy,
         num_views=num_views,
     )
-
-    def initial(weights_seed: int) -> Classifier:
-        return build_untrained(
-            architecture=model["name"],
-            arguments=model["arguments"],
-            preprocessing=preprocessing,
-            num_classes=len(data.images.class_names),
-            seed=weights_seed,
-        )
 
     teacher = [] if soft_targets is None else soft_targets.manifest.provenance.teacher_fingerprints
     # Evaluation refuses to compare arms that differ in any of what they share.
@@ -141,7 +131,23 @@ def train_students(
     facts = {"teacher": list(teacher), "parameters": dict(parameters), "shared": shared}
     seeds = [derive_seed(seed, "replicate", replicate) for replicate in range(num_replicates)]
     plans = [replace(base, seed=own, replicate=r) for r, own in enumerate(seeds)]
+    initial = _untrained(data, model, data.measure(open_rows["example_id"].to_numpy()))
     return train_each(plans, initial=initial, data=data, model=model, facts=facts, states=states)
+
+
+def _untrained(
+    data: TrainingData, model: Mapping[str, Any], preprocessing: Preprocessing
+) -> Callable[[int], Classifier]:
+    def initial(weights_seed: int) -> Classifier:
+        return build_untrained(
+            architecture=model["name"],
+            arguments=model["arguments"],
+            preprocessing=preprocessing,
+            num_classes=len(data.images.class_names),
+            seed=weights_seed,
+        )
+
+    return initial
 
 
 def train_each(
