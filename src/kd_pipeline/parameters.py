@@ -146,6 +146,11 @@ class ViewsParams(_Params):
     transforms: tuple[Transform, ...] = ()
     """Applied in this order; none is the clean image."""
 
+    def policy_arguments(self) -> dict[str, Any]:
+        """What `ViewPolicy` takes: one way for all who draw, cache or check these views."""
+        transforms = self.model_dump(mode="json")["transforms"]
+        return {"seed": self.seed, "transforms": tuple(transforms)}
+
     @model_validator(mode="after")
     def _clean_views_are_all_alike(self) -> Self:
         if self.num_views > 1 and not self.transforms:

@@ -21,6 +21,7 @@ from kd_pipeline.models.checkpoint import (
     snapshot,
 )
 from kd_pipeline.models.preprocessing import Preprocessing
+from kd_pipeline.soft_targets.store import SoftTargets
 
 POLICY = ViewPolicy(5, ({"name": "shift", "max_pixels": 2}, {"name": "horizontal_flip"}))
 
@@ -84,21 +85,25 @@ def test_every_row_is_predicted_in_order_whatever_the_batch(images: ImageSet) ->
     assert (last.done, last.total) == (5, 5)
 
 
+def label_clean(teacher: ModelCheckpoint, images: ImageSet, splits: pd.DataFrame) -> SoftTargets:
+    return label_transfer_set(
+        [teacher],
+        images,
+        ids_with_role(splits, "transfer"),
+        splits_fingerprint="s",
+        policy=ViewPolicy(),
+        num_views=1,
+        batch_size=8,
+        device="cpu",
+        precision="float32",
+    )
+
+
 def test_a_teacher_of_other_classes_is_refused(images: ImageSet, splits: pd.DataFrame) -> None:
     with pytest.raises(
         CheckpointError, match=r"`teacher\.checkpoints` must have the images' classes"
     ):
-        label_transfer_set(
-            [member(0, ("x", "y", "z"))],
-            images,
-            ids_with_role(splits, "transfer"),
-            splits_fingerprint="s",
-            policy=ViewPolicy(),
-            num_views=1,
-            batch_size=8,
-            device="cpu",
-            precision="float32",
-        )
+        label_clean(member(0, ("x", "y", "z")), images, splits)
 
 
 @pytest.mark.parametrize("what", ["images", "splits"])
@@ -107,14 +112,4 @@ def test_a_teacher_of_another_split_is_refused(
 ) -> None:
     stale = replace(member(0, images.class_names), facts={what: "older"})
     with pytest.raises(StaleArtefactError, match=f"were trained on other {what}"):
-        label_transfer_set(
-            [stale],
-            images,
-            ids_with_role(splits, "transfer"),
-            splits_fingerprint="s",
-            policy=ViewPolicy(),
-            num_views=1,
-            batch_size=8,
-            device="cpu",
-            precision="float32",
-        )
+        label_clean(stale, images, splits)

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from kd_pipeline import events
 from kd_pipeline.errors import our_cause
 from kd_pipeline.hooks.inputs import InputFacts
+from kd_pipeline.hooks.training_guard import CHECKPOINTS, training_nodes
 from kd_pipeline.tracking.journal import Journal
 from kd_pipeline.tracking.operations import DatasetFacts
 from kd_pipeline.tracking.runs import RunBook, new_group
@@ -33,7 +34,6 @@ from kd_pipeline.tracking.unsent import Unsent, find_unsent
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS = ".checkpoints"
 METRICS = "metrics"
 COMPARISON = "comparison"
 REPORT = "report"
@@ -87,7 +87,7 @@ class MLflowHook:
         self._abandon()
         outputs = pipeline.all_outputs()
         compares = COMPARISON in outputs
-        trains = any(name.endswith(CHECKPOINTS) for name in outputs)
+        trains = bool(training_nodes(pipeline))
         if not self._settings.enabled or not (compares or trains or METRICS in outputs):
             return
         self._begin(",".join(run_params.get("pipeline_names") or ["__default__"]))

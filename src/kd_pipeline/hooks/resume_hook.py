@@ -6,7 +6,8 @@ from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
 from kedro.pipeline.node import Node
 
-CHECKPOINTS = ".checkpoints"
+from kd_pipeline.hooks.training_guard import CHECKPOINTS
+
 STATES = ".training_states"
 
 

@@ -64,7 +64,7 @@ def check_cache(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:
     if "splits" in free and catalog.exists("splits"):
         expected["splits_fingerprint"] = split_fingerprint(catalog.load("splits"))
     views = ViewsParams.model_validate(catalog.load("params:views"))
-    policy = ViewPolicy(views.seed, tuple(views.model_dump(mode="json")["transforms"]))
+    policy = ViewPolicy(**views.policy_arguments())
     expected |= {"view_policy": policy.description, "num_views": views.num_views}
     check_provenance(catalog.load(SOFT_TARGETS).manifest.provenance, **expected)
 

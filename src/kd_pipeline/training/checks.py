@@ -5,12 +5,11 @@ from typing import Any
 
 from kd_pipeline.data.splits import ids_with_role
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.models.checkpoint import build_untrained
 from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.predict import resolve_device
 from kd_pipeline.training.optimisation import build_optimiser, build_schedule
 from kd_pipeline.training.settings import TrainingSettings
-from kd_pipeline.training.students import TrainingData
+from kd_pipeline.training.students import TrainingData, untrained
 from kd_pipeline.training.teachers import adopt_checkpoints, initial_teacher
 
 
@@ -46,14 +45,8 @@ def check_student(
         ParameterError: With a name that begins with `student`.
     """
     try:
-        classifier = build_untrained(
-            architecture=model["name"],
-            arguments=model["arguments"],
-            preprocessing=data.measure(ids_with_role(data.splits, "validation")),
-            num_classes=len(data.images.class_names),
-            seed=0,
-        )
-        _check_training(classifier, settings)
+        preprocessing = data.measure(ids_with_role(data.splits, "validation"))
+        _check_training(untrained(data, model, preprocessing)(0), settings)
     except ParameterError as error:
         raise error.within("student") from error
 

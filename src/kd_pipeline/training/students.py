@@ -131,13 +131,15 @@ def train_students(
     facts = {"teacher": list(teacher), "parameters": dict(parameters), "shared": shared}
     seeds = [derive_seed(seed, "replicate", replicate) for replicate in range(num_replicates)]
     plans = [replace(base, seed=own, replicate=r) for r, own in enumerate(seeds)]
-    initial = _untrained(data, model, data.measure(open_rows["example_id"].to_numpy()))
+    initial = untrained(data, model, data.measure(open_rows["example_id"].to_numpy()))
     return train_each(plans, initial=initial, data=data, model=model, facts=facts, states=states)
 
 
-def _untrained(
+def untrained(
     data: TrainingData, model: Mapping[str, Any], preprocessing: Preprocessing
 ) -> Callable[[int], Classifier]:
+    """Build a model of the images' classes from the seed of its weights, as often as called."""
+
     def initial(weights_seed: int) -> Classifier:
         return build_untrained(
             architecture=model["name"],
@@ -187,12 +189,18 @@ def _views(plan: TrainingPlan) -> dict[str, Any]:
     return plan.policy.description | {"num_views": plan.num_views}
 
 
-def _training_key(classifier: Classifier, plan: TrainingPlan, facts: Mapping[str, Any]) -> str:
+def _training_key(
+    classifier: Classifier,
+    plan: TrainingPlan,
+    facts: Mapping[str, Any],
+    model: Mapping[str, Any],
+) -> str:
     """Equal keys mean equal trainings: all that one depends on, the initial weights included."""
     rows = {"example_ids": plan.rows.example_ids, "labels": plan.rows.labels}
     if plan.rows.teacher_logits is not None:
         rows["teacher_logits"] = plan.rows.teacher_logits
-    text = json.dumps([dict(facts), asdict(plan.settings), asdict(plan.objective)], sort_keys=True)
+    settings = asdict(plan.settings), asdict(plan.objective), dict(model)
+    text = json.dumps([dict(facts), *settings], sort_keys=True)
     return tensors_digest({**rows, **classifier.network.state_dict()}, text)
 
 
@@ -240,7 +248,7 @@ def train_and_describe(
         TrainingStarted(plan.replicate, parameters, plan.settings.num_epochs, plan.steps_per_epoch)
     )
     record = train_classifier(
-        classifier, plan, states=states, key=_training_key(classifier, plan, facts)
+        classifier, plan, states=states, key=_training_key(classifier, plan, facts, model)
     )
     state = classifier.network.state_dict().values()
     costs = {

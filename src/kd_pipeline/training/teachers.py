@@ -16,7 +16,6 @@ from kd_pipeline.errors import StaleArtefactError
 from kd_pipeline.losses.objective import Objective
 from kd_pipeline.models.checkpoint import (
     ModelCheckpoint,
-    build_untrained,
     check_classes,
     read_checkpoint,
 )
@@ -34,7 +33,7 @@ from kd_pipeline.randomness import derive_seed
 from kd_pipeline.training.engine import TrainingPlan
 from kd_pipeline.training.rows import TrainingRows, pixel_reader
 from kd_pipeline.training.settings import TrainingSettings
-from kd_pipeline.training.students import TrainingData, train_each
+from kd_pipeline.training.students import TrainingData, train_each, untrained
 
 HISTORY_COLUMNS = ("replicate", "epoch", "step")
 
@@ -136,26 +135,14 @@ def initial_teacher(
     """A member before its training: from scratch, or from pretrained weights."""
     measured = data.measure(ids_with_role(data.splits, "teacher_train"))
     if pretrained is None:
-        return build_untrained(
-            architecture=model["name"],
-            arguments=model["arguments"],
-            preprocessing=measured,
-            num_classes=len(data.images.class_names),
-            seed=seed,
-        )
+        return untrained(data, model, measured)(seed)
     weights = load_weights(model["name"], weights=pretrained["weights"], file=pretrained["file"])
     mean, std = weights.normalisation or declared_normalisation(model["name"]) or (None, None)
     if mean is not None and std is not None:
         if measured.shape[0] == 1:  # The network repeats a grey channel after normalising it.
             mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
         measured = Preprocessing(measured.shape, tuple(mean), tuple(std))
-    classifier = build_untrained(
-        architecture=model["name"],
-        arguments=model["arguments"],
-        preprocessing=measured,
-        num_classes=len(data.images.class_names),
-        seed=seed,
-    )
+    classifier = untrained(data, model, measured)(seed)
     same_classes = weights.class_names == data.images.class_names
     fresh = adopt_weights(classifier.network, weights.state, same_classes=same_classes)
     if fresh:

@@ -36,13 +36,12 @@ def cache_soft_targets(
     from kd_pipeline.data.views import ViewPolicy
     from kd_pipeline.labelling.soft_targets import label_transfer_set
 
-    settings = views.model_dump(mode="json")
     return label_transfer_set(
         checkpoints,
         images,
         ids_with_role(splits, "transfer"),
         splits_fingerprint=split_fingerprint(splits),
-        policy=ViewPolicy(views.seed, tuple(settings["transforms"])),
+        policy=ViewPolicy(**views.policy_arguments()),
         num_views=views.num_views,
         batch_size=params.batch_size,
         device=params.device,

@@ -107,7 +107,7 @@ def _train(
         settings=TrainingSettings(**shared["training"]),
         seed=student.seed,
         num_replicates=student.num_replicates,
-        policy=ViewPolicy(views.seed, tuple(seen["transforms"])),
+        policy=ViewPolicy(**views.policy_arguments()),
         num_views=views.num_views,
         parameters={**shared, **own, "views": seen},
         states=training_states,
