@@ -10,10 +10,11 @@ import pytest
 from kedro.config import OmegaConfigLoader
 from kedro.validation.exceptions import ParameterValidationError
 from kedro.validation.parameter_validator import ParameterValidator
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from kd_pipeline import parameters as models
 from kd_pipeline import settings
+from kd_pipeline.parameters.base import Params
 from kd_pipeline.pipeline_registry import register_pipelines
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -224,11 +225,7 @@ def test_a_list_of_nothing_is_no_teacher() -> None:
 
 
 def test_every_model_is_frozen_and_knows_no_other_key() -> None:
-    classes = [
-        value
-        for value in vars(models).values()
-        if isinstance(value, type) and issubclass(value, BaseModel) and value is not BaseModel
-    ]
+    classes = Params.__subclasses__()
     assert len(classes) > 20
     for kind in classes:
         assert kind.model_config["frozen"]
