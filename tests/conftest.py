@@ -1,5 +1,9 @@
 """Shared by all tests: quiet threads, no deadlines, and a small image set."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +11,9 @@ import torch
 from hypothesis import settings
 
 from kd_pipeline.data.images import ImageSet
+
+if TYPE_CHECKING:
+    from kd_pipeline.soft_targets.store import SoftTargets
 
 # Tests run on busy machines: a slow one is not a wrong one.
 settings.register_profile("house", deadline=None, max_examples=40, derandomize=True)
@@ -54,3 +61,47 @@ def splits(images: ImageSet, examples: pd.DataFrame) -> pd.DataFrame:
         validation_fraction=0.1,
         labels_per_class=4,
     )
+
+
+MakeCache = Callable[..., "SoftTargets"]
+
+
+@pytest.fixture(scope="session")
+def make_cache() -> MakeCache:
+    """A cache of the transfer set by a teacher that is right with a logit of 6.
+
+    Called with a folder, images and splits; `logits`, `encoding`, `facts` and `rows_per_part` go
+    to the store, whatever else there is changes its provenance.
+    """
+    from kd_pipeline.data.splits import ids_with_role, split_fingerprint
+    from kd_pipeline.data.views import ViewPolicy
+    from kd_pipeline.soft_targets.manifest import Provenance
+    from kd_pipeline.soft_targets.store import write_soft_targets
+
+    def make(
+        folder: Path, images: ImageSet, splits: pd.DataFrame, *, logits: Any = None, **changes: Any
+    ) -> "SoftTargets":
+        ids = ids_with_role(splits, "transfer")
+        right = np.eye(3, dtype=np.float32)[images.positions(ids) % 3] * 6
+        storing = {
+            k: changes.pop(k) for k in changes.keys() & {"encoding", "facts", "rows_per_part"}
+        }
+        provenance: dict[str, Any] = {
+            "class_names": images.class_names,
+            "teacher_fingerprints": ("t",),
+            "images_fingerprint": images.fingerprint,
+            "splits_fingerprint": split_fingerprint(splits),
+            "view_policy": ViewPolicy().description,
+            "num_views": 1,
+            **changes,
+        }
+        members, views = len(provenance["teacher_fingerprints"]), provenance["num_views"]
+        return write_soft_targets(
+            folder,
+            [[right] * views] * members if logits is None else logits,
+            ids,
+            provenance=Provenance(**provenance),
+            **storing,
+        )
+
+    return make

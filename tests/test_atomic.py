@@ -1,10 +1,10 @@
-"""replace_folder: whole or not at all."""
+"""Files and folders: whole or not at all."""
 
 from pathlib import Path
 
 import pytest
 
-from kd_pipeline.atomic import replace_folder
+from kd_pipeline.atomic import move_folder, replace_file, replace_folder
 
 
 def write(path: Path, text: str) -> None:
@@ -64,3 +64,59 @@ def test_refuses_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file")
     with pytest.raises(NotADirectoryError, match="not a folder"):
         write(tmp_path / "store", "x")
+
+
+def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("first")
+    with replace_file(path) as temporary:
+        temporary.write_text("sec")
+        assert path.read_text() == "first"
+        temporary.write_text("second")
+    assert path.read_text() == "second"
+    with pytest.raises(RuntimeError, match="half way"), replace_file(path) as temporary:
+        temporary.write_text("third")
+        raise RuntimeError("half way")
+    assert path.read_text() == "second"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_filled_folder_takes_the_place_of_another(tmp_path: Path) -> None:
+    path, filled = tmp_path / "deep" / "store", tmp_path / "filled"
+    write(path, "first")
+    write(filled, "second")
+    left = path.parent / ".store.old-12345678"
+    left.mkdir()  # By a run that was killed between its renames.
+    move_folder(filled, path)
+    assert (path / "inner" / "a.txt").read_text() == "second"
+    assert not filled.exists()
+    assert [p.name for p in path.parent.iterdir()] == ["store"]
+
+
+def test_a_filled_folder_does_not_replace_a_file(tmp_path: Path) -> None:
+    write(tmp_path / "filled", "x")
+    (tmp_path / "store").write_text("a file")
+    with pytest.raises(NotADirectoryError, match="not a folder"):
+        move_folder(tmp_path / "filled", tmp_path / "store")
+    assert (tmp_path / "filled").is_dir()
+
+
+def test_a_folder_of_another_file_system_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, filled = tmp_path / "store", tmp_path / "elsewhere" / "filled"
+    write(path, "first")
+    write(filled, "second")
+    stat = Path.stat
+
+    class Elsewhere:
+        st_dev = -1
+
+    def other_device(self: Path, **rest: bool) -> object:
+        return Elsewhere() if self == filled else stat(self, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", other_device)
+        move_folder(filled, path)
+    assert (path / "inner" / "a.txt").read_text() == "second"
+    assert not filled.exists()

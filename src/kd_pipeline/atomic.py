@@ -1,6 +1,8 @@
-"""Folders that appear whole or not at all, however a run ends."""
+"""Files and folders that appear whole or not at all, however a run ends."""
 
+import glob
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -42,9 +44,55 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def replace_file(path: str | Path) -> Iterator[Path]:
+    """Write a file beside its final place and rename it over that once it is on disk.
+
+    If the block raises, the file at `path` stays as it was. Killed at any instant, `path` is the
+    old file or the whole new one; what may be left is a hidden `.new` file beside it, which the
+    next writing takes over.
+
+    Yields:
+        Where to write the file.
+    """
+    path = Path(path).absolute()
+    temporary = path.parent / f".{path.name}{_NEW[:-1]}"
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def move_folder(filled: str | Path, path: str | Path) -> None:
+    """Put a folder that is already filled where another one is, whole or not at all.
+
+    Args:
+        filled: The folder; it is gone afterwards. From another file system it is copied first.
+        path: Where it is to be; parents are made, a folder there is replaced.
+
+    Raises:
+        NotADirectoryError: If `path` is there and is not a folder.
+    """
+    filled, path = Path(filled).absolute(), Path(path).absolute()
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{path} is in the way: it is not a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if filled.stat().st_dev != path.parent.stat().st_dev:
+        with replace_folder(path) as temporary:
+            shutil.copytree(filled, temporary, dirs_exist_ok=True)
+        shutil.rmtree(filled)
+        return
+    _sync_tree(filled)
+    _swap_in(filled, path)
+    _sync(filled.parent)
+
+
 def _swap_in(temporary: Path, path: Path) -> None:
     # POSIX cannot rename onto a folder that has files in it: the old one steps aside first.
-    old = Path(f"{path.parent / ('.' + path.name)}{_OLD}{temporary.name.rpartition('-')[2]}")
+    old = path.parent / f".{path.name}{_OLD}{secrets.token_hex(4)}"
     had_old = path.exists()
     if had_old:
         path.rename(old)
@@ -55,8 +103,9 @@ def _swap_in(temporary: Path, path: Path) -> None:
             old.rename(path)
         raise
     _sync(path.parent)
-    if had_old:
-        shutil.rmtree(old, ignore_errors=True)
+    # Also what a run that was killed between its renames left aside.
+    for left in path.parent.glob(f".{glob.escape(path.name)}{_OLD}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _sync_tree(folder: Path) -> None:

@@ -6,7 +6,7 @@ listen. An event has no role: the listener knows which Kedro node, and so which 
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -57,12 +57,32 @@ Event = TrainingStarted | EpochEnded | TrainingEnded | Progress
 Listener = Callable[[Event], None]
 
 _listeners: list[Listener] = []
+_longer_loops: list[tuple[str, int, int]] = []
 
 
 def emit(event: Event) -> None:
     """Hand an event to every listener, in the order in which they came."""
+    if isinstance(event, Progress):
+        for description, done, total in reversed(_longer_loops):
+            event = replace(event, description=description, done=done + event.done, total=total)
     for listener in tuple(_listeners):
         listener(event)
+
+
+@contextmanager
+def part_of(description: str, *, done: int, total: int) -> Iterator[None]:
+    """Tell every `Progress` emitted inside the block as a stretch of one longer loop.
+
+    Args:
+        description: Of the longer loop.
+        done: How far it was before.
+        total: How long it is.
+    """
+    _longer_loops.append((description, done, total))
+    try:
+        yield
+    finally:
+        _longer_loops.pop()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Soft targets through the catalog: what was saved is loaded, and damage is refused."""
+"""Soft targets through the catalog: moved in whole, opened by a handle, and damage is refused."""
 
 from pathlib import Path
 
@@ -6,18 +6,21 @@ import numpy as np
 import pytest
 from kedro.io.core import DatasetError
 
-from kd_pipeline.datasets.soft_targets import SoftTargetsDataset
+from kd_pipeline.datasets.soft_targets import SoftTargetPartsDataset, SoftTargetsDataset
 from kd_pipeline.errors import StaleArtefactError
 from kd_pipeline.soft_targets.manifest import Provenance
-from kd_pipeline.soft_targets.store import SoftTargets, make_soft_targets
+from kd_pipeline.soft_targets.store import SoftTargets, write_soft_targets
 
 PROVENANCE = Provenance(("a", "b"), ("t",), "i", "s", {"seed": 0, "transforms": []}, 1)
+LOGITS = np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)
+PART = "part-t000-v00000-s00000.parquet"
 
 
-def make(count: int, teacher: str = "t") -> SoftTargets:
-    logits = np.random.default_rng(0).normal(size=(count, 2)).astype(np.float32)
+def make(folder: Path, count: int, teacher: str = "t") -> SoftTargets:
     provenance = Provenance(**{**vars(PROVENANCE), "teacher_fingerprints": (teacher,)})
-    return make_soft_targets([[logits]], np.arange(count), provenance=provenance)
+    return write_soft_targets(
+        folder, [[LOGITS[:count]]], np.arange(count), provenance=provenance, rows_per_part=5
+    )
 
 
 @pytest.fixture
@@ -25,34 +28,56 @@ def dataset(tmp_path: Path) -> SoftTargetsDataset:
     return SoftTargetsDataset(filepath=str(tmp_path / "soft_targets"))
 
 
-def test_round_trip(dataset: SoftTargetsDataset) -> None:
+def test_what_is_saved_is_moved_and_opened(dataset: SoftTargetsDataset, tmp_path: Path) -> None:
     assert not dataset.exists()
-    dataset.save(make(9))
+    dataset.save(make(tmp_path / "staged", 9))
     assert dataset.exists()
+    assert not (tmp_path / "staged").exists()
     read = dataset.load()
-    np.testing.assert_array_equal(read.logits, make(9).logits)
+    assert read.folder == tmp_path / "soft_targets"
+    stored = np.concatenate([part.logits for part in read.parts()])
+    np.testing.assert_array_equal(stored, LOGITS.astype(np.float16))
     assert read.manifest.provenance == PROVENANCE
 
 
-def test_a_new_cache_replaces_the_old_one_whole(dataset: SoftTargetsDataset) -> None:
+def test_a_new_cache_replaces_the_old_one_whole(
+    dataset: SoftTargetsDataset, tmp_path: Path
+) -> None:
     """A part of an earlier run that stays beside the new ones would be read as new."""
-    dataset.save(make(9))
-    dataset.save(make(4, teacher="u"))
+    dataset.save(make(tmp_path / "staged", 9))
+    dataset.save(make(tmp_path / "staged", 4, teacher="u"))
     read = dataset.load()
     assert len(read.example_ids) == 4
     assert read.manifest.provenance.teacher_fingerprints == ("u",)
+    assert sorted(path.name for path in read.folder.iterdir()) == ["manifest.json", PART]
+
+
+def test_saving_what_is_there_already_keeps_it(dataset: SoftTargetsDataset, tmp_path: Path) -> None:
+    dataset.save(make(tmp_path / "staged", 9))
+    dataset.save(dataset.load())
+    assert len(dataset.load().example_ids) == 9
 
 
 def test_a_missing_manifest_and_a_damaged_part_are_refused(
     dataset: SoftTargetsDataset, tmp_path: Path
 ) -> None:
-    dataset.save(make(9))
-    part = tmp_path / "soft_targets/part-00000.parquet"
+    dataset.save(make(tmp_path / "staged", 9))
+    part = tmp_path / "soft_targets" / PART
     part.write_bytes(part.read_bytes()[:-1])
-    with pytest.raises(DatasetError, match="checksum differs") as caught:
+    with pytest.raises(DatasetError, match=f"{PART} is damaged") as caught:
         dataset.load()
     assert isinstance(caught.value.__cause__, StaleArtefactError)
     (tmp_path / "soft_targets/manifest.json").unlink()
     assert not dataset.exists()
     with pytest.raises(DatasetError, match="kedro run --pipelines=soft_target_caching"):
         dataset.load()
+
+
+def test_parts_are_handed_out_and_never_saved(tmp_path: Path) -> None:
+    staging, finished = tmp_path / ".interrupted/soft_targets", tmp_path / "soft_targets"
+    dataset = SoftTargetPartsDataset(filepath=str(staging), finished=str(finished))
+    folder = dataset.load()
+    assert (folder.folder, folder.finished) == (staging, finished)
+    assert not staging.exists()
+    with pytest.raises(DatasetError, match="not allowed"):
+        dataset.save(None)

@@ -1,195 +1,230 @@
-"""The store: what is written is what is read, and what does not match is refused by name."""
+"""The store: what is written is what is read, in any reader, with the same bytes every time."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
-import pyarrow as pa
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 
-from kd_pipeline.errors import DataError, StaleArtefactError
-from kd_pipeline.soft_targets import store
-from kd_pipeline.soft_targets.manifest import Provenance, check_provenance
+from kd_pipeline.errors import DataError, ParameterError, StaleArtefactError
+from kd_pipeline.soft_targets import store as store_module
+from kd_pipeline.soft_targets.encoding import Encoding
+from kd_pipeline.soft_targets.manifest import FORMAT, Manifest, Provenance
 from kd_pipeline.soft_targets.store import (
     SoftTargets,
-    make_soft_targets,
+    check_store,
+    plan_store,
     read_manifest,
     read_soft_targets,
     write_soft_targets,
 )
 
-IDS = np.array([3, 10, 2**40, 2**62], dtype=np.int64)
-PROVENANCE = Provenance(
-    class_names=("a", "b", "c"),
-    teacher_fingerprints=("t0", "t1"),
-    images_fingerprint="i",
-    splits_fingerprint="s",
-    view_policy={"seed": 0, "transforms": [{"name": "shift", "max_pixels": 2}]},
-    num_views=2,
-)
+IDS = np.array([3, 10, 77, 2**40, 2**62], dtype=np.int64)
 
 
-def logits(scale: float = 5.0) -> np.ndarray:
-    """[members, views, examples, classes]"""
-    return (np.random.default_rng(0).normal(size=(2, 2, 4, 3)) * scale).astype(np.float32)
+def test_a_round_trip_keeps_every_value(store: SoftTargets, logits: NDArray[np.float32]) -> None:
+    read = read_soft_targets(store.folder)
+    check_store(read)
+    assert read.manifest == store.manifest
+    assert read.manifest.num_rows == 20
+    for member in range(2):
+        for view in range(2):
+            parts = list(read.parts(member, view))
+            assert [len(part.example_ids) for part in parts] == [2, 2, 1]
+            assert {(part.member, part.view) for part in parts} == {(member, view)}
+            np.testing.assert_array_equal(np.concatenate([p.example_ids for p in parts]), IDS)
+            stored = np.concatenate([p.logits for p in parts])
+            assert stored.dtype == np.float16
+            np.testing.assert_array_equal(stored, logits[member, view].astype(np.float16))
 
 
-def soft_targets() -> SoftTargets:
-    return make_soft_targets(logits(), IDS, provenance=PROVENANCE)
+def test_rows_come_in_order_and_ids_are_known(store: SoftTargets) -> None:
+    places = [(part.member, part.view, int(part.example_ids[0])) for part in store.parts()]
+    assert places == sorted(places)
+    assert len(places) == 12
+    assert [int(p.example_ids[0]) for p in store.parts(shard=1)] == [77] * 4
+    np.testing.assert_array_equal(store.example_ids, IDS)
 
 
-def test_a_round_trip_keeps_every_value(tmp_path: Path) -> None:
-    written = soft_targets()
-    write_soft_targets(written, tmp_path / "store")
-    read = read_soft_targets(tmp_path / "store")
-    for name in ("example_ids", "views", "teachers", "logits"):
-        found, expected = getattr(read, name), getattr(written, name)
-        assert found.dtype == expected.dtype
-        np.testing.assert_array_equal(found, expected)
-    assert read.manifest.provenance == PROVENANCE
-    assert read.manifest.num_rows == 16
-
-
-def test_any_parquet_reader_opens_it_and_finds_what_it_was_made_from(tmp_path: Path) -> None:
-    write_soft_targets(soft_targets(), tmp_path / "store")
-    path = tmp_path / "store" / "part-00000.parquet"
-    frame = pd.read_parquet(path)
-    assert list(frame.columns) == ["example_id", "view", "teacher", "logits"]
-    np.testing.assert_array_equal(frame["logits"].iloc[5], logits()[0, 1, 1].astype(np.float16))
-    schema = pq.read_schema(path)
-    assert schema.field("logits").type == pa.list_(pa.float16(), 3)
-    assert [str(schema.field(n).type) for n in ("example_id", "view", "teacher")] == [
-        "int64",
-        "int16",
-        "int16",
-    ]
-    assert json.loads(schema.metadata[store.FORMAT.encode()])["class_names"] == ["a", "b", "c"]
-
-
-def test_logits_are_found_by_example_and_view_whatever_the_order() -> None:
-    found = soft_targets().of_examples(IDS[[2, 0]])
-    assert found.shape == (2, 2, 3)
-    expected = logits()[:, :, [2, 0]].astype(np.float16).astype(np.float32).mean(axis=0)
-    np.testing.assert_allclose(found, expected.swapaxes(0, 1), atol=1e-2)
-
-
-def test_an_ensemble_mixes_as_the_geometric_mean_at_every_temperature() -> None:
-    def softmax(values: np.ndarray) -> np.ndarray:
-        exponentials = np.exp(values - values.max(-1, keepdims=True))
-        return exponentials / exponentials.sum(-1, keepdims=True)
-
-    mixed = soft_targets().of_examples(IDS).astype(np.float64)
-    members = logits().astype(np.float16).astype(np.float64).swapaxes(1, 2)
-    for temperature in (1.0, 4.0):
-        geometric = np.exp(np.log(softmax(members / temperature)).mean(axis=0))
-        geometric /= geometric.sum(-1, keepdims=True)
-        np.testing.assert_allclose(softmax(mixed / temperature), geometric, atol=2e-3)
-
-
-def test_an_example_without_soft_targets_is_named() -> None:
-    with pytest.raises(DataError, match=r"have no row for 1 examples, first \[4\]"):
-        soft_targets().of_examples(np.array([3, 4]))
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, 70_000.0])
-def test_logits_that_float16_cannot_hold_are_refused(value: float) -> None:
-    bad = logits()
-    bad[1, 0, 2, 1] = value
-    with pytest.raises(DataError, match="must be finite and within ±65504"):
-        make_soft_targets(bad, IDS, provenance=PROVENANCE)
-
-
-def test_many_parts_read_back_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "ROWS_PER_PART", 5)
-    write_soft_targets(soft_targets(), tmp_path / "store")
-    manifest = read_manifest(tmp_path / "store")
-    assert [part["num_rows"] for part in manifest.parts] == [5, 5, 5, 1]
-    np.testing.assert_array_equal(
-        read_soft_targets(tmp_path / "store").logits, soft_targets().logits
+def test_top_k_keeps_the_largest_logits_and_their_classes(
+    tmp_path: Path, logits: NDArray[np.float32], store: SoftTargets
+) -> None:
+    made = write_soft_targets(
+        tmp_path / "top",
+        logits,
+        IDS,
+        provenance=store.manifest.provenance,
+        encoding=Encoding(top_k=2, temperature=4.0),
     )
+    part = next(read_soft_targets(made.folder).parts(member=1, view=0))
+    assert part.class_ids is not None
+    assert part.class_ids.dtype == np.uint16
+    best = np.sort(np.argsort(-logits[1, 0], axis=1)[:, :2], axis=1)
+    np.testing.assert_array_equal(part.class_ids, best)
+    expected = np.take_along_axis(logits[1, 0], best, axis=1).astype(np.float16)
+    np.testing.assert_array_equal(part.logits, expected)
 
 
-def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("first", "second"):
-        write_soft_targets(soft_targets(), tmp_path / name)
-    for file in ("part-00000.parquet", "manifest.json"):
-        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_any_parquet_reader_opens_it_and_finds_what_it_was_made_from(
+    tmp_path: Path, logits: NDArray[np.float32], store: SoftTargets, top_k: int | None
+) -> None:
+    provenance = store.manifest.provenance
+    encoding = Encoding() if top_k is None else Encoding(top_k, 2.0)
+    made = write_soft_targets(
+        tmp_path / "one", logits, IDS, provenance=provenance, encoding=encoding
+    )
+    path = made.folder / made.manifest.parts[1].file
+    assert path.name == "part-t000-v00001-s00000.parquet"
+    schema = pq.read_schema(path)
+    types = {"example_id": "int64", "view": "int16", "teacher": "int16"}
+    types |= {"logits": f"fixed_size_list<element: halffloat not null>[{top_k or 4}]"}
+    if top_k is not None:
+        types |= {"class_ids": "fixed_size_list<element: uint16 not null>[2]"}
+        types |= {"tail_logit": "halffloat"}
+    assert {field.name: str(field.type) for field in schema} == types
+    head = json.loads(pq.read_metadata(path).metadata[FORMAT.encode()])
+    assert head["provenance"]["class_names"] == ["a", "b", "c", "d"]
+    assert (head["member"], head["view"], head["shard"]) == (0, 1, 0)
+    frame = pd.read_parquet(path)
+    assert frame["example_id"].tolist() == IDS.tolist()
+    if top_k is None:
+        row = np.stack(frame["logits"].tolist())[3]
+        np.testing.assert_array_equal(row, logits[0, 1, 3].astype(np.float16))
+
+
+@pytest.mark.parametrize("encoding", [Encoding(), Encoding(2, 2.0)], ids=["dense", "top_k"])
+def test_duckdb_and_polars_read_the_same_rows(
+    tmp_path: Path, store: SoftTargets, encoding: Encoding
+) -> None:
+    """Both lack some of parquet's encodings for float16: DuckDB reads none with bytes split."""
+    rows = np.random.default_rng(1).normal(size=(2, 2, 5, 4)).astype(np.float32)
+    made = write_soft_targets(
+        tmp_path / "s", rows, IDS, provenance=store.manifest.provenance, encoding=encoding
+    )
+    expected = np.concatenate([part.logits for part in made.parts()]).tolist()
+    files = str(made.folder / "*.parquet")
+    query = f"SELECT * FROM '{files}' ORDER BY teacher, view, example_id"
+    with duckdb.connect() as connection:
+        table = connection.sql(query).to_arrow_table()
+    assert table["logits"].to_pylist() == expected
+    frame = pl.read_parquet(files)
+    assert frame["logits"].to_list() == expected
+    if encoding.top_k is not None:
+        class_ids = [p.class_ids for p in made.parts() if p.class_ids is not None]
+        assert table["class_ids"].to_pylist() == np.concatenate(class_ids).tolist()
+        assert frame["class_ids"].to_list() == np.concatenate(class_ids).tolist()
+
+
+def test_row_groups_are_small_enough_to_stream(tmp_path: Path) -> None:
+    count = 20_000
+    provenance = Provenance(("a", "b"), ("t",), "i", "s", {}, 1)
+    made = write_soft_targets(
+        tmp_path / "s", np.zeros((1, 1, count, 2), np.float32), np.arange(count),
+        provenance=provenance,
+    )  # fmt: skip
+    file = pq.ParquetFile(made.folder / made.manifest.parts[0].file)
+    groups = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+    assert groups == [8192, 8192, 3616]
+
+
+def test_writing_twice_gives_the_same_bytes(tmp_path: Path, write_store: Any) -> None:
+    first, second = (write_store(tmp_path / name).folder for name in ("first", "second"))
+    names = sorted(path.name for path in first.iterdir())
+    assert len(names) == 13
+    assert names == sorted(path.name for path in second.iterdir())
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_the_manifest_reads_back_as_it_was_written(store: SoftTargets) -> None:
+    text = (store.folder / "manifest.json").read_text()
+    assert Manifest.from_text(text).as_text() == text
+    head = json.loads(text)
+    assert head["dtype"] == "float16"
+    assert head["num_rows"] == 20
+    # The same logits must give the same bytes, whenever and wherever.
+    assert not {"created", "seconds", "host", "date"} & head.keys()
 
 
 def test_an_interrupted_write_leaves_the_old_store(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: SoftTargets, monkeypatch: pytest.MonkeyPatch, write_store: Any
 ) -> None:
-    folder = tmp_path / "store"
-    write_soft_targets(soft_targets(), folder)
-    before = (folder / "manifest.json").read_bytes()
+    before = (store.folder / "manifest.json").read_bytes()
 
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(pq, "write_table", fail)
+    monkeypatch.setattr(store_module, "write_manifest", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_soft_targets(soft_targets(), folder)
-    assert (folder / "manifest.json").read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["store"]
-
-
-def test_a_damaged_or_missing_part_is_named(tmp_path: Path) -> None:
-    folder = tmp_path / "store"
-    write_soft_targets(soft_targets(), folder)
-    part = folder / "part-00000.parquet"
-    data = bytearray(part.read_bytes())
-    data[len(data) // 2] ^= 1
-    part.write_bytes(data)
-    with pytest.raises(StaleArtefactError, match=r"part .*part-00000.parquet is damaged"):
-        read_soft_targets(folder)
-    part.unlink()
-    with pytest.raises(StaleArtefactError, match=r"miss their part .*part-00000.parquet"):
-        read_soft_targets(folder)
+        write_store(store.folder, seed=1)
+    assert (store.folder / "manifest.json").read_bytes() == before
+    assert [path.name for path in store.folder.parent.iterdir()] == ["store"]
+    check_store(read_soft_targets(store.folder))
 
 
 def test_a_store_without_a_manifest_is_unfinished(tmp_path: Path) -> None:
-    with pytest.raises(StaleArtefactError, match="no finished soft targets in"):
+    with pytest.raises(StaleArtefactError, match=r"no finished .*manifest\.json is missing.*kedro"):
         read_soft_targets(tmp_path)
 
 
+@pytest.mark.parametrize("ids", [[], [1, 1], [2, 1]])
+def test_ids_that_do_not_ascend_are_refused(ids: list[int], store: SoftTargets) -> None:
+    with pytest.raises(DataError, match="`example_ids` must be ascending"):
+        plan_store(
+            np.array(ids, dtype=np.int64),
+            provenance=store.manifest.provenance,
+            encoding=Encoding(),
+            facts={},
+            rows_per_part=2,
+        )
+
+
 @pytest.mark.parametrize(
-    ("field", "value", "message"),
+    ("encoding", "name"),
     [
-        ("teacher_fingerprints", ("t0", "t9"), "this run's teacher"),
-        ("images_fingerprint", "j", "this run's images"),
-        ("splits_fingerprint", "z", "this run's splits"),
-        ("view_policy", {"seed": 0, "transforms": []}, "this run's view policy"),
-        ("num_views", 3, "this run's number of views"),
-        ("class_names", ("a", "c", "b"), "this run's class names"),
+        (Encoding(top_k=2), "temperature"),
+        (Encoding(temperature=2.0), "temperature"),
+        (Encoding(top_k=2, temperature=0.0), "temperature"),
+        (Encoding(top_k=4, temperature=2.0), "top_k"),
+        (Encoding(top_k=0, temperature=2.0), "top_k"),
     ],
 )
-def test_a_cache_of_something_else_is_refused_saying_which(
-    field: str, value: object, message: str
+def test_an_encoding_that_cannot_be_read_back_is_refused(
+    tmp_path: Path, store: SoftTargets, encoding: Encoding, name: str
 ) -> None:
-    expected = vars(PROVENANCE) | {field: value}
-    with pytest.raises(StaleArtefactError, match=message) as caught:
-        check_provenance(PROVENANCE, **expected)
-    assert str(caught.value).count("cached") == 1
-    assert "--pipelines=soft_target_caching" in str(caught.value)
+    with pytest.raises(ParameterError, match=rf"`soft_target_caching\.{name}` must"):
+        write_soft_targets(
+            tmp_path / "bad",
+            [],
+            IDS,
+            provenance=store.manifest.provenance,
+            encoding=encoding,
+        )
+    assert not (tmp_path / "bad").exists()
 
 
-def test_a_matching_cache_is_accepted() -> None:
-    check_provenance(PROVENANCE, **vars(replace(PROVENANCE)))
+def test_reading_of_facts_and_manifest_costs_no_part(
+    store: SoftTargets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("a part was read")
+
+    monkeypatch.setattr(store_module, "read_part", fail)
+    assert read_manifest(store.folder) == read_soft_targets(store.folder).manifest
 
 
 def test_bytes_per_row_stay_within_the_best_caches(tmp_path: Path) -> None:
-    """20.9 bytes at 10 classes (shared anchors): the bound is 22 on logits of every value."""
+    """20.9 bytes at 10 classes (shared anchors): the bound is 22. Real logits: bench.cache_size."""
     rng = np.random.default_rng(0)
     count = 20_000
     values = rng.normal(size=(1, 1, count, 10)).astype(np.float32) * 5
-    provenance = replace(
-        PROVENANCE, class_names=tuple("abcdefghij"), teacher_fingerprints=("t",), num_views=1
-    )
-    made = make_soft_targets(values, np.arange(count), provenance=provenance)
-    write_soft_targets(made, tmp_path / "store")
-    size = sum(part["size_bytes"] for part in read_manifest(tmp_path / "store").parts)
-    assert size / count < 22
+    provenance = Provenance(tuple("abcdefghij"), ("t",), "i", "s", {}, 1)
+    made = write_soft_targets(tmp_path / "s", values, np.arange(count), provenance=provenance)
+    assert sum(path.stat().st_size for path in made.folder.iterdir()) / count < 22

@@ -1,16 +1,17 @@
-"""Kedro dataset for the parquet store of soft targets."""
+"""Kedro datasets for the parquet store of soft targets, and for the place where it is made."""
 
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from kedro.io.core import AbstractDataset
+from kedro.io.core import AbstractDataset, DatasetError
 
 if TYPE_CHECKING:  # pyarrow costs a second at start-up, and nothing here validates parameters.
+    from kd_pipeline.soft_targets.parts_folder import PartsFolder
     from kd_pipeline.soft_targets.store import SoftTargets
 
 
 class SoftTargetsDataset(AbstractDataset["SoftTargets", "SoftTargets"]):
-    """`SoftTargets` in a folder of parquet parts with a manifest, checked when read."""
+    """A handle on a folder of parquet parts with a manifest; rows are read when asked for."""
 
     def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
         """Keep the store in the folder `filepath`."""
@@ -18,19 +19,54 @@ class SoftTargetsDataset(AbstractDataset["SoftTargets", "SoftTargets"]):
         self.metadata = metadata
 
     def load(self) -> "SoftTargets":
-        """Read the store and check every part against the manifest."""
+        """Open the store: a part that is missing or of another size is refused."""
         from kd_pipeline.soft_targets.store import read_soft_targets
 
         return read_soft_targets(Path(self._filepath))
 
     def save(self, data: "SoftTargets") -> None:
-        """Replace the store as a whole."""
-        from kd_pipeline.soft_targets.store import write_soft_targets
+        """Move a finished store here, in place of the one that was; its folder is gone then."""
+        from kd_pipeline.atomic import move_folder
 
-        write_soft_targets(data, Path(self._filepath))
+        target = Path(self._filepath)
+        if not (target.exists() and data.folder.samefile(target)):
+            move_folder(data.folder, target)
 
     def _exists(self) -> bool:
         return Path(self._filepath, "manifest.json").is_file()
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._filepath)}
+
+
+class SoftTargetPartsDataset(AbstractDataset[None, "PartsFolder"]):
+    """Loads a `PartsFolder`, which a node fills part by part; there is nothing to save."""
+
+    def __init__(
+        self, *, filepath: str, finished: str, metadata: dict[str, Any] | None = None
+    ) -> None:
+        """Make stores in the folder `filepath`.
+
+        Args:
+            filepath: On the same file system as `finished`, so that a store can be moved there.
+            finished: Where the dataset of soft targets keeps the store; it lends intact parts.
+            metadata: For Kedro's plugins.
+        """
+        self._filepath, self._finished = PurePosixPath(filepath), PurePosixPath(finished)
+        self.metadata = metadata
+
+    def load(self) -> "PartsFolder":
+        """Hand out the folder, which need not exist yet."""
+        from kd_pipeline.soft_targets.parts_folder import PartsFolder
+
+        return PartsFolder(Path(self._filepath), Path(self._finished))
+
+    def save(self, data: None) -> None:  # noqa: ARG002 (the base class names it)
+        """Refuse: parts are written while the teacher labels."""
+        raise DatasetError("parts of soft targets are written by the labelling itself")
+
+    def _exists(self) -> bool:
+        return True
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath), "finished": str(self._finished)}

@@ -1,17 +1,24 @@
 """A teacher labels the transfer set: every member, every view, each cached apart."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.views import ViewPolicy
-from kd_pipeline.errors import StaleArtefactError
-from kd_pipeline.labelling.predict import predict_logits
-from kd_pipeline.models.checkpoint import ModelCheckpoint, build_classifier, check_classes
-from kd_pipeline.soft_targets.manifest import Provenance
-from kd_pipeline.soft_targets.store import SoftTargets, make_soft_targets
+from kd_pipeline.errors import ParameterError, StaleArtefactError
+from kd_pipeline.events import Progress, emit, part_of
+from kd_pipeline.labelling.predict import Predictor, open_predictor
+from kd_pipeline.models.checkpoint import ModelCheckpoint, check_classes
+from kd_pipeline.models.imported_logits import check_covers
+from kd_pipeline.models.predict import resolve_device, resolve_precision
+from kd_pipeline.soft_targets.encoding import Encoding
+from kd_pipeline.soft_targets.manifest import Manifest, Part, Provenance
+from kd_pipeline.soft_targets.parts_folder import PartsFolder
+from kd_pipeline.soft_targets.store import ROWS_PER_PART, SoftTargets, plan_store
+
+_TOLD_AS = "label the transfer set"
 
 
 def label_transfer_set(
@@ -19,61 +26,112 @@ def label_transfer_set(
     images: ImageSet,
     example_ids: NDArray[np.int64],
     *,
+    parts: PartsFolder,
     splits_fingerprint: str,
     policy: ViewPolicy,
     num_views: int,
     batch_size: int,
     device: str,
     precision: str,
+    rows_per_part: int = ROWS_PER_PART,
+    top_k: int | None = None,
+    temperature: float | None = None,
 ) -> SoftTargets:
     """Run each member of a teacher once over each view of the transfer set.
+
+    One part is in memory at a time, and is on disk before the next one is begun: a run that was
+    killed and is started again makes only what is missing or damaged.
 
     Args:
         teacher: One checkpoint per ensemble member.
         images: Where the pixels are.
         example_ids: int64 [num_examples], ascending.
+        parts: Where the store is made.
         splits_fingerprint: Of the splits that the example ids come from.
         policy: How views are drawn; the student replays the same.
         num_views: Views per example.
         batch_size: Images at a time.
         device: `auto`, or a torch device type.
         precision: `auto`, `float32` or `bfloat16`.
+        rows_per_part: At most so many rows in a file. Batches begin with a part, so that a part
+            made alone has the same bits.
+        top_k: Keep only so many logits of each row, and one for all others; None keeps all.
+        temperature: At which that one holds; given exactly where `top_k` is.
+
+    Returns:
+        A handle on the finished store in the folder of parts.
 
     Raises:
         CheckpointError: If the teacher has other classes.
         StaleArtefactError: If it says that it was trained on other images or another split.
+        DataError: If a logit is not finite or too large for float16, or imported logits leave out
+            an example.
+        ParameterError: If the encoding cannot hold so many classes.
     """
     for member in teacher:
         check_classes(member, images.class_names, name="teacher.checkpoints")
         _check_origin(member, images=images.fingerprint, splits=splits_fingerprint)
-    logits = [
-        [
-            predict_logits(
-                build_classifier(member),
-                images,
-                example_ids,
-                batch_size=batch_size,
-                device=device,
-                precision=precision,
-                policy=policy,
-                view=view,
-                description=f"label view {view + 1} of {num_views}",
-            ).numpy()
-            for view in range(num_views)
-        ]
-        for member in teacher
-    ]
-    provenance = Provenance(
-        class_names=images.class_names,
-        teacher_fingerprints=tuple(member.fingerprint for member in teacher),
-        images_fingerprint=images.fingerprint,
-        splits_fingerprint=splits_fingerprint,
-        view_policy=policy.description,
-        num_views=num_views,
-    )
+        check_covers(member, example_ids, what="the transfer set")
+    if top_k is not None and len(teacher) > 1:
+        rule = "be null for a teacher of several members: their best classes differ"
+        raise ParameterError("soft_target_caching.top_k", rule, top_k)
+    device = resolve_device(device)
+    precision = resolve_precision(precision, device)
     smoothing = [m.facts.get("parameters", {}).get("label_smoothing", 0.0) for m in teacher]
-    facts = {"precision": precision, "teacher_label_smoothing": max(smoothing, default=0.0)}
-    return make_soft_targets(logits, example_ids, provenance=provenance, facts=facts)
+    manifest = plan_store(
+        example_ids,
+        provenance=Provenance(
+            class_names=images.class_names,
+            teacher_fingerprints=tuple(member.fingerprint for member in teacher),
+            images_fingerprint=images.fingerprint,
+            splits_fingerprint=splits_fingerprint,
+            view_policy=policy.description,
+            num_views=num_views,
+        ),
+        encoding=Encoding(top_k, temperature),
+        facts={
+            "batch_size": batch_size,
+            "device": device,
+            "precision": precision,
+            "teacher_label_smoothing": max(smoothing, default=0.0),
+        },
+        rows_per_part=rows_per_part,
+    )
+
+    def open_member(member: int) -> Predictor:
+        return open_predictor(
+            teacher[member],
+            images,
+            batch_size=batch_size,
+            device=device,
+            precision=precision,
+            policy=policy,
+            partners=example_ids if policy.mixes else None,
+        )
+
+    soft_targets = parts.fill(manifest, example_ids, _Labeller(open_member, manifest).logits_of)
+    emit(Progress(_TOLD_AS, manifest.num_rows, manifest.num_rows, "images"))
+    return soft_targets
+
+
+class _Labeller:
+    """Labels part after part with one member's model in memory at a time."""
+
+    def __init__(self, open_member: Callable[[int], Predictor], manifest: Manifest) -> None:
+        self._open_member, self._manifest = open_member, manifest
+        self._member: int | None = None
+        self._predictor: Predictor
+
+    def logits_of(self, part: Part, example_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Label one part, telling how far this is among all parts."""
+        if part.member != self._member:
+            self._member, self._predictor = part.member, self._open_member(part.member)
+        manifest = self._manifest
+        views_before = part.member * manifest.provenance.num_views + part.view
+        done = views_before * manifest.num_examples + manifest.rows_of(part.shard).start
+        with part_of(_TOLD_AS, done=done, total=manifest.num_rows):
+            logits = self._predictor.logits(example_ids, view=part.view, description=_TOLD_AS)
+        return logits.numpy()
 
 
 def _check_origin(member: ModelCheckpoint, **at_hand: str) -> None:

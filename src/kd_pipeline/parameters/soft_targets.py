@@ -1,6 +1,17 @@
-"""The blocks of soft-target caching."""
+"""The blocks of soft targets: how they are cached, and how they are read."""
 
-from kd_pipeline.parameters.base import Device, Params, PositiveInt, Precision
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from kd_pipeline.parameters.base import (
+    Device,
+    Fraction,
+    Params,
+    PositiveFloat,
+    PositiveInt,
+    Precision,
+)
 
 
 class SoftTargetCachingParams(Params):
@@ -9,3 +20,31 @@ class SoftTargetCachingParams(Params):
     batch_size: PositiveInt = 512
     device: Device = "auto"
     precision: Precision = "float32"
+    rows_per_part: PositiveInt = 65_536
+    """Rows in one file: what is labelled before it is on disk, and what is read at a time."""
+    top_k: PositiveInt | None = None
+    """Keep only so many logits of each row, and one for all others; null keeps all."""
+    temperature: PositiveFloat | None = None
+    """Given exactly where `top_k` is: such a cache can be read at this temperature only."""
+    min_validation_accuracy: Fraction | None = None
+    """A teacher below it is refused before it labels anything."""
+
+    @model_validator(mode="after")
+    def _a_tail_holds_at_one_temperature(self) -> Self:
+        if (self.top_k is None) != (self.temperature is None):
+            raise ValueError(
+                "`temperature` must be given exactly where `top_k` is: a top-k cache holds at one "
+                f"temperature only, got top_k {self.top_k} and temperature {self.temperature}"
+            )
+        return self
+
+
+class SoftTargetsParams(Params):
+    """`soft_targets`: how cached members are mixed and a tail is read. Costs no forward pass."""
+
+    mixing: Literal["geometric", "arithmetic"] = "geometric"
+    """geometric: softmax of the mean logits; arithmetic: mean of the tempered probabilities."""
+    member_weights: tuple[Annotated[float, Field(ge=0.0, allow_inf_nan=False)], ...] | None = None
+    """One per member of the teacher; null weighs all alike."""
+    tail: Literal["ghost", "uniform"] = "ghost"
+    """Of a top-k cache: one bucket for all other classes, or their mass spread evenly."""

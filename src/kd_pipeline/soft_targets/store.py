@@ -1,202 +1,244 @@
-"""Soft targets in memory and as parquet: any parquet reader opens the files.
+"""A finished store of soft targets: a folder of parquet parts and, written last, a manifest."""
 
-Columns: `example_id` (int64), `view` (int16), `teacher` (int16, the ensemble member) and `logits`
-(fixed-size list of float16, before softmax, free of any temperature). Logits and not
-probabilities, because re-tempering float16 probabilities costs a mean KL of 1e-3 to 2e-2 where
-float16 logits cost 2e-8.
-"""
-
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from kd_pipeline.atomic import replace_folder
+from kd_pipeline.atomic import replace_file, replace_folder
 from kd_pipeline.errors import DataError, StaleArtefactError
-from kd_pipeline.soft_targets.manifest import FORMAT, Manifest, Provenance
+from kd_pipeline.soft_targets.encoding import Encoding, encode_logits
+from kd_pipeline.soft_targets.manifest import Manifest, Provenance, digest_of_ids
+from kd_pipeline.soft_targets.parts import (
+    PartRows,
+    part_problem,
+    read_example_ids,
+    read_head,
+    read_part,
+    write_part,
+)
 
 MANIFEST_FILE = "manifest.json"
-ROWS_PER_PART = 262_144
-ROWS_PER_GROUP = 8_192
+ROWS_PER_PART = 65_536
+_NUM_SHOWN = 20
 
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """Rows of teacher logits, sorted by teacher, view and example id."""
+    """A handle on a finished store: rows are read from its folder when they are asked for."""
 
+    folder: Path
     manifest: Manifest
-    example_ids: NDArray[np.int64]
-    """[num_rows]"""
-    views: NDArray[np.int16]
-    """[num_rows]"""
-    teachers: NDArray[np.int16]
-    """[num_rows], position in `provenance.teacher_fingerprints`."""
-    logits: NDArray[np.float16]
-    """[num_rows, num_classes]"""
 
-    def of_examples(self, example_ids: NDArray[np.int64]) -> NDArray[np.float16]:
-        """The teacher's logits for examples, in the order given.
+    @cached_property
+    def example_ids(self) -> NDArray[np.int64]:
+        """int64 [num_examples], ascending: every member and view has a row for each."""
+        first = [part for part in self.manifest.parts if part.member == part.view == 0]
+        with _naming(self.folder):
+            ids = [read_example_ids(self.folder, part, self.manifest) for part in first]
+            if digest_of_ids(np.concatenate(ids)) != self.manifest.example_ids_digest:
+                raise StaleArtefactError("the parts hold other examples than the manifest says")
+        return np.concatenate(ids)
 
-        An ensemble's logits are averaged over its members: the geometric mean of their
-        distributions, which commutes with every temperature.
+    def parts(
+        self, member: int | None = None, view: int | None = None, shard: int | None = None
+    ) -> Iterator[PartRows]:
+        """Read part after part, each checked; only one is in memory at a time.
 
-        Returns:
-            float16 [num_examples, num_views, num_classes].
+        Args:
+            member: Only this one's; None is all, in order.
+            view: Only this one's; None is all, in order.
+            shard: Only this one's; None is all, in order.
+
+        Yields:
+            Rows in order of member, view and example id.
 
         Raises:
-            DataError: If an example has no soft target.
+            StaleArtefactError: If a part is missing, damaged or of another store.
         """
-        provenance = self.manifest.provenance
-        num_members, num_views = len(provenance.teacher_fingerprints), provenance.num_views
-        logits = self.logits.reshape(num_members, num_views, -1, self.logits.shape[1])
-        # Every member and view holds the same ascending ids.
-        ids = self.example_ids[: logits.shape[2]]
-        positions = np.searchsorted(ids, example_ids).clip(max=len(ids) - 1)
-        missing = example_ids[ids[positions] != example_ids]
-        if len(missing):
-            raise DataError(
-                f"`soft_targets` have no row for {len(missing)} examples, "
-                f"first {missing[:3].tolist()}"
-            )
-        picked = logits[:, :, positions]
-        mixed = picked[0] if num_members == 1 else picked.astype(np.float32).mean(axis=0)
-        return np.ascontiguousarray(mixed.swapaxes(0, 1).astype(np.float16))
+        asked = (member, view, shard)
+        for part in self.manifest.parts:
+            place = (part.member, part.view, part.shard)
+            if all(a in {None, p} for a, p in zip(asked, place, strict=True)):
+                with _naming(self.folder):
+                    rows = read_part(self.folder, part, self.manifest)
+                yield rows
 
 
-def make_soft_targets(
+def write_soft_targets(
+    folder: Path,
     logits: Sequence[Sequence[NDArray[np.float32]]],
     example_ids: NDArray[np.int64],
     *,
     provenance: Provenance,
-    facts: dict[str, object] | None = None,
+    encoding: Encoding | None = None,
+    facts: Mapping[str, Any] | None = None,
+    rows_per_part: int = ROWS_PER_PART,
 ) -> SoftTargets:
-    """Gather a teacher's logits into a table of soft targets.
+    """Write a whole store from memory; the folder appears whole or not at all.
 
     Args:
+        folder: Where; a store there is replaced.
         logits: float32 [num_examples, num_classes] for each member and, within it, each view.
         example_ids: int64 [num_examples], ascending.
         provenance: What the logits were made from.
-        facts: What else is worth knowing; not checked.
+        encoding: Dense unless told.
+        facts: What else is worth knowing; not compared with a run.
+        rows_per_part: At most so many rows in a file.
 
     Raises:
-        DataError: If a logit is not finite or too large for float16.
+        DataError: If a logit is not finite or too large for float16, or shapes do not fit.
+        ParameterError: If the encoding cannot hold so many classes.
     """
-    num_members, num_views, count = len(logits), len(logits[0]), len(example_ids)
-    stacked = np.concatenate([view for member in logits for view in member])
-    bound = float(np.finfo(np.float16).max)
-    if not np.isfinite(stacked).all() or np.abs(stacked).max(initial=0.0) > bound:
-        raise DataError(
-            f"teacher logits must be finite and within ±{bound:.0f}, the range of float16: "
-            f"got {stacked.min()} to {stacked.max()}"
-        )
-    return SoftTargets(
-        manifest=Manifest(provenance, num_rows=len(stacked), facts=facts or {}),
-        example_ids=np.tile(example_ids, num_members * num_views),
-        views=np.tile(np.repeat(np.arange(num_views, dtype=np.int16), count), num_members),
-        teachers=np.repeat(np.arange(num_members, dtype=np.int16), num_views * count),
-        logits=stacked.astype(np.float16),
+    manifest = plan_store(
+        example_ids,
+        provenance=provenance,
+        encoding=encoding or Encoding(),
+        facts=facts or {},
+        rows_per_part=rows_per_part,
+    )
+    with replace_folder(folder) as temporary:
+        parts = []
+        for part in manifest.layout():
+            rows = manifest.rows_of(part.shard)
+            view = logits[part.member][part.view][rows.start : rows.stop]
+            ids = example_ids[rows.start : rows.stop]
+            encoded = encode_logits(
+                view, manifest.encoding, member=part.member, view=part.view, example_ids=ids
+            )
+            parts.append(write_part(temporary, part, manifest, ids, encoded))
+        manifest = write_manifest(temporary, replace(manifest, parts=tuple(parts)))
+    return SoftTargets(Path(folder), manifest)
+
+
+def plan_store(
+    example_ids: NDArray[np.int64],
+    *,
+    provenance: Provenance,
+    encoding: Encoding,
+    facts: Mapping[str, Any],
+    rows_per_part: int,
+) -> Manifest:
+    """Say what a store will consist of, before its first row is known.
+
+    Raises:
+        DataError: If there is no example, or the ids do not ascend.
+        ParameterError: If the encoding cannot hold so many classes.
+    """
+    encoding.check(len(provenance.class_names))
+    if len(example_ids) == 0 or (np.diff(example_ids) <= 0).any():
+        raise DataError("`example_ids` must be ascending and at least one")
+    return Manifest(
+        provenance=provenance,
+        encoding=encoding,
+        num_examples=len(example_ids),
+        example_ids_digest=digest_of_ids(example_ids),
+        rows_per_part=rows_per_part,
+        facts=facts,
     )
 
 
-def write_soft_targets(soft_targets: SoftTargets, folder: Path) -> None:
-    """Write parts and then the manifest into a folder that appears whole or not at all."""
-    table = _to_table(soft_targets)
-    with replace_folder(folder) as temporary:
-        parts = []
-        for number, start in enumerate(range(0, max(table.num_rows, 1), ROWS_PER_PART)):
-            path = temporary / f"part-{number:05d}.parquet"
-            pq.write_table(
-                table.slice(start, ROWS_PER_PART),
-                path,
-                compression="zstd",
-                row_group_size=ROWS_PER_GROUP,
-                use_dictionary=["view", "teacher"],
-                column_encoding={
-                    "example_id": "DELTA_BINARY_PACKED",
-                    "logits.list.element": "BYTE_STREAM_SPLIT",
-                },
-                write_page_checksum=True,
-            )
-            parts.append(
-                {
-                    "file": path.name,
-                    "num_rows": min(ROWS_PER_PART, table.num_rows - start),
-                    "size_bytes": path.stat().st_size,
-                    "sha256": _sha256(path),
-                }
-            )
-        manifest = replace(soft_targets.manifest, parts=tuple(parts))
-        text = json.dumps(manifest.as_dict(), indent=2, allow_nan=False)
-        (temporary / MANIFEST_FILE).write_text(text + "\n")
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Finish a store: its manifest appears whole or not at all. Gives it as it is read back."""
+    with replace_file(folder / MANIFEST_FILE) as temporary:
+        temporary.write_text(manifest.as_text(), encoding="utf-8")
+    return Manifest.from_text(manifest.as_text())
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read what a store was made from, without its rows.
 
     Raises:
-        StaleArtefactError: If there is no manifest or it is not one.
+        StaleArtefactError: If there is no manifest or it is not as it was written.
     """
     try:
-        return Manifest.from_dict(json.loads((folder / MANIFEST_FILE).read_text()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        # Bytes, so that damage which is no text is refused like any other.
+        return Manifest.from_text((folder / MANIFEST_FILE).read_bytes().decode())
+    except FileNotFoundError as error:
         raise StaleArtefactError(
-            f"no finished soft targets in {folder} ({error!r}); "
-            "make them: kedro run --pipelines=soft_target_caching"
+            f"no finished soft targets in {folder}: {MANIFEST_FILE} is missing; {_REMEDY}"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StaleArtefactError(
+            f"no finished soft targets in {folder}: {MANIFEST_FILE} cannot be read, {error}; "
+            f"{_REMEDY}"
         ) from error
 
 
 def read_soft_targets(folder: Path) -> SoftTargets:
-    """Read a whole store and check every part against the manifest.
+    """Open a store. Its parts are looked at here, and read and checked when they are needed.
 
     Raises:
-        StaleArtefactError: If a part is missing, damaged or of another store.
+        StaleArtefactError: If a part is missing, has another size, or does not belong there.
     """
+    folder = Path(folder)
     manifest = read_manifest(folder)
-    tables = []
+    problems = [problem for p in manifest.parts if (problem := part_problem(folder, p, manifest))]
+    _refuse(folder, manifest, problems + _foreign_files(folder, manifest))
+    return SoftTargets(folder, manifest)
+
+
+def check_store(soft_targets: SoftTargets) -> None:
+    """Read everything once.
+
+    Raises:
+        StaleArtefactError: Naming every damaged, missing and foreign part.
+    """
+    folder, manifest = soft_targets.folder, soft_targets.manifest
+    problems = []
+    shards: dict[int, NDArray[np.int64]] = {}
     for part in manifest.parts:
-        path = folder / part["file"]
-        if not path.is_file():
-            raise StaleArtefactError(f"`soft_targets` miss their part {path}")
-        if _sha256(path) != part["sha256"]:
-            raise StaleArtefactError(f"`soft_targets` part {path} is damaged: its checksum differs")
-        tables.append(pq.read_table(path, page_checksum_verification=True))
-    return _from_table(pa.concat_tables(tables).combine_chunks(), manifest)
+        try:
+            rows = read_part(folder, part, manifest)
+        except StaleArtefactError as error:
+            problems.append(str(error))
+            continue
+        if not np.array_equal(shards.setdefault(part.shard, rows.example_ids), rows.example_ids):
+            problems.append(f"{part.file} holds other examples than the first view does")
+    _refuse(folder, manifest, problems + _foreign_files(folder, manifest))
 
 
-def _to_table(soft_targets: SoftTargets) -> pa.Table:
-    num_classes = soft_targets.logits.shape[1]
-    values = pa.array(soft_targets.logits.reshape(-1), type=pa.float16())
-    provenance = soft_targets.manifest.as_dict()["provenance"]
-    return pa.table(
-        {
-            "example_id": soft_targets.example_ids,
-            "view": soft_targets.views,
-            "teacher": soft_targets.teachers,
-            "logits": pa.FixedSizeListArray.from_arrays(values, num_classes),
-        }
-    ).replace_schema_metadata({FORMAT: json.dumps(provenance)})
+def _foreign_files(folder: Path, manifest: Manifest) -> list[str]:
+    """Files that the manifest does not know: a reader that globs would take them for parts."""
+    known = {MANIFEST_FILE, *(part.file for part in manifest.parts)}
+    names = sorted(path.name for path in folder.iterdir() if path.name not in known)
+    return [f"{name} is no part of this store" for name in names if not name.startswith(".")]
 
 
-def _from_table(table: pa.Table, manifest: Manifest) -> SoftTargets:
-    num_classes = len(manifest.provenance.class_names)
-    logits = table.column("logits").combine_chunks()
-    if isinstance(logits, pa.ChunkedArray):
-        logits = logits.chunk(0)
-    return SoftTargets(
-        manifest=manifest,
-        example_ids=table.column("example_id").to_numpy(),
-        views=table.column("view").to_numpy(),
-        teachers=table.column("teacher").to_numpy(),
-        logits=logits.flatten().to_numpy(zero_copy_only=False).reshape(-1, num_classes),
-    )
+def _refuse(folder: Path, manifest: Manifest, problems: Sequence[str]) -> None:
+    if not problems:
+        return
+    if _is_of_another_run(folder, manifest):
+        problems = [
+            f"{MANIFEST_FILE} is of another run than the parts beside it",
+            *problems,
+        ]
+    more = len(problems) - _NUM_SHOWN
+    told = [*problems[:_NUM_SHOWN], *([f"and {more} more"] if more > 0 else [])]
+    raise StaleArtefactError(f"`soft_targets` in {folder}: {'; '.join(told)}; {_REMEDY}")
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _is_of_another_run(folder: Path, manifest: Manifest) -> bool:
+    """Whether no part says what the manifest says, and all parts that say anything agree."""
+    paths = [folder / part.file for part in manifest.parts]
+    heads = [head for path in paths if path.is_file() and (head := read_head(path))]
+    wanted = manifest.head()
+    origins = [{name: head.get(name) for name in wanted} for head in heads]
+    return bool(origins) and origins[0] != wanted and all(o == origins[0] for o in origins)
+
+
+_REMEDY = "cache them anew: kedro run --pipelines=soft_target_caching"
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Say of which store a part's problem is, and what to do about it."""
+    try:
+        yield
+    except StaleArtefactError as error:
+        raise StaleArtefactError(f"`soft_targets` in {folder}: {error}; {_REMEDY}") from error

@@ -1,6 +1,7 @@
-"""The caching nodes: the final schema, provenance of all that matters, and a summary."""
+"""The caching nodes: the final schema, and provenance of all that matters."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,17 +10,15 @@ import pytest
 
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import ids_with_role, split_fingerprint
-from kd_pipeline.errors import CheckpointError
+from kd_pipeline.errors import CheckpointError, ParameterError, TeacherTooWeakError
 from kd_pipeline.models.checkpoint import ModelCheckpoint, build_untrained, snapshot
 from kd_pipeline.models.preprocessing import Preprocessing
-from kd_pipeline.parameters import SoftTargetCachingParams, ViewsParams
-from kd_pipeline.pipelines.soft_target_caching.nodes import (
-    cache_soft_targets,
-    summarise_soft_targets,
-)
+from kd_pipeline.parameters import SoftTargetCachingParams, SoftTargetsParams, ViewsParams
+from kd_pipeline.pipelines.soft_target_caching.nodes import cache_soft_targets
+from kd_pipeline.soft_targets.parts_folder import PartsFolder
 from kd_pipeline.soft_targets.store import SoftTargets
 
-PARAMS = SoftTargetCachingParams(batch_size=7, device="cpu")
+PARAMS = SoftTargetCachingParams(batch_size=7, device="cpu", rows_per_part=50)
 VIEWS = ViewsParams.model_validate(
     {"seed": 3, "num_views": 2, "transforms": [{"name": "shift", "max_pixels": 2}]}
 )
@@ -48,20 +47,34 @@ def teacher(images: ImageSet) -> list[ModelCheckpoint]:
 
 
 @pytest.fixture
-def made(teacher: list[ModelCheckpoint], images: ImageSet, splits: pd.DataFrame) -> SoftTargets:
-    return cache_soft_targets(teacher, images, splits, PARAMS, VIEWS)
+def given(
+    images: ImageSet, examples: pd.DataFrame, splits: pd.DataFrame, tmp_path: Path
+) -> dict[str, Any]:
+    """What the node takes beside the teacher."""
+    return {
+        "images": images,
+        "examples": examples,
+        "splits": splits,
+        "parts": PartsFolder(tmp_path / "parts"),
+        "params": PARAMS,
+        "views": VIEWS,
+        "reading": SoftTargetsParams(),
+    }
+
+
+@pytest.fixture
+def made(teacher: list[ModelCheckpoint], given: dict[str, Any]) -> SoftTargets:
+    return cache_soft_targets(teacher, **given)
 
 
 def test_every_member_view_and_transfer_example_has_a_row_and_no_other(
     made: SoftTargets, splits: pd.DataFrame
 ) -> None:
-    ids = ids_with_role(splits, "transfer")
-    rows = set(
-        zip(made.teachers.tolist(), made.views.tolist(), made.example_ids.tolist(), strict=True)
-    )
-    assert rows == {(t, v, int(e)) for t in (0, 1) for v in (0, 1) for e in ids}
-    assert len(made.logits) == 4 * len(ids)
-    assert made.logits.dtype == np.float16
+    ids = ids_with_role(splits, "transfer").tolist()
+    rows = [(p.member, p.view, e) for p in made.parts() for e in p.example_ids.tolist()]
+    assert rows == [(t, v, e) for t in (0, 1) for v in (0, 1) for e in ids]
+    assert made.manifest.num_rows == 4 * len(ids)
+    assert all(part.num_rows <= 50 for part in made.manifest.parts)
 
 
 def test_the_manifest_knows_all_that_the_logits_depend_on(
@@ -79,32 +92,53 @@ def test_the_manifest_knows_all_that_the_logits_depend_on(
     assert provenance.num_views == 2
 
 
-def test_a_smoothed_teacher_is_remembered(images: ImageSet, splits: pd.DataFrame) -> None:
+def test_a_smoothed_teacher_is_remembered(given: dict[str, Any]) -> None:
     """So that a student at a temperature above 1 can be warned of it."""
-    plain = member(0, images.class_names)
+    plain = member(0, given["images"].class_names)
     smoothed = replace(plain, facts={"parameters": {"label_smoothing": 0.1}})
     for teacher, expected in (([plain], 0.0), ([plain, smoothed], 0.1)):
-        made = cache_soft_targets(teacher, images, splits, PARAMS, VIEWS)
+        made = cache_soft_targets(teacher, **given)
         assert made.manifest.facts["teacher_label_smoothing"] == expected
 
 
 def test_the_batch_size_changes_nothing(
-    made: SoftTargets, teacher: list[ModelCheckpoint], images: ImageSet, splits: pd.DataFrame
+    teacher: list[ModelCheckpoint], given: dict[str, Any], tmp_path: Path
 ) -> None:
-    whole = cache_soft_targets(
-        teacher, images, splits, SoftTargetCachingParams(batch_size=1000, device="cpu"), VIEWS
-    )
-    np.testing.assert_allclose(whole.logits, made.logits, atol=2e-3)
+    small = cache_soft_targets(teacher, **given)
+    given |= {"params": PARAMS.model_copy(update={"batch_size": 1000})}
+    whole = cache_soft_targets(teacher, **given | {"parts": PartsFolder(tmp_path / "whole")})
+    for one, other in zip(small.parts(), whole.parts(), strict=True):
+        np.testing.assert_allclose(one.logits, other.logits, atol=2e-3)
 
 
-def test_a_teacher_of_other_classes_labels_nothing(images: ImageSet, splits: pd.DataFrame) -> None:
+def test_a_teacher_of_other_classes_labels_nothing(given: dict[str, Any]) -> None:
+    other = member(0, given["images"].class_names[::-1])
     with pytest.raises(CheckpointError, match="class 0 is 'high' where the images have 'low'"):
-        cache_soft_targets([member(0, images.class_names[::-1])], images, splits, PARAMS, VIEWS)
+        cache_soft_targets([other], **given)
 
 
-def test_the_summary_has_a_row_per_member(made: SoftTargets, examples: pd.DataFrame) -> None:
-    summary = summarise_soft_targets(made, examples)
-    assert summary["teacher"].tolist() == [0, 1]
-    assert summary["agreement_with_labels"].between(0, 1).all()
-    unlabelled = examples.assign(label=pd.array([pd.NA] * len(examples), dtype="Int64"))
-    assert summarise_soft_targets(made, unlabelled)["agreement_with_labels"].isna().all()
+def test_a_teacher_below_the_bar_labels_nothing(
+    teacher: list[ModelCheckpoint], given: dict[str, Any], tmp_path: Path
+) -> None:
+    """Untrained, it guesses."""
+    given |= {"params": PARAMS.model_copy(update={"min_validation_accuracy": 0.99})}
+    with pytest.raises(TeacherTooWeakError, match=r"min_validation_accuracy` is 0\.99"):
+        cache_soft_targets(teacher, **given)
+    assert not (tmp_path / "parts").exists()
+    given |= {"params": PARAMS.model_copy(update={"min_validation_accuracy": 0.0})}
+    assert cache_soft_targets(teacher, **given).manifest.num_rows > 0
+
+
+def test_fresh_views_are_refused(teacher: list[ModelCheckpoint], given: dict[str, Any]) -> None:
+    given |= {"views": VIEWS.model_copy(update={"num_views": None})}
+    with pytest.raises(ParameterError, match=r"`views\.num_views` must be a number .*got None"):
+        cache_soft_targets(teacher, **given)
+
+
+def test_the_encoding_is_that_of_the_parameters(
+    teacher: list[ModelCheckpoint], given: dict[str, Any]
+) -> None:
+    params = SoftTargetCachingParams(top_k=2, temperature=4.0, device="cpu")
+    made = cache_soft_targets(teacher[:1], **given | {"params": params})
+    assert (made.manifest.encoding.top_k, made.manifest.encoding.temperature) == (2, 4.0)
+    assert next(made.parts()).logits.shape[1] == 2

@@ -1,0 +1,138 @@
+"""kill -9 while the teacher labels: run again, it ends with the same manifest every time."""
+
+import hashlib
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from kd_pipeline.data.images import ImageSet
+from kd_pipeline.data.splits import ids_with_role
+from kd_pipeline.data.views import ViewPolicy
+from kd_pipeline.datasets.soft_targets import SoftTargetPartsDataset, SoftTargetsDataset
+from kd_pipeline.labelling.soft_targets import label_transfer_set
+from kd_pipeline.models.checkpoint import ModelCheckpoint, build_untrained, snapshot
+from kd_pipeline.models.preprocessing import Preprocessing
+from kd_pipeline.soft_targets.store import check_store, read_soft_targets
+
+NUM_KILLS = 30
+POLICY = ViewPolicy(5, ({"name": "shift", "max_pixels": 2},))
+
+
+@pytest.fixture
+def teacher(images: ImageSet) -> list[ModelCheckpoint]:
+    arguments = {"channels": [4, 8]}
+    members = [
+        build_untrained(
+            architecture="small_cnn",
+            arguments=arguments,
+            preprocessing=Preprocessing((1, 8, 8), (0.5,), (0.3,)),
+            num_classes=3,
+            seed=seed,
+        )
+        for seed in (0, 1)
+    ]
+    return [
+        snapshot(
+            member,
+            architecture="small_cnn",
+            arguments=arguments,
+            class_names=images.class_names,
+            facts={},
+        )
+        for member in members
+    ]
+
+
+class Caching:
+    """What the stage does, in a process of its own that can be killed."""
+
+    def __init__(
+        self, folder: Path, teacher: list[ModelCheckpoint], images: ImageSet, splits: pd.DataFrame
+    ) -> None:
+        self.folder, self.teacher, self.images = folder, teacher, images
+        self.example_ids = ids_with_role(splits, "transfer")
+
+    def run(self) -> None:
+        """Label two members' three views in shards of five rows, and put the store in place."""
+        paths = {
+            "filepath": str(self.folder / ".interrupted/soft_targets"),
+            "finished": str(self.folder / "soft_targets"),
+        }
+        made = label_transfer_set(
+            self.teacher,
+            self.images,
+            self.example_ids,
+            parts=SoftTargetPartsDataset(**paths).load(),
+            splits_fingerprint="s",
+            policy=POLICY,
+            num_views=3,
+            batch_size=4,
+            device="cpu",
+            precision="float32",
+            rows_per_part=5,
+        )
+        SoftTargetsDataset(filepath=paths["finished"]).save(made)
+
+    def start(self) -> int:
+        """Run in a child, which shares nothing with its siblings; gives its id."""
+        child = os.fork()
+        if child == 0:
+            try:
+                self.run()
+                os._exit(0)
+            finally:  # A child must never come back into pytest.
+                os._exit(1)
+        return child
+
+    def is_killed_after(self, seconds: float) -> bool:
+        """Whether the child was killed before it was done."""
+        child = self.start()
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) != 0:
+            raise RuntimeError("caching failed by itself")
+        return os.WIFSIGNALED(status)
+
+    def digest(self) -> str:
+        """Of the finished store's manifest, once everything in it has been read."""
+        check_store(read_soft_targets(self.folder / "soft_targets"))
+        return hashlib.sha256((self.folder / "soft_targets/manifest.json").read_bytes()).hexdigest()
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork: each start-up would take seconds")
+# Nothing else runs in this process: one thread is what a forked child can rely on.
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_killed_at_thirty_random_instants_it_ends_with_the_same_manifest(
+    tmp_path: Path, teacher: list[ModelCheckpoint], images: ImageSet, splits: pd.DataFrame
+) -> None:
+    torch.set_num_threads(1)
+    caching = Caching(tmp_path / "unbroken", teacher, images, splits)
+    started = time.monotonic()
+    _, status = os.waitpid(caching.start(), 0)
+    whole = time.monotonic() - started
+    assert status == 0
+    expected, instants = caching.digest(), random.Random(0)
+    caching.folder = tmp_path / "killed"
+    kills = rounds = 0
+    while kills < NUM_KILLS:
+        # From the first byte to the renames at the end, and again on what the last one left.
+        while caching.is_killed_after(instants.uniform(0, whole)):
+            kills += 1
+        assert caching.digest() == expected
+        rounds += 1
+        if rounds % 2:
+            # Every other time begin again beside the finished store, with one part of it gone.
+            parts = sorted((caching.folder / "soft_targets").glob("*.parquet"))
+            for part in instants.sample(parts, len(parts) // 2):
+                part.unlink()
+        else:
+            shutil.rmtree(caching.folder)

@@ -1,0 +1,202 @@
+"""Gathering: the right rows in the order asked, mixed when read, in memory or beside it."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from kd_pipeline.errors import DataError, ParameterError
+from kd_pipeline.soft_targets.encoding import Encoding
+from kd_pipeline.soft_targets.gathering import GatheredTargets, gather_targets
+from kd_pipeline.soft_targets.mixing import Mixing, mix_logits
+from kd_pipeline.soft_targets.store import SoftTargets, write_soft_targets
+
+IDS = np.array([3, 10, 77, 2**40, 2**62], dtype=np.int64)
+PLENTY = 2**30
+
+
+def gather(
+    soft_targets: SoftTargets,
+    ids: NDArray[np.int64] = IDS,
+    *,
+    mixing: Mixing | None = None,
+    temperature: float | None = 2.0,
+    budget: int = PLENTY,
+) -> GatheredTargets:
+    return gather_targets(
+        soft_targets,
+        ids,
+        mixing=mixing or Mixing(),
+        temperature=temperature,
+        memory_budget_bytes=budget,
+    )
+
+
+@pytest.fixture(scope="module")
+def kept(
+    tmp_path_factory: pytest.TempPathFactory, write_store: Callable[..., SoftTargets]
+) -> SoftTargets:
+    return write_store(tmp_path_factory.mktemp("kept") / "store")
+
+
+@pytest.fixture(scope="module")
+def top_k(kept: SoftTargets, logits: NDArray[np.float32]) -> SoftTargets:
+    provenance = replace(kept.manifest.provenance, teacher_fingerprints=("t0",))
+    return write_soft_targets(
+        kept.folder.parent / "top",
+        logits[:1],
+        IDS,
+        provenance=provenance,
+        encoding=Encoding(2, 4.0),
+        rows_per_part=2,
+    )
+
+
+@given(positions=st.lists(st.integers(0, 4), min_size=1), budget=st.sampled_from([0, PLENTY]))
+def test_rows_are_found_by_example_and_view_whatever_the_order(
+    kept: SoftTargets, logits: NDArray[np.float32], positions: list[int], budget: int
+) -> None:
+    found = gather(kept, IDS[positions], mixing=Mixing(weights=(0.0, 1.0)), budget=budget)
+    np.testing.assert_array_equal(found.logits, logits[1][:, positions].astype(np.float16))
+    assert found.num_classes == 4
+    assert found.class_ids is found.tail_logits is None
+
+
+@pytest.mark.parametrize("kind", ["geometric", "arithmetic"])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_members_are_mixed_as_they_are_read(
+    kept: SoftTargets, logits: NDArray[np.float32], kind: str, temperature: float
+) -> None:
+    mixing = Mixing(kind, (1.0, 3.0))  # type: ignore[arg-type]
+    before = {path: path.read_bytes() for path in kept.folder.iterdir()}
+    found = gather(kept, mixing=mixing, temperature=temperature)
+    # Nothing is written and no teacher is at hand: mixing anew costs no forward pass.
+    assert {path: path.read_bytes() for path in kept.folder.iterdir()} == before
+    cached = logits.astype(np.float16).astype(np.float32)
+    for view in range(2):
+        expected = mix_logits(cached[:, view], mixing=mixing, temperature=temperature)
+        np.testing.assert_allclose(found.logits[view], expected, rtol=2e-3, atol=1e-3)
+
+
+def test_above_the_budget_the_rows_lie_in_a_file_without_a_name(kept: SoftTargets) -> None:
+    size = 2 * 5 * 4 * 2
+    in_memory, mapped = gather(kept, budget=size), gather(kept, budget=size - 1)
+    assert not isinstance(in_memory.logits, np.memmap)
+    assert isinstance(mapped.logits, np.memmap)
+    np.testing.assert_array_equal(in_memory.logits, mapped.logits)
+
+
+@pytest.mark.parametrize("budget", [0, PLENTY])
+@pytest.mark.parametrize("temperature", [4.0, None])
+def test_a_top_k_store_gives_classes_and_tails(
+    top_k: SoftTargets, budget: int, temperature: float | None
+) -> None:
+    found = gather(top_k, IDS[::-1].copy(), temperature=temperature, budget=budget)
+    parts = list(top_k.parts(view=1))
+    assert found.class_ids is not None
+    assert found.tail_logits is not None
+    assert found.class_ids.dtype == np.uint16
+    class_ids = np.concatenate([p.class_ids for p in parts if p.class_ids is not None])
+    tails = np.concatenate([p.tail_logits for p in parts if p.tail_logits is not None])
+    np.testing.assert_array_equal(found.class_ids[1], class_ids[::-1])
+    np.testing.assert_array_equal(found.tail_logits[1], tails[::-1])
+    np.testing.assert_array_equal(found.logits[1], np.concatenate([p.logits for p in parts])[::-1])
+    assert found.num_classes == 4
+
+
+def test_a_top_k_store_read_at_another_temperature_is_refused(top_k: SoftTargets) -> None:
+    with pytest.raises(ParameterError, match=r"`temperature` must be 4, which .* got 2\.0"):
+        gather(top_k)
+
+
+def test_mixing_several_members_of_a_top_k_store_is_refused(
+    kept: SoftTargets, logits: NDArray[np.float32], tmp_path: Path
+) -> None:
+    made = write_soft_targets(
+        tmp_path / "two",
+        logits,
+        IDS,
+        provenance=kept.manifest.provenance,
+        encoding=Encoding(2, 4.0),
+    )
+    with pytest.raises(ParameterError, match=r"top_k` must be null for .* several members"):
+        gather(made, temperature=4.0)
+
+
+def test_weights_of_another_teacher_are_refused(kept: SoftTargets) -> None:
+    with pytest.raises(ParameterError, match=r"member_weights` must have one weight .* 2 members"):
+        gather(kept, mixing=Mixing(weights=(1.0, 1.0, 1.0)))
+
+
+def test_an_example_without_soft_targets_is_named(kept: SoftTargets) -> None:
+    with pytest.raises(DataError, match=r"have no row for 1 examples, first \[4\]"):
+        gather(kept, np.array([3, 4]))
+
+
+_MEASURED = """
+import sys
+from pathlib import Path
+import numpy as np
+import pyarrow as pa
+from kd_pipeline.soft_targets.encoding import Encoding
+from kd_pipeline.soft_targets.gathering import gather_targets
+from kd_pipeline.soft_targets.manifest import Part, Provenance
+from kd_pipeline.soft_targets.mixing import Mixing
+from kd_pipeline.soft_targets.parts_folder import PartsFolder
+from kd_pipeline.soft_targets.store import plan_store
+
+def anonymous_kib():
+    pa.default_memory_pool().release_unused()
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0])
+
+def peak_anonymous_kib(call):
+    import threading
+    peak, over = [anonymous_kib()], threading.Event()
+    def watch():
+        while not over.wait(0.002):
+            peak.append(anonymous_kib())
+    thread = threading.Thread(target=watch)
+    thread.start()
+    result = call()
+    over.set()
+    thread.join()
+    return max(peak), result
+
+count, folder = int(sys.argv[1]), Path(sys.argv[2])
+ids = np.arange(count)
+provenance = Provenance(tuple(map(str, range(100))), ("t",), "i", "s", {}, 1)
+manifest = plan_store(
+    ids, provenance=provenance, encoding=Encoding(), facts={}, rows_per_part=4096
+)
+def label(part, ids):
+    return np.random.default_rng(part.shard).normal(size=(len(ids), 100)).astype(np.float32)
+writing, store = peak_anonymous_kib(lambda: PartsFolder(folder).fill(manifest, ids, label))
+def gather():
+    return gather_targets(
+        store, ids, mixing=Mixing(), temperature=1.0, memory_budget_bytes=2**20
+    )
+gathering, _ = peak_anonymous_kib(gather)
+print(writing, gathering)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux's")
+def test_memory_does_not_grow_with_the_number_of_rows(tmp_path: Path) -> None:
+    """Four times the rows, 200 bytes each: 25 MB more to hold, but for streaming."""
+    peaks = []
+    for count in (40_960, 163_840):
+        command = [sys.executable, "-c", _MEASURED, str(count), str(tmp_path / str(count))]
+        ran = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append([int(kib) for kib in ran.stdout.split()])
+    grown = np.subtract(peaks[1], peaks[0])
+    ids_kib = 8 * (163_840 - 40_960) / 1024
+    # Ids, their order and a few copies of them are the only things that grow.
+    assert (grown < 6 * ids_kib).all(), f"RssAnon grew by {grown} KiB, in all {peaks}"

@@ -1,0 +1,256 @@
+"""A store that grows part by part: killed anywhere and begun again, it ends with the same bytes."""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from kd_pipeline import atomic
+from kd_pipeline.datasets.soft_targets import SoftTargetsDataset
+from kd_pipeline.soft_targets import parts_folder
+from kd_pipeline.soft_targets.encoding import Encoding
+from kd_pipeline.soft_targets.manifest import Manifest, Part
+from kd_pipeline.soft_targets.parts_folder import PartsFolder
+from kd_pipeline.soft_targets.store import (
+    SoftTargets,
+    check_store,
+    plan_store,
+    read_soft_targets,
+)
+
+IDS = np.array([3, 10, 77, 2**40, 2**62], dtype=np.int64)
+PART = "part-t001-v00000-s00001.parquet"
+
+
+class Interruption(BaseException):
+    """Nothing catches it, as nothing catches a kill."""
+
+
+class Labelling:
+    """Fills a folder of parts and puts the store in its place, counting what was labelled."""
+
+    def __init__(self, folder: Path, logits: NDArray[np.float32], manifest: Manifest) -> None:
+        self.staging, self.target = folder / ".interrupted/store", folder / "store"
+        self.logits, self.manifest = logits, manifest
+        self.labelled: list[str] = []
+
+    def run(self, **changes: Any) -> SoftTargets:
+        manifest = replace(self.manifest, **changes)
+        self.labelled.clear()
+        store = PartsFolder(self.staging, self.target).fill(manifest, IDS, self.logits_of)
+        SoftTargetsDataset(filepath=str(self.target)).save(store)
+        made = read_soft_targets(self.target)
+        check_store(made)
+        return made
+
+    def logits_of(self, part: Part, example_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        self.labelled.append(part.file)
+        return self.logits[part.member, part.view][np.searchsorted(IDS, example_ids)]
+
+    def digests(self) -> dict[str, str]:
+        return {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in self.target.iterdir()
+        }
+
+
+@pytest.fixture
+def manifest(store: SoftTargets) -> Manifest:
+    return plan_store(
+        IDS,
+        provenance=store.manifest.provenance,
+        encoding=Encoding(),
+        facts={},
+        rows_per_part=2,
+    )
+
+
+@pytest.fixture
+def labelling(tmp_path: Path, logits: NDArray[np.float32], manifest: Manifest) -> Labelling:
+    return Labelling(tmp_path / "labelling", logits, manifest)
+
+
+def test_part_by_part_gives_the_bytes_of_writing_all_at_once(
+    labelling: Labelling, store: SoftTargets
+) -> None:
+    labelling.run()
+    assert len(labelling.labelled) == 12
+    at_once = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in store.folder.iterdir()}
+    assert labelling.digests() == at_once
+    assert not labelling.staging.exists()
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[str]:
+    """Interrupt at the n-th step that touches the disk: before it, and half done where it can be.
+
+    Steps are every sync, rename and removal of kd_pipeline.atomic and of the parts folder.
+    """
+    steps: list[str] = []
+
+    def watch(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def step(*arguments: Any, **keywords: Any) -> Any:
+            steps.append(name)
+            if len(steps) - 1 == stop_at:
+                raise Interruption(f"{name} {arguments}")
+            return real(*arguments, **keywords)
+
+        monkeypatch.setattr(owner, name, step)
+
+    watch(atomic, "_sync")
+    watch(atomic.shutil, "rmtree")
+    for name in ("replace", "rename", "unlink"):
+        watch(Path, name)
+    return steps
+
+
+def test_interrupted_at_any_step_it_ends_with_the_same_bytes(
+    labelling: Labelling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between writing, syncing, renaming, noting, the manifest and both renames of the swap."""
+    with monkeypatch.context() as patch:
+        steps = count_calls(patch)
+        labelling.run()
+    expected = labelling.digests()
+    assert len(steps) > 100
+    # Here and there among the parts, which are all alike; at every step of the end.
+    for stop_at in [*range(0, len(steps) - 12, 7), *range(len(steps) - 12, len(steps))]:
+        atomic.shutil.rmtree(labelling.staging.parent.parent)
+        with monkeypatch.context() as patch:
+            count_calls(patch, stop_at)
+            with pytest.raises(Interruption):
+                labelling.run()
+        done = len(labelling.labelled)
+        labelling.run()
+        assert labelling.digests() == expected, f"interrupted at step {stop_at}"
+        # At most the part under way is labelled twice.
+        assert len(labelling.labelled) <= 12 - done + 1
+        left = [path.name for path in labelling.target.parent.iterdir()]
+        assert sorted(left) == [".interrupted", "store"]
+
+
+def test_an_interruption_that_nothing_cleans_up_after_leaves_no_litter(
+    labelling: Labelling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill runs no `finally`: half-written files stay where they were."""
+    labelling.run()
+    expected = labelling.digests()
+    atomic.shutil.rmtree(labelling.target)
+    labelling.staging.mkdir(parents=True)
+    (labelling.staging / f".{PART}.new").write_bytes(b"half a part")
+    (labelling.staging / PART).write_bytes(b"without its note")
+    (labelling.staging / f".{PART}.json.new").write_bytes(b'{"store": ')
+    old = labelling.target.parent / ".store.old-0123abcd"
+    old.mkdir()
+    labelling.run()
+    assert labelling.digests() == expected
+    assert not old.exists()
+
+
+@pytest.mark.parametrize("fault", ["damaged", "missing"])
+def test_only_the_parts_that_are_missing_or_damaged_are_labelled_again(
+    labelling: Labelling, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    labelling.run()
+    expected = labelling.digests()
+    path = labelling.target / PART
+    if fault == "missing":
+        path.unlink()
+    else:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    with caplog.at_level(logging.INFO, logger="kd_pipeline"):
+        labelling.run()
+    assert labelling.labelled == [PART]
+    assert labelling.digests() == expected
+    assert "12 parts, 11 of the finished cache, 1 made" in caplog.text
+    assert f"{PART} is {fault}" in caplog.text
+
+
+def test_a_damaged_part_of_an_interrupted_run_is_labelled_again(
+    labelling: Labelling, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(parts_folder, "write_manifest", _interrupt)
+        with pytest.raises(Interruption):
+            labelling.run()
+    path = labelling.staging / PART
+    path.write_bytes(path.read_bytes()[:-3])
+    with caplog.at_level(logging.INFO, logger="kd_pipeline"):
+        labelling.run()
+    assert labelling.labelled == [PART]
+    assert "12 parts, 11 of an interrupted run, 1 made" in caplog.text
+
+
+def test_the_same_again_labels_nothing(labelling: Labelling) -> None:
+    labelling.run()
+    before = labelling.digests()
+    labelling.run()
+    assert labelling.labelled == []
+    assert labelling.digests() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"encoding": Encoding(2, 3.0)},
+        {"rows_per_part": 3},
+        {"facts": {"precision": "bfloat16"}},
+        {"example_ids_digest": "of others"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_nothing_of_another_store_is_reused(
+    labelling: Labelling,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    change: dict[str, Any],
+) -> None:
+    labelling.run()
+    with monkeypatch.context() as patch:
+        patch.setattr(parts_folder, "write_manifest", _interrupt)
+        with pytest.raises(Interruption):
+            labelling.run(facts={"precision": "float64"})
+    with caplog.at_level(logging.INFO, logger="kd_pipeline"):
+        made = PartsFolder(labelling.staging, labelling.target).fill(
+            replace(labelling.manifest, **change), IDS, labelling.logits_of
+        )
+    assert "discarded 12 unfinished parts of another cache" in caplog.text
+    assert len(labelling.labelled) == 12 + len(made.manifest.parts)
+    assert {path.name for path in labelling.staging.iterdir()} == {
+        "manifest.json",
+        *(part.file for part in made.manifest.parts),
+    }
+
+
+def test_a_store_of_another_teacher_lends_no_part(
+    labelling: Labelling, write_store: Callable[..., SoftTargets]
+) -> None:
+    write_store(labelling.target, seed=1, teacher_fingerprints=("t0", "other"))
+    labelling.run()
+    assert len(labelling.labelled) == 12
+
+
+def test_a_finished_store_stays_whole_while_the_next_one_is_made(
+    labelling: Labelling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labelling.run()
+    before = labelling.digests()
+    with monkeypatch.context() as patch:
+        patch.setattr(parts_folder, "write_manifest", _interrupt)
+        with pytest.raises(Interruption):
+            labelling.run(rows_per_part=3)
+    assert labelling.digests() == before
+    check_store(read_soft_targets(labelling.target))
+
+
+def _interrupt(*_: Any, **__: Any) -> None:
+    raise Interruption
