@@ -33,8 +33,16 @@ class StaleArtefactError(KdPipelineError):
     """An artefact on disk was made from something else than what the run would use it with."""
 
 
+class SoftTargetMismatchError(StaleArtefactError):
+    """Cached logits are not what the teacher that they are said to be of says."""
+
+
 class CheckpointError(KdPipelineError):
     """A model checkpoint is damaged, of other classes or of another architecture."""
+
+
+class TeacherTooWeakError(KdPipelineError):
+    """The teacher is less accurate on the validation set than the run asks for."""
 
 
 class TrainingDivergedError(KdPipelineError):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.models.architectures import build_network
+from kd_pipeline.models.architectures import build_network, num_channels
 from kd_pipeline.models.checkpoint import count_parameters
 
 
@@ -23,7 +23,7 @@ from kd_pipeline.models.checkpoint import count_parameters
         ("cifar_resnet", {"depth": 8}, (3, 32, 32)),
         ("cifar_resnet", {"depth": 14, "width_factor": 2}, (1, 16, 16)),
         ("mobilenet_v3_small", {}, (3, 64, 64)),
-        ("resnet18", {}, (1, 32, 32)),
+        ("resnet18", {}, (3, 32, 32)),
         ("googlenet", {}, (3, 64, 64)),
     ],
 )
@@ -56,8 +56,8 @@ def test_parameter_counts_are_the_papers() -> None:
         ("small_cnn", {"channels": [1] * 9}, "channels` must have 1 to 4 stages"),
         ("small_cnn", {"channels": []}, "channels` must have 1 to 4 stages"),
         ("cifar_resnet", {"depth": 21}, "depth` must be 6 n \\+ 2"),
-        ("resnet18", {"colour": 1}, "`model.arguments` must suit the architecture"),
         ("resnet18", {"weights": "DEFAULT"}, "name it under `pretrained.weights`"),
+        ("resnet18", {}, "`model.name` must be an architecture of this project for images of"),
     ],
 )
 def test_rejects_with_the_name_the_rule_and_the_value(
@@ -65,3 +65,14 @@ def test_rejects_with_the_name_the_rule_and_the_value(
 ) -> None:
     with pytest.raises(ParameterError, match=message):
         build_network(name, shape=(1, 8, 8), num_classes=3, arguments=arguments)
+
+
+def test_arguments_that_an_architecture_of_torchvisions_does_not_take_are_refused() -> None:
+    with pytest.raises(ParameterError, match=r"`model\.arguments` must suit the architecture"):
+        build_network("resnet18", shape=(3, 8, 8), num_classes=3, arguments={"colour": 1})
+
+
+@pytest.mark.parametrize(("name", "channels"), [("resnet18", 3), ("timm:x", 3), ("mlp", 1)])
+def test_libraries_networks_take_colours_where_images_are_grey(name: str, channels: int) -> None:
+    assert num_channels(name, 1) == channels
+    assert num_channels(name, 4) == 4

@@ -1,5 +1,7 @@
 """Pretrained weights: torchvision's own names or a local file; only the head may start afresh."""
 
+import os
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +19,7 @@ from kd_pipeline.models.pretrained import (
     freeze_all_but_last,
     head_parameters,
     load_weights,
+    read_state,
 )
 
 
@@ -53,13 +56,33 @@ def test_a_head_of_equal_size_but_other_classes_starts_afresh() -> None:
     assert adopt_weights(mine, given.state_dict(), same_classes=False) == ["9.weight", "9.bias"]
 
 
-def test_torchvision_weights_suit_grey_images_too() -> None:
+def test_torchvision_weights_give_all_but_the_head() -> None:
     given = network(classes=1000, name="resnet18", channels=3)
-    mine = network(classes=3, name="resnet18", channels=1)
-    assert adopt_weights(mine, given.state_dict(), same_classes=False) == [
-        "1.fc.weight",
-        "1.fc.bias",
-    ]
+    mine = network(classes=3, name="resnet18", channels=3)
+    assert adopt_weights(mine, given.state_dict(), same_classes=False) == ["fc.weight", "fc.bias"]
+
+
+class RunsCode:
+    """Unpickled carelessly, it makes a file."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.witness}",)
+
+
+def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    witness = tmp_path / "ran"
+    torch.save({"0.weight": RunsCode(witness)}, tmp_path / "bad.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(RunsCode(witness), 2))
+    for file in ("bad.pth", "plain.pth"):
+        with pytest.raises(CheckpointError, match="cannot be read without running code"):
+            read_state(tmp_path / file, name="teacher.given[0].file")
+    assert not witness.exists()
+    # The bait works: a careless reader would have made the file.
+    pickle.loads((tmp_path / "plain.pth").read_bytes())
+    assert witness.exists()
 
 
 def test_a_body_that_does_not_fit_is_refused() -> None:

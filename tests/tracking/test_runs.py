@@ -200,6 +200,21 @@ def test_a_given_teacher_gets_a_run_with_what_was_measured(
     assert runs["student_kd-0"].data.metrics == {}
 
 
+def test_soft_targets_that_nothing_is_compared_with_have_a_run_of_their_own(
+    begin_book: BeginBook, fetch_runs: FetchRuns
+) -> None:
+    book = begin_book("monday")
+    book.log_soft_targets({"teacher": "0", "fingerprint": "77", "entropy_at_4": 0.5})
+    book.log_file("soft_target_summary.csv", b"teacher,entropy_at_4\n0,0.5\n")
+    book.end("FINISHED")
+    (run,) = fetch_runs().values()
+    assert (run.info.run_name, run.info.status) == ("soft_targets", "FINISHED")
+    assert run.data.tags["kd.role"] == "soft_targets"
+    assert run.data.metrics == {"soft_targets/entropy_at_4": 0.5}
+    folder = Path(run.info.artifact_uri.removeprefix("file://"))
+    assert (folder / "soft_target_summary.csv").read_bytes().endswith(b"0,0.5\n")
+
+
 def test_an_unreachable_server_costs_a_warning_and_little_time(
     begin_book: BeginBook, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

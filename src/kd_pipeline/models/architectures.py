@@ -1,12 +1,17 @@
-"""One dict from an architecture's name to its builder; every other name is torchvision's."""
+"""One dict from an architecture's name to its builder; every other name is torchvision's.
 
+Two prefixes lead elsewhere: `timm:<name>`, and `module:<package.module>:<builder>` for a user's
+own network, which is named by import path.
+"""
+
+import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
-from kd_pipeline.errors import ParameterError
+from kd_pipeline.errors import CheckpointError, ParameterError
 from kd_pipeline.models.convolutional import build_cifar_resnet, build_small_cnn
 from kd_pipeline.models.mlp import build_mlp
 from kd_pipeline.models.pretrained import build_torchvision_model, list_torchvision_models, suggest
@@ -16,6 +21,17 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "small_cnn": build_small_cnn,
     "cifar_resnet": build_cifar_resnet,
 }
+
+TIMM, MODULE = "timm:", "module:"
+
+
+def num_channels(name: str, channels: int) -> int:
+    """How many channels a network by this name takes for images of so many.
+
+    Torchvision's and timm's take three, so that grey images are repeated for them.
+    """
+    foreign = name not in ARCHITECTURES and not name.startswith(MODULE)
+    return 3 if foreign and channels == 1 else channels
 
 
 def build_network(
@@ -32,6 +48,11 @@ def build_network(
     Raises:
         ParameterError: If the name or an argument is unknown.
     """
+    if name.startswith(TIMM):
+        arguments = {"num_classes": num_classes, **arguments}
+        return create_timm_model(name.removeprefix(TIMM), arguments=arguments)
+    if name.startswith(MODULE):
+        return import_network(name.removeprefix(MODULE), arguments=arguments)
     if name not in ARCHITECTURES:
         known = list_torchvision_models()
         if name not in known:
@@ -61,3 +82,65 @@ def _call(
     except (TypeError, RuntimeError) as error:
         rule = f"suit the architecture ({error})"
         raise ParameterError("model.arguments", rule, dict(arguments)) from error
+
+
+def import_network(import_path: str, *, arguments: Mapping[str, Any]) -> nn.Module:
+    """Call a user's own class or function that makes a network.
+
+    Args:
+        import_path: `package.module:builder`.
+        arguments: Handed to it by name.
+
+    Raises:
+        ParameterError: If there is no such thing, it fails, or what it returns is no `nn.Module`.
+    """
+    module, _, builder = import_path.partition(":")
+    try:
+        build = getattr(importlib.import_module(module), builder)
+        network = build(**arguments)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        rule = f"name something as `package.module:builder` that takes `arguments` ({error})"
+        raise ParameterError("import_path", rule, import_path) from error
+    if not isinstance(network, nn.Module):
+        rule = f"build a torch.nn.Module, not {type(network).__name__}"
+        raise ParameterError("import_path", rule, import_path)
+    return network
+
+
+def create_timm_model(
+    name: str, *, arguments: Mapping[str, Any], pretrained: bool = False
+) -> nn.Module:
+    """Build a network of timm's, which is an optional extra.
+
+    Args:
+        name: As in `timm.list_models`, with or without a weights tag.
+        arguments: Of `timm.create_model`.
+        pretrained: Whether timm loads the weights of the name, which may download them.
+
+    Raises:
+        ParameterError: If timm is not installed, or does not know the name or the arguments.
+        CheckpointError: If the weights cannot be had.
+    """
+    timm = import_timm()
+    try:
+        network: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+    except OSError as error:
+        raise CheckpointError(
+            f"the weights of timm's {name} could not be downloaded ({error}); download them "
+            "elsewhere and name the file under `file`"
+        ) from error
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        known = suggest(name.partition(".")[0], timm.list_models())
+        rule = f"be a model of timm's that takes `arguments` ({error})"
+        raise ParameterError("name", rule, name, legal=known or None) from error
+    return network
+
+
+def import_timm() -> Any:
+    """Import timm, or say how to install it."""
+    try:
+        import timm
+    except ImportError as error:
+        rule = "have timm installed: pip install 'kd_pipeline[timm]'"
+        raise ParameterError("kind", rule, "timm") from error
+    return timm

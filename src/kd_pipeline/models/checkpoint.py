@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +15,22 @@ from torch import Tensor, nn
 
 from kd_pipeline.atomic import replace_folder
 from kd_pipeline.errors import CheckpointError
-from kd_pipeline.models.architectures import build_network
+from kd_pipeline.models.architectures import MODULE, build_network, num_channels
 from kd_pipeline.models.classifier import Classifier
+from kd_pipeline.models.exported_program import ExportedNetwork
+from kd_pipeline.models.onnx_graph import OnnxNetwork
 from kd_pipeline.models.preprocessing import Preprocessing
 from kd_pipeline.randomness import seeded
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "model.json"
+IMPORTED_LOGITS = "imported_logits"
+"""Architecture of a checkpoint that holds what a model said instead of the model."""
+GRAPHS: dict[str, Callable[[Mapping[str, Tensor]], nn.Module]] = {
+    OnnxNetwork.architecture: OnnxNetwork,
+    ExportedNetwork.architecture: ExportedNetwork,
+}
+"""Networks that are a file: their state holds its bytes, and no weights by name."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,8 @@ class ModelCheckpoint:
     """The network's state dict, on the CPU."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """JSON-able: seeds, steps, the fingerprints of what it was trained on, costs."""
+    class_order: tuple[int, ...] | None = None
+    """Which of the network's outputs each of `class_names` is; None is the network's own order."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -43,11 +54,13 @@ class ModelCheckpoint:
         return tensors_digest(self.state, json.dumps(self._description(), sort_keys=True))
 
     def _description(self) -> dict[str, Any]:
+        order = {} if self.class_order is None else {"class_order": list(self.class_order)}
         return {
             "architecture": self.architecture,
             "arguments": dict(self.arguments),
             "class_names": list(self.class_names),
             "preprocessing": asdict(self.preprocessing),
+            **order,
         }
 
 
@@ -87,35 +100,80 @@ def build_untrained(
     num_classes: int,
     seed: int,
 ) -> Classifier:
-    """Build a classifier whose initial weights depend on the seed alone."""
+    """Build a classifier whose initial weights depend on the seed alone.
+
+    Args:
+        architecture: As in `build_network`.
+        arguments: The architecture's own.
+        preprocessing: Of the images; grey is repeated for networks that take colours only.
+        num_classes: Width of the head.
+        seed: Of the initial weights.
+    """
+    channels = num_channels(architecture, preprocessing.shape[0])
+    preprocessing = preprocessing.resized(None, num_channels=channels)
     with seeded(seed):
         network = build_network(
             architecture, shape=preprocessing.shape, num_classes=num_classes, arguments=arguments
         )
-    return Classifier(network, preprocessing)
+    return Classifier(network, preprocessing, takes_any_layout=not is_foreign(architecture))
 
 
 def build_classifier(checkpoint: ModelCheckpoint) -> Classifier:
     """Rebuild a trained classifier, in eval mode, on the CPU.
 
     Raises:
-        CheckpointError: If the weights do not fit the architecture and class names.
+        CheckpointError: If the weights do not fit the architecture and class names, or the
+            checkpoint holds imported logits and no model.
     """
-    classifier = build_untrained(
-        architecture=checkpoint.architecture,
-        arguments=checkpoint.arguments,
-        preprocessing=checkpoint.preprocessing,
-        num_classes=len(checkpoint.class_names),
-        seed=0,
-    )
+    architecture = checkpoint.architecture
+    if architecture == IMPORTED_LOGITS:
+        raise CheckpointError("imported logits hold no model that could see an image")
+    if architecture in GRAPHS:
+        network = GRAPHS[architecture](checkpoint.state)
+    else:
+        network = _build_trained(checkpoint)
+    return Classifier(
+        network,
+        checkpoint.preprocessing,
+        class_order=checkpoint.class_order,
+        takes_any_layout=not is_foreign(architecture),
+    ).eval()
+
+
+def is_foreign(architecture: str) -> bool:
+    """Whether the network's code is neither ours nor of a library that we know."""
+    return architecture in GRAPHS or architecture.startswith(MODULE)
+
+
+def _build_trained(checkpoint: ModelCheckpoint) -> nn.Module:
+    with seeded(0):
+        network = build_network(
+            checkpoint.architecture,
+            shape=checkpoint.preprocessing.shape,
+            num_classes=len(checkpoint.class_names),
+            arguments=checkpoint.arguments,
+        )
     try:
-        classifier.network.load_state_dict(dict(checkpoint.state))
+        network.load_state_dict(dict(checkpoint.state))
     except RuntimeError as error:
         raise CheckpointError(
             f"the weights do not fit {checkpoint.architecture} with "
             f"{len(checkpoint.class_names)} classes: {error}"
         ) from error
-    return classifier.eval()
+    return network
+
+
+def identity_card(checkpoints: Sequence[ModelCheckpoint]) -> dict[str, Any]:
+    """What students need of their teacher when its weights are away: JSON-able.
+
+    Args:
+        checkpoints: One per member.
+    """
+    return {
+        "fingerprints": [checkpoint.fingerprint for checkpoint in checkpoints],
+        "architectures": [checkpoint.architecture for checkpoint in checkpoints],
+        "class_names": list(checkpoints[0].class_names),
+    }
 
 
 def check_classes(checkpoint: ModelCheckpoint, class_names: tuple[str, ...], *, name: str) -> None:
@@ -160,7 +218,7 @@ def read_checkpoint(folder: Path) -> ModelCheckpoint:
     try:
         description = json.loads((folder / DESCRIPTION_FILE).read_text())
         state = load_file(folder / WEIGHTS_FILE)
-        preprocessing = description["preprocessing"]
+        preprocessing, order = description["preprocessing"], description.get("class_order")
         checkpoint = ModelCheckpoint(
             architecture=description["architecture"],
             arguments=description["arguments"],
@@ -168,6 +226,7 @@ def read_checkpoint(folder: Path) -> ModelCheckpoint:
             preprocessing=Preprocessing(**{k: tuple(v) for k, v in preprocessing.items()}),
             state=state,
             facts=description["facts"],
+            class_order=None if order is None else tuple(order),
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"no readable checkpoint in {folder}: {error}") from error

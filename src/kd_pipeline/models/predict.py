@@ -31,7 +31,8 @@ def predict_batches(
     was_training = classifier.training
     classifier.to(target).eval()
     with torch.inference_mode(), torch.autocast(target.type, torch.bfloat16, enabled=use_bfloat16):
-        logits = [classifier(pixels.to(target)).float().cpu() for pixels in batches]
+        laid_out = (pixels.to(target, memory_format=classifier.layout) for pixels in batches)
+        logits = [classifier(pixels).float().cpu() for pixels in laid_out]
     classifier.train(was_training)
     return torch.cat(logits).clone()
 

@@ -1,5 +1,6 @@
 """What a model does to pixels before its first layer: declared, stored and applied with it."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,8 +29,24 @@ class Preprocessing:
             if len(values) != self.shape[0]:
                 rule = f"have one value for each of the {self.shape[0]} channels"
                 raise ParameterError(f"preprocessing.{name}", rule, values)
+            if not all(map(math.isfinite, values)):
+                raise ParameterError(f"preprocessing.{name}", "be finite", values)
         if min(self.std) <= 0:
             raise ParameterError("preprocessing.std", "be positive", self.std)
+
+    def resized(
+        self, input_size: int | None, *, num_channels: int | None = None
+    ) -> "Preprocessing":
+        """The same for a network of another input.
+
+        Args:
+            input_size: Side of the square, in pixels; None keeps the size.
+            num_channels: A grey channel's statistics are repeated to as many; None keeps them.
+        """
+        channels, height, width = self.shape
+        side = (height, width) if input_size is None else (input_size, input_size)
+        repeats = num_channels if num_channels is not None and channels == 1 else 1
+        return Preprocessing((channels * repeats, *side), self.mean * repeats, self.std * repeats)
 
 
 def measure_preprocessing(pixels: Tensor) -> Preprocessing:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kd_pipeline.errors import CheckpointError, ParameterError
@@ -20,7 +22,7 @@ def build_torchvision_model(
 
     Args:
         name: As in `torchvision.models.list_models`.
-        shape: Channels, height and width; grey images are repeated to three channels.
+        shape: Channels, height and width; torchvision's networks all take three channels.
         num_classes: Width of the head.
         arguments: Passed to the architecture's own builder; never `weights`.
     """
@@ -32,15 +34,13 @@ def build_torchvision_model(
     # Googlenet and inception would add auxiliary heads whose logits come as a named tuple.
     if name in ("googlenet", "inception_v3"):
         arguments = {"aux_logits": False, "init_weights": True, **arguments}
+    if shape[0] != 3:
+        rule = "be an architecture of this project for images of other than 1 or 3 channels"
+        raise ParameterError("model.name", rule, name)
     network: nn.Module = torchvision.models.get_model(
         name, weights=None, num_classes=num_classes, **arguments
     )
-    return nn.Sequential(_ToThreeChannels(), network) if shape[0] == 1 else network
-
-
-class _ToThreeChannels(nn.Module):
-    def forward(self, images: Tensor) -> Tensor:
-        return images.expand(-1, 3, -1, -1)
+    return network
 
 
 def list_torchvision_models() -> list[str]:
@@ -66,6 +66,7 @@ def load_weights(
     *,
     weights: str | None = None,
     file: str | None = None,
+    block: str = "teacher.pretrained",
 ) -> PretrainedWeights:
     """Load weights by their torchvision enum name or from a local file.
 
@@ -74,31 +75,59 @@ def load_weights(
         weights: For instance `IMAGENET1K_V2` or `DEFAULT`; torchvision downloads and caches it.
         file: A `.safetensors` file, or a `.pth`/`.pt` state dict, which is read with
             torch's weights-only unpickler and so runs no code.
+        block: Where in YAML these settings are.
     """
     if file is not None:
-        return PretrainedWeights(_read_state(Path(file)), None, None)
+        return PretrainedWeights(read_state(Path(file), name=f"{block}.file"), None, None)
+    declared = declared_weights(architecture, weights, block=block)
+    try:
+        state = declared.member.get_state_dict(progress=True, check_hash=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"`{block}.weights` {weights} of {architecture} could not be downloaded "
+            f"({error}); download it elsewhere and name it under `{block}.file`"
+        ) from error
+    return PretrainedWeights(state, declared.class_names, (declared.mean, declared.std))
+
+
+@dataclass(frozen=True)
+class DeclaredWeights:
+    """What torchvision says of weights, known without downloading them."""
+
+    member: Any
+    """Of the architecture's weights enum."""
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    input_size: int
+    """Side of the square that they were evaluated on, in pixels."""
+
+
+def declared_weights(architecture: str, weights: str | None, *, block: str) -> DeclaredWeights:
+    """What a torchvision architecture's weights declare.
+
+    Raises:
+        ParameterError: If it has no such weights.
+    """
     import torchvision
 
     if architecture not in list_torchvision_models():
         rule = f"be null for {architecture}, which torchvision has no weights for"
-        raise ParameterError("teacher.pretrained.weights", rule, weights)
+        raise ParameterError(f"{block}.weights", rule, weights)
     enum = torchvision.models.get_model_weights(architecture)
     names = [str(member.name) for member in enum]
     if weights not in (*names, "DEFAULT"):
-        raise ParameterError(
-            "teacher.pretrained.weights", f"be weights of {architecture}", weights, legal=names
-        )
+        rule = f"be weights of {architecture}"
+        raise ParameterError(f"{block}.weights", rule, weights, legal=names)
     member = enum[str(weights)]
     transforms = member.transforms()
-    normalisation = tuple(transforms.mean), tuple(transforms.std)
-    try:
-        state = member.get_state_dict(progress=True, check_hash=True)
-    except OSError as error:
-        raise CheckpointError(
-            f"`teacher.pretrained.weights` {weights} of {architecture} could not be downloaded "
-            f"({error}); download it elsewhere and name it under `teacher.pretrained.file`"
-        ) from error
-    return PretrainedWeights(state, tuple(member.meta["categories"]), normalisation)
+    return DeclaredWeights(
+        member,
+        tuple(member.meta["categories"]),
+        tuple(transforms.mean),
+        tuple(transforms.std),
+        int(transforms.crop_size[0]),
+    )
 
 
 def declared_normalisation(
@@ -109,27 +138,33 @@ def declared_normalisation(
     Local files of weights rarely say how their images were normalised; nearly all of them were
     trained under torchvision's own declaration.
     """
-    import torchvision
-
     if architecture not in list_torchvision_models():
         return None
-    transforms = torchvision.models.get_model_weights(architecture).DEFAULT.transforms()
-    return tuple(transforms.mean), tuple(transforms.std)
+    declared = declared_weights(architecture, "DEFAULT", block="teacher.pretrained")
+    return declared.mean, declared.std
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path, *, name: str) -> dict[str, Tensor]:
+    """Read a state dict from a `.safetensors` or a `.pth`/`.pt` file, running no code of it.
+
+    Args:
+        path: The file; the dict may lie under `state_dict` or `model`.
+        name: Of the setting that names it, for messages.
+
+    Raises:
+        ParameterError: If there is no such file.
+        CheckpointError: If it is damaged, no state dict, or needs code to be read.
+    """
     if not path.is_file():
-        raise ParameterError("teacher.pretrained.file", "be an existing file", str(path))
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return dict(load_file(path))
+        raise ParameterError(name, "be an existing file", str(path))
     try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read without running code: {error}") from error
-    state = loaded.get("state_dict", loaded.get("model", loaded))
-    if not all(isinstance(value, Tensor) for value in state.values()):
+    state = loaded.get("state_dict", loaded.get("model", loaded)) if isinstance(loaded, dict) else 0
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path} must hold a state dict of tensors")
     return dict(state)
 
@@ -151,11 +186,7 @@ def adopt_weights(
     Raises:
         CheckpointError: If anything but the head does not fit.
     """
-    own = dict(network.state_dict())
-    prefix = (
-        "1." if isinstance(network, nn.Sequential) and all(k.startswith("1.") for k in own) else ""
-    )
-    given = {prefix + name: value for name, value in state.items()}
+    own, given = dict(network.state_dict()), dict(state)
     head = head_parameters(network)
     fresh = [name for name in head if not same_classes or own[name].shape != given[name].shape]
     body = {name: value for name, value in given.items() if name not in fresh}

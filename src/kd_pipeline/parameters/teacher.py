@@ -5,6 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from kd_pipeline.parameters.base import Params, PositiveInt, Seed
+from kd_pipeline.parameters.given import Given
 from kd_pipeline.parameters.training import Model, Training
 from kd_pipeline.parameters.views import Transform
 
@@ -29,8 +30,8 @@ class TeacherParams(Params):
 
     seed: Seed = 0
     num_members: Annotated[int, Field(ge=1, le=32767)] = 1
-    checkpoints: tuple[str, ...] = ()
-    """Folders of given checkpoints, one per member, used as they are; no training then."""
+    given: tuple[Given, ...] = ()
+    """Teachers used as they are, one per member; no training then."""
     model: Model | None = None
     pretrained: Pretrained | None = None
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -40,12 +41,12 @@ class TeacherParams(Params):
 
     @model_validator(mode="after")
     def _given_or_trained(self) -> Self:
-        if self.checkpoints:
-            if len(self.checkpoints) != self.num_members:
+        if self.given:
+            if len(self.given) != self.num_members:
                 raise ValueError(
-                    f"`num_members` must be the number of `checkpoints` "
-                    f"({len(self.checkpoints)}), got {self.num_members}"
+                    f"`num_members` must be the number of `given` teachers "
+                    f"({len(self.given)}), got {self.num_members}"
                 )
         elif self.model is None or self.training is None:
-            raise ValueError("give `model` and `training`, or `checkpoints`")
+            raise ValueError("give `model` and `training`, or `given`")
         return self

@@ -12,6 +12,8 @@ class Model(Params):
 
     name: str
     arguments: dict[str, Any] = Field(default_factory=dict)
+    input_size: PositiveInt | None = None
+    """Side of the square, in pixels, that views are resized to; null keeps the images' own size."""
 
 
 class Optimiser(Params):
@@ -55,3 +57,5 @@ class Training(Params):
     device: Device = "auto"
     precision: Precision = "auto"
     """auto: bfloat16 autocast where the hardware has it, float32 elsewhere."""
+    memory_budget_mb: PositiveInt = 4096
+    """More MiB of pixels, or of soft targets, than this are read from disk, batch by batch."""

@@ -8,7 +8,7 @@ from typing import Any
 _MAX_CHARACTERS = 500
 # Blocks that only say whose settings these are: the same knob has one name in every arm.
 _BLOCKS = ("teacher.", "student.", "arm.", "training.")
-BASELINE_RIVAL = "student_kd"
+BASELINE_RIVALS = ("student_kd", "student_live")
 """The arm whose gains need no name: `gain/accuracy`."""
 
 
@@ -54,19 +54,31 @@ def finite_numbers(values: Mapping[str, Any]) -> dict[str, float]:
     return numbers
 
 
+def soft_target_metrics(summary: Mapping[str, Any], *, namespace: str = "") -> dict[str, float]:
+    """Name what a row of `soft_target_summary` says as a run shows it: `soft_targets/entropy_at_4`.
+
+    Args:
+        summary: The row of what the students hear.
+        namespace: Of the caching, where there is more than one; it stands between.
+    """
+    prefix = f"soft_targets/{namespace}/" if namespace else "soft_targets/"
+    return {f"{prefix}{name}": value for name, value in finite_numbers(summary).items()}
+
+
 def gain_metrics(gains: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Name each arm's gain over the baseline as the comparison run shows it.
 
-    `student_kd` has the plain names `gain/accuracy`, `gain/accuracy_ci_low`,
-    `gain/accuracy_ci_high`, `gain/p_value` (of the accuracy), `gain/nll` and
-    `gain/gap_recovered`; every other arm the same with its name between: `gain/<arm>/accuracy`.
+    The distilled arm, from the cache or live, has the plain names `gain/accuracy`,
+    `gain/accuracy_ci_low`, `gain/accuracy_ci_high`, `gain/p_value` (of the accuracy), `gain/nll`
+    and `gain/gap_recovered`; every other arm the same with its name between:
+    `gain/<arm>/accuracy`.
 
     Args:
         gains: `gains` of comparison.json.
     """
     metrics: dict[str, Any] = {}
     for arm, gain in gains.items():
-        prefix = "gain" if arm == BASELINE_RIVAL else f"gain/{arm}"
+        prefix = "gain" if arm in BASELINE_RIVALS else f"gain/{arm}"
         accuracy = gain.get("accuracy") or {}
         low, high = accuracy.get("ci95") or (None, None)
         metrics |= {

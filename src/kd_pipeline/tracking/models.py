@@ -1,24 +1,44 @@
 """Trained models in MLflow's own format: a traced graph that loads without this project."""
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from kd_pipeline.models.checkpoint import ModelCheckpoint, build_classifier
+import numpy as np
+
+from kd_pipeline.models.architectures import MODULE, TIMM
+from kd_pipeline.models.checkpoint import (
+    GRAPHS,
+    IMPORTED_LOGITS,
+    ModelCheckpoint,
+    build_classifier,
+)
+
+FOREIGN = (TIMM, MODULE)
+
+logger = logging.getLogger(__name__)
 
 
-def log_model(checkpoint: ModelCheckpoint, *, uri: str, experiment_id: str, run_id: str) -> str:
+def log_model(
+    checkpoint: ModelCheckpoint, *, uri: str, experiment_id: str, run_id: str
+) -> str | None:
     """Log a checkpoint as an MLflow model of a run, whether the run is open or closed.
 
     `mlflow.pyfunc` and `mlflow.pytorch` load it in a process that has torch and mlflow only.
     Global random state is left as it was.
 
     Returns:
-        The model's id.
+        The model's id; None for a teacher from elsewhere that cannot be exported, which is said.
     """
     import mlflow
     import torch
+
+    if reason := _why_not(checkpoint):
+        logger.info("%s is not logged as an MLflow model: %s", checkpoint.architecture, reason)
+        return None
 
     with warnings.catch_warnings():
         # MLflow warns of its own type hints when this is imported.
@@ -31,11 +51,9 @@ def log_model(checkpoint: ModelCheckpoint, *, uri: str, experiment_id: str, run_
         .create_logged_model(experiment_id, name="model", source_run_id=run_id)
         .model_id
     )
-    # Two images at least: torch.export takes a batch of one for a constant.
     version = torch.__version__.partition("+")[0]  # The index of the build is no part of it.
-    example = torch.zeros((2, *checkpoint.preprocessing.shape), dtype=torch.uint8).numpy()
     with (
-        _fluent_uri(uri),
+        fluent_uri(uri),
         _one_thread(),
         torch.random.fork_rng(devices=range(torch.cuda.device_count())),
     ):
@@ -44,7 +62,7 @@ def log_model(checkpoint: ModelCheckpoint, *, uri: str, experiment_id: str, run_
             name="model",
             flavor=mlflow.pytorch,
             pytorch_model=build_classifier(checkpoint),
-            input_example=example,
+            input_example=_example(checkpoint),
             # Given, not inferred: inferring installs nothing but takes seconds per model.
             pip_requirements=[f"torch=={version}", f"mlflow=={mlflow.__version__}"],
             run_id=run_id,
@@ -54,6 +72,36 @@ def log_model(checkpoint: ModelCheckpoint, *, uri: str, experiment_id: str, run_
             metadata={"class_names": list(checkpoint.class_names)},
         )
     return model_id
+
+
+def _why_not(checkpoint: ModelCheckpoint) -> str | None:
+    if checkpoint.architecture == IMPORTED_LOGITS:
+        return "logits were imported, and no model"
+    if checkpoint.architecture in GRAPHS:
+        return "it is a graph already, which lies in the catalog's checkpoint"
+    if checkpoint.architecture.startswith(FOREIGN):
+        return _export_problem(checkpoint)
+    return None
+
+
+def _export_problem(checkpoint: ModelCheckpoint) -> str | None:
+    """Networks of others may do what torch.export cannot trace; MLflow has no way round it."""
+    import torch
+
+    try:
+        with _one_thread():
+            torch.export.export(
+                build_classifier(checkpoint), (torch.from_numpy(_example(checkpoint)),)
+            )
+    except Exception as error:  # Of many kinds, from anywhere inside torch or the network.
+        return f"torch.export cannot trace it ({type(error).__name__})"
+    return None
+
+
+def _example(checkpoint: ModelCheckpoint) -> "np.ndarray[Any, Any]":
+    # Two images at least: torch.export takes a batch of one for a constant.
+    shape = checkpoint.facts.get("image_shape", checkpoint.preprocessing.shape)
+    return np.zeros((2, *shape), dtype=np.uint8)
 
 
 @contextmanager
@@ -74,8 +122,8 @@ def _one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def _fluent_uri(uri: str) -> Iterator[None]:
-    """MLflow's flavours know only the global URI, which also lands in the environment."""
+def fluent_uri(uri: str) -> Iterator[None]:
+    """Set MLflow's global URI: its flavours know no other, and it lands in the environment."""
     import mlflow
 
     before = os.environ.get("MLFLOW_TRACKING_URI")

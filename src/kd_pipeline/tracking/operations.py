@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 COMPARISON = "comparison"
 """Role and key of the run that holds the comparison of all others."""
+SOFT_TARGETS = "soft_targets"
+"""Role and key of the run that describes a cache made without a comparison."""
 
 
 def now_ms() -> int:

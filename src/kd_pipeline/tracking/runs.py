@@ -7,10 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kd_pipeline.events import EpochEnded, TrainingEnded, TrainingStarted
-from kd_pipeline.tracking.flatten import finite_numbers, flat_params, gain_metrics
+from kd_pipeline.tracking.flatten import (
+    finite_numbers,
+    flat_params,
+    gain_metrics,
+    soft_target_metrics,
+)
 from kd_pipeline.tracking.journal import Journal, run_ids_of
 from kd_pipeline.tracking.operations import (
     COMPARISON,
+    SOFT_TARGETS,
     CloseDeadRuns,
     CloseRun,
     DatasetFacts,
@@ -45,8 +51,8 @@ class RunBook:
     """Turns what happens in a Kedro run into operations on flat MLflow runs.
 
     There is one run per (role, replicate), with the key and name `<role>-<replicate>`, and one
-    named `comparison`. Runs of models trained earlier are found by `kd.role`, `kd.replicate` and
-    `kd.checkpoint`.
+    named `comparison`; where soft targets are cached and nothing is compared, `soft_targets`.
+    Runs of models trained earlier are found by `kd.role`, `kd.replicate` and `kd.checkpoint`.
     """
 
     def __init__(self, journal: Journal, *, group: str, tags: Mapping[str, str]) -> None:
@@ -137,9 +143,13 @@ class RunBook:
         """Log the arms' gains over the baseline to the comparison; see `gain_metrics`."""
         self._log(COMPARISON, gain_metrics(gains))
 
+    def log_soft_targets(self, summary: Mapping[str, Any], *, namespace: str = "") -> None:
+        """Log what a cache is like; see `soft_target_metrics`."""
+        self._log(self._page(), soft_target_metrics(summary, namespace=namespace))
+
     def log_file(self, path: str, content: bytes) -> None:
-        """Log a small file to the comparison."""
-        self._journal.put(LogArtifact(COMPARISON, path, content))
+        """Log a small file to the comparison, or to the soft targets' run without one."""
+        self._journal.put(LogArtifact(self._page(), path, content))
 
     def describe(self, markdown: str) -> None:
         """Show a text on the comparison's page."""
@@ -169,6 +179,14 @@ class RunBook:
         if self._compared and run_ids:
             return chart_link(sender.store, sender.experiment_id, self.group)
         return compare_link(sender.store, sender.experiment_id, run_ids) if run_ids else None
+
+    def _page(self) -> str:
+        """The run that describes the whole: where a person looks for figures."""
+        if COMPARISON in self._open:
+            return COMPARISON
+        if SOFT_TARGETS not in self._open:
+            self._open_run(SOFT_TARGETS, {"kd.role": SOFT_TARGETS})
+        return SOFT_TARGETS
 
     def _key(self, role: str, replicate: int) -> str:
         return f"{role}-{replicate}"

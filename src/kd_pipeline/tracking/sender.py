@@ -167,12 +167,14 @@ class Sender:
         # It brings torch, which a sender of mere numbers does without.
         from kd_pipeline.tracking.models import log_model
 
-        self._model_ids[operation.run] = log_model(
+        model_id = log_model(
             operation.checkpoint,
             uri=self.store.uri,
             experiment_id=self.experiment_id,
             run_id=self.run_ids[operation.run],
         )
+        if model_id is not None:
+            self._model_ids[operation.run] = model_id
 
     def _close_dead_runs(self, client: "MlflowClient") -> None:
         wanted = f"attributes.status = 'RUNNING' and tags.`kd.host` = '{socket.gethostname()}'"

@@ -53,6 +53,20 @@ def locate_store(project: Path, *, uri: str | None = None, experiment: str) -> S
     return Store(f"{_SQLITE}{database}", experiment, (database.parent / "mlartifacts").as_uri())
 
 
+_project_store: Store | None = None
+
+
+def remember_store(store: Store) -> None:
+    """Let the workshops of this process know the store that `mlflow.yml` names."""
+    global _project_store  # noqa: PLW0603 (one process has one project)
+    _project_store = store
+
+
+def project_store() -> Store:
+    """The store that `mlflow.yml` names; before that is read, the one in the working directory."""
+    return _project_store or locate_store(Path.cwd(), experiment="kd_pipeline")
+
+
 def be_impatient() -> None:
     """Set short time-outs for MLflow's requests, unless the user has set them."""
     for name, value in _IMPATIENCE.items():

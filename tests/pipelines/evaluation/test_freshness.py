@@ -9,7 +9,7 @@ import pytest
 
 from kd_pipeline.data.splits import split_fingerprint
 from kd_pipeline.errors import StaleArtefactError
-from kd_pipeline.pipelines.evaluation.freshness import check_fresh
+from kd_pipeline.labelling.freshness import check_fresh
 
 Changed = Callable[..., Any]
 
@@ -100,3 +100,44 @@ def test_arms_of_different_numbers_of_replicates_are_refused(stage: Any, left: i
     del stage.students["student_kd"][left:]
     with pytest.raises(StaleArtefactError, match=f"student_baseline 2, student_kd {left}"):
         check(stage)
+
+
+def chain(stage: Any, changed: Changed) -> dict[str, Any]:
+    """A hop between the teacher and the distilled arm, of another number of models."""
+    between = [
+        changed(stage.students["student_baseline"][0], teacher=[stage.teacher[0].fingerprint])
+    ]
+    last = [changed(one, teacher=[between[0].fingerprint]) for one in stage.students["student_kd"]]
+    return {"between": between, "last": last, "alone": stage.students["student_baseline"]}
+
+
+def check_chain(stage: Any, students: dict[str, Any]) -> None:
+    check_fresh(
+        stage.teacher,
+        students,
+        images=stage.images.fingerprint,
+        splits=split_fingerprint(stage.splits),
+        class_names=stage.images.class_names,
+        learnt_from={"between": "teacher", "last": "between", "alone": "teacher"},
+        paired=("last", "alone"),
+        rerun="kedro run --pipelines=chain",
+    )
+
+
+def test_an_arm_may_have_learnt_from_another(stage: Any, changed: Changed) -> None:
+    check_chain(stage, chain(stage, changed))
+
+
+def test_an_arm_of_an_older_model_before_it_is_refused(stage: Any, changed: Changed) -> None:
+    students = chain(stage, changed)
+    students["last"][1] = changed(students["last"][1], teacher=[stage.teacher[0].fingerprint])
+    message = r"`last.checkpoints\[1\]` must be made from the teacher .* --pipelines=chain"
+    with pytest.raises(StaleArtefactError, match=message):
+        check_chain(stage, students)
+
+
+def test_only_the_paired_arms_need_as_many_replicates(stage: Any, changed: Changed) -> None:
+    students = chain(stage, changed)
+    students["alone"] = students["alone"][:1]
+    with pytest.raises(StaleArtefactError, match="same number of replicates"):
+        check_chain(stage, students)

@@ -13,7 +13,7 @@ from kedro.io import DataCatalog, MemoryDataset
 from kedro.runner import SequentialRunner
 
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.parameters import EvaluationParams
+from kd_pipeline.parameters import EvaluationParams, SoftTargetsParams
 from kd_pipeline.pipelines.evaluation import create_pipeline
 
 ROOT = Path(__file__).parents[3]
@@ -37,6 +37,7 @@ def test_takes_and_gives_what_the_design_says() -> None:
         "examples",
         "splits",
         "params:evaluation",
+        "params:soft_targets",
         "teacher.checkpoints",
         "student_baseline.checkpoints",
         "student_kd.checkpoints",
@@ -49,6 +50,8 @@ def test_node_names_are_function_names_and_parameters_are_typed() -> None:
         assert node.name == node.func.__name__
         if "params:evaluation" in node.inputs:
             assert get_type_hints(node.func)["params"] is EvaluationParams
+        if "params:soft_targets" in node.inputs:
+            assert get_type_hints(node.func)["mixing"] is SoftTargetsParams
 
 
 def test_the_baseline_is_needed() -> None:
@@ -91,6 +94,7 @@ def test_runs_through_its_catalog_onto_disk(
         "examples": stage.examples,
         "splits": stage.splits,
         "params:evaluation": EvaluationParams(device="cpu", num_bootstrap_samples=100),
+        "params:soft_targets": SoftTargetsParams(),
         "teacher.checkpoints": stage.teacher,
         **{f"{arm}.checkpoints": models for arm, models in stage.students.items()},
     }

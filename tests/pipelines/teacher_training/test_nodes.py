@@ -30,6 +30,10 @@ def train(
     return train_teacher(images, examples, splits, StateFolder(folder / "states"), params)
 
 
+def given_in(folder: Path) -> dict[str, str]:
+    return {"kind": "checkpoint", "folder": str(folder)}
+
+
 @pytest.fixture
 def data(
     images: ImageSet, examples: pd.DataFrame, splits: pd.DataFrame
@@ -78,12 +82,40 @@ def test_a_given_teacher_is_not_trained(data: Any, tmp_path: Path) -> None:
     write_checkpoint(trained, tmp_path / "given")
     heard: list[Event] = []
     with listening(heard.append):
-        given, history = train(*data, tmp_path, checkpoints=(str(tmp_path / "given"),))
+        given, history = train(*data, tmp_path, given=[given_in(tmp_path / "given")])
     assert heard == []
     assert [checkpoint.fingerprint for checkpoint in given] == [trained.fingerprint]
     assert all(torch.equal(given[0].state[k], v) for k, v in trained.state.items())
     assert history.empty
     assert list(history.columns) == ["replicate", "epoch", "step"]
+
+
+def test_a_model_of_mlflows_is_fetched_read_and_its_files_forgotten(
+    data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Head(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.float().flatten(1)[:, :3] / 10
+
+    folders: list[Path] = []
+
+    def fetch(uri: str, folder: Path) -> dict[str, Any]:
+        folders.append(folder)
+        example, batch = torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.export.Dim.AUTO
+        program = torch.export.export(Head(), (example,), dynamic_shapes=({0: batch},))
+        torch.export.save(program, folder / "model.pt2")
+        file = str(folder / "model.pt2")
+        return {
+            "format": "exported_program",
+            "file": file,
+            "class_names": ["high", "low", "middle"],
+        }
+
+    monkeypatch.setattr("kd_pipeline.tracking.fetch.fetch_model", fetch)
+    (given,), _ = train(*data, tmp_path, given=[{"kind": "mlflow", "uri": "models:/teacher/1"}])
+    assert given.class_names == ("low", "middle", "high")
+    assert given.class_order == (1, 2, 0)
+    assert [folder.exists() for folder in folders] == [False]
 
 
 def test_a_given_teacher_of_fewer_classes_is_refused(data: Any, tmp_path: Path) -> None:
@@ -92,7 +124,7 @@ def test_a_given_teacher_of_fewer_classes_is_refused(data: Any, tmp_path: Path) 
     images, examples, splits = data
     more = ImageSet(images.example_ids, images.pixels, (*images.class_names, "extra"))
     with pytest.raises(CheckpointError, match="3 classes where the images have 4"):
-        train(more, examples, splits, tmp_path, checkpoints=(str(tmp_path / "given"),))
+        train(more, examples, splits, tmp_path, given=[given_in(tmp_path / "given")])
 
 
 def test_the_card_outlives_the_weights(data: Any, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from kd_pipeline.metrics.comparison import compare
-from kd_pipeline.parameters import EvaluationParams
+from kd_pipeline.parameters import EvaluationParams, SoftTargetsParams
 from kd_pipeline.reporting.report import markdown_report
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def evaluate_models(
     examples: pd.DataFrame,
     splits: pd.DataFrame,
     params: EvaluationParams,
+    mixing: SoftTargetsParams,
     teacher: list[ModelCheckpoint],
     **students: list[ModelCheckpoint],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -32,6 +33,7 @@ def evaluate_models(
         examples: The labels.
         splits: Whose role `test` is read, every row of it.
         params: `evaluation` in parameters_evaluation.yml.
+        mixing: `soft_targets` in parameters_soft_target_caching.yml: how members are mixed.
         teacher: Its members; several are evaluated as one mixed model.
         students: The replicates of each arm, by the arm's name.
 
@@ -43,8 +45,9 @@ def evaluate_models(
         StaleArtefactError: If a checkpoint was made from other data than is at hand.
     """
     from kd_pipeline.data.splits import split_fingerprint
-    from kd_pipeline.pipelines.evaluation.freshness import check_fresh
-    from kd_pipeline.pipelines.evaluation.measuring import TestReader, read_test_set
+    from kd_pipeline.labelling.freshness import check_fresh
+    from kd_pipeline.labelling.measuring import TestReader, read_test_set
+    from kd_pipeline.soft_targets.mixing import Mixing
 
     check_fresh(
         teacher,
@@ -62,7 +65,9 @@ def evaluate_models(
         precision=params.precision,
         num_bins=params.num_calibration_bins,
     )
-    return read_test_set(reader, teacher, students)
+    return read_test_set(
+        reader, teacher, students, mixing=Mixing(mixing.mixing, mixing.member_weights)
+    )
 
 
 def compare_arms(

@@ -42,6 +42,7 @@ def _evaluate(checkpoints: dict[str, str]) -> Node:
             "examples": "examples",
             "splits": "splits",
             "params": "params:evaluation",
+            "mixing": "params:soft_targets",
             **checkpoints,
         },
         outputs=["predictions", "metrics"],

@@ -31,16 +31,18 @@ def train_teacher(
         params: `teacher` in parameters_teacher_training.yml.
 
     Returns:
-        One checkpoint per member, and the history (empty for given checkpoints).
+        One checkpoint per member, and the history (empty for given teachers).
     """
+    from kd_pipeline.tracking.fetch import fetched
     from kd_pipeline.training.settings import TrainingSettings
-    from kd_pipeline.training.students import TrainingData
-    from kd_pipeline.training.teachers import HISTORY_COLUMNS, adopt_checkpoints, train_teachers
+    from kd_pipeline.training.teachers import HISTORY_COLUMNS, adopt_given, train_teachers
+    from kd_pipeline.training.training_data import TrainingData
 
     data = TrainingData(images, examples, splits)
-    if params.checkpoints:
-        return adopt_checkpoints(data, params.checkpoints), pd.DataFrame(columns=HISTORY_COLUMNS)
     settings = params.model_dump(mode="json")
+    if params.given:
+        with fetched(settings["given"]) as given:
+            return adopt_given(data, given), pd.DataFrame(columns=HISTORY_COLUMNS)
     checkpoints, history = train_teachers(
         data,
         model=settings["model"],
@@ -65,8 +67,6 @@ def describe_teacher(checkpoints: list[ModelCheckpoint]) -> dict[str, Any]:
     Args:
         checkpoints: One per member.
     """
-    return {
-        "fingerprints": [checkpoint.fingerprint for checkpoint in checkpoints],
-        "architectures": [checkpoint.architecture for checkpoint in checkpoints],
-        "class_names": list(checkpoints[0].class_names),
-    }
+    from kd_pipeline.models.checkpoint import identity_card
+
+    return identity_card(checkpoints)
