@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kd_pipeline.data.views import ViewPolicy
 from kd_pipeline.errors import TrainingDivergedError
@@ -18,9 +18,12 @@ from kd_pipeline.models.checkpoint import build_untrained
 from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.preprocessing import Preprocessing
 from kd_pipeline.models.state_folder import StateFolder
+from kd_pipeline.soft_targets.gathering import GatheredTargets
+from kd_pipeline.training import replay
 from kd_pipeline.training.engine import TrainingPlan, TrainingRecord, train_classifier
 from kd_pipeline.training.rows import TrainingRows
 from kd_pipeline.training.settings import TrainingSettings
+from kd_pipeline.training.teacher_logits import CachedLogits
 from kd_pipeline.training.validation import Validation
 
 SHIFTS = ViewPolicy(1, ({"name": "shift", "max_pixels": 1},))
@@ -66,6 +69,26 @@ def train(folder: Path, the_plan: TrainingPlan | None = None) -> tuple[Classifie
     classifier = model()
     record = train_classifier(classifier, the_plan or plan(), states=StateFolder(folder), key="k")
     return classifier, record
+
+
+def cached(logits: Tensor) -> CachedLogits:
+    """A cache of logits [num_rows, num_views, num_classes], in the order of the rows."""
+    values = logits.half().swapaxes(0, 1).contiguous().numpy()
+    targets = GatheredTargets(values, None, None, num_classes=values.shape[-1])
+    return CachedLogits(targets, torch.arange(values.shape[1]), identity={}, device="cpu")
+
+
+def spy_on_views(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Example and view of all that is drawn, in order."""
+    seen: list[tuple[int, int]] = []
+    real = replay.view_parameters
+
+    def record(policy: ViewPolicy, example_ids: Tensor, view: Any, **rest: Any) -> Any:
+        seen.extend(zip(example_ids.tolist(), torch.as_tensor(view).tolist(), strict=True))
+        return real(policy, example_ids, view, **rest)
+
+    monkeypatch.setattr(replay, "view_parameters", record)
+    return seen
 
 
 def same_weights(first: nn.Module, second: nn.Module) -> bool:
@@ -196,18 +219,10 @@ def test_the_cached_logits_of_a_view_meet_the_pixels_of_that_view(
     tmp_path: Path, num_views: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The logits name their example and view; whatever meets them must be drawn as that view."""
-    from kd_pipeline.training import engine
-
     views = num_views or 1
     ids = torch.arange(40)
-    names = (ids[:, None] * 10 + torch.arange(views)).half()
-    seen: list[tuple[int, int]] = []
-    real = engine.view_parameters
-
-    def record_drawn(policy: ViewPolicy, example_ids: torch.Tensor, view: Any) -> Any:
-        seen.extend(zip(example_ids.tolist(), torch.as_tensor(view).tolist(), strict=True))
-        return real(policy, example_ids, view)
-
+    names = ids[:, None] * 10 + torch.arange(views)
+    seen = spy_on_views(monkeypatch)
     met: list[int] = []
 
     class Spy(Objective):
@@ -215,10 +230,8 @@ def test_the_cached_logits_of_a_view_meet_the_pixels_of_that_view(
             met.extend(teacher_logits[:, 0].int().tolist())
             return super().__call__(student, labels, teacher_logits * 0, has)
 
-    monkeypatch.setattr(engine, "view_parameters", record_drawn)
-    base = plan(num_views=views)
-    rows = replace(base.rows, teacher_logits=names[:, :, None].expand(-1, -1, 3))
-    train(tmp_path, replace(base, rows=rows, objective=Spy(soft_weight=1.0)))
+    teacher = cached(names[:, :, None].expand(-1, -1, 3))
+    train(tmp_path, plan(num_views=views, teacher=teacher, objective=Spy(soft_weight=1.0)))
     assert met == [example * 10 + view for example, view in seen]
     assert {view for _, view in seen} == set(range(views))
 
@@ -226,28 +239,20 @@ def test_the_cached_logits_of_a_view_meet_the_pixels_of_that_view(
 def test_a_fresh_view_is_drawn_in_every_pass_where_none_are_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kd_pipeline.training import engine
-
-    drawn: set[int] = set()
-    real = engine.view_parameters
-
-    def record_drawn(policy: ViewPolicy, example_ids: torch.Tensor, view: Any) -> Any:
-        drawn.update(view.tolist())
-        return real(policy, example_ids, view)
-
-    monkeypatch.setattr(engine, "view_parameters", record_drawn)
+    seen = spy_on_views(monkeypatch)
     train(tmp_path, plan())
-    assert drawn == set(range(6))
+    assert {view for _, view in seen} == set(range(6))
 
 
 def test_rows_without_any_label_train_on_soft_targets_alone(tmp_path: Path) -> None:
     base = plan()
-    logits = nn.functional.one_hot(base.rows.labels, 3).half()[:, None] * 8
-    rows = replace(base.rows, labels=torch.full((40,), NO_LABEL), teacher_logits=logits)
+    logits = nn.functional.one_hot(base.rows.labels, 3)[:, None] * 8
+    rows = replace(base.rows, labels=torch.full((40,), NO_LABEL))
     settings = replace(base.settings, num_epochs=30)
     soft = replace(
         base,
         rows=rows,
+        teacher=cached(logits),
         settings=settings,
         objective=Objective(soft_weight=0.5),
         policy=ViewPolicy(),

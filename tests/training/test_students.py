@@ -1,9 +1,10 @@
 """Arms: paired by construction, each learning from just the rows it may."""
 
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,38 +16,36 @@ from kd_pipeline.errors import DataError, ParameterError, StaleArtefactError
 from kd_pipeline.losses.objective import Objective
 from kd_pipeline.models.checkpoint import ModelCheckpoint
 from kd_pipeline.models.state_folder import StateFolder
-from kd_pipeline.soft_targets.manifest import Provenance
-from kd_pipeline.soft_targets.store import SoftTargets, make_soft_targets
+from kd_pipeline.soft_targets.store import SoftTargets
 from kd_pipeline.training import students
 from kd_pipeline.training.engine import TrainingPlan
 from kd_pipeline.training.settings import TrainingSettings
-from kd_pipeline.training.students import TrainingData, train_students
+from kd_pipeline.training.students import train_students
+from kd_pipeline.training.teacher_sources import CachedTeacher
+from kd_pipeline.training.training_data import TrainingData
 
 PSEUDO = Objective(soft_weight=1.0, soft_loss="pseudo_label")
 
 
-def cache(images: ImageSet, splits: pd.DataFrame, **changes: Any) -> SoftTargets:
-    ids = ids_with_role(splits, "transfer")
-    right = np.eye(3, dtype=np.float32)[images.positions(ids) % 3] * 6
-    provenance = {
-        "class_names": images.class_names,
-        "teacher_fingerprints": ("t",),
-        "images_fingerprint": images.fingerprint,
-        "splits_fingerprint": split_fingerprint(splits),
-        "view_policy": ViewPolicy().description,
-        "num_views": 1,
-    }
-    facts = changes.pop("facts", {})
-    return make_soft_targets(
-        [[right]], ids, provenance=Provenance(**(provenance | changes)), facts=facts
-    )
+@pytest.fixture
+def cache(make_cache: Callable[..., SoftTargets], tmp_path: Path) -> Callable[..., SoftTargets]:
+    """Write another cache in a folder of its own every time it is called."""
+    numbers = itertools.count()
+
+    def make(images: ImageSet, splits: pd.DataFrame, **changes: Any) -> SoftTargets:
+        return make_cache(tmp_path / f"cache-{next(numbers)}", images, splits, **changes)
+
+    return make
+
+
+Cache = Callable[..., SoftTargets]
 
 
 def run(
     data: TrainingData, folder: Path, soft_targets: SoftTargets | None = None, **changes: Any
 ) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
     arguments: dict[str, Any] = {
-        "soft_targets": soft_targets,
+        "teacher": None if soft_targets is None else CachedTeacher(soft_targets),
         "objective": Objective(soft_weight=0.0 if soft_targets is None else 1.0),
         "model": {"name": "mlp", "arguments": {"hidden": [8]}},
         "settings": TrainingSettings(num_epochs=2, batch_size=16),
@@ -80,7 +79,7 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainingPlan, dict[str,
 
 
 def test_arms_share_weights_steps_seeds_and_views_by_construction(
-    data: TrainingData, tmp_path: Path, plans: Any
+    data: TrainingData, tmp_path: Path, plans: Any, cache: Cache
 ) -> None:
     soft = cache(data.images, data.splits)
     run(data, tmp_path)
@@ -97,7 +96,7 @@ def test_arms_share_weights_steps_seeds_and_views_by_construction(
 
 
 def test_each_arm_learns_from_the_rows_it_may(
-    data: TrainingData, tmp_path: Path, plans: Any
+    data: TrainingData, tmp_path: Path, plans: Any, cache: Cache
 ) -> None:
     teacher = ids_with_role(data.splits, "teacher_train").tolist()
     transfer = ids_with_role(data.splits, "transfer").tolist()
@@ -127,7 +126,7 @@ def test_held_out_examples_reach_no_training(
 
 
 def test_arms_on_the_same_rows_see_the_same_batches(
-    images: ImageSet, examples: pd.DataFrame, tmp_path: Path, plans: Any
+    images: ImageSet, examples: pd.DataFrame, tmp_path: Path, plans: Any, cache: Cache
 ) -> None:
     splits = split_examples(
         examples,
@@ -146,7 +145,7 @@ def test_arms_on_the_same_rows_see_the_same_batches(
 
 
 def test_a_checkpoint_knows_what_it_was_made_from_and_holds_no_teacher(
-    data: TrainingData, tmp_path: Path
+    data: TrainingData, tmp_path: Path, cache: Cache
 ) -> None:
     checkpoints, history = run(data, tmp_path, cache(data.images, data.splits))
     facts = checkpoints[1].facts
@@ -178,7 +177,7 @@ def test_a_checkpoint_knows_what_it_was_made_from_and_holds_no_teacher(
     ],
 )
 def test_a_stale_cache_is_refused_before_training(
-    data: TrainingData, tmp_path: Path, plans: Any, changes: dict[str, Any], what: str
+    data: TrainingData, tmp_path: Path, plans: Any, changes: dict[str, Any], what: str, cache: Cache
 ) -> None:
     with pytest.raises(StaleArtefactError, match=f"do not match this run's {what}"):
         run(data, tmp_path, cache(data.images, data.splits, **changes))
@@ -186,7 +185,7 @@ def test_a_stale_cache_is_refused_before_training(
 
 
 def test_a_smoothed_teacher_above_temperature_one_is_warned_of(
-    data: TrainingData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    data: TrainingData, tmp_path: Path, caplog: pytest.LogCaptureFixture, cache: Cache
 ) -> None:
     soft = cache(data.images, data.splits, facts={"teacher_label_smoothing": 0.1})
     run(data, tmp_path, soft, num_replicates=1)

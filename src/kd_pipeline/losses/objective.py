@@ -8,7 +8,9 @@ from torch import Tensor
 
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.losses.distillation import SOFT_LOSSES, TEMPERATURE_FREE
-from kd_pipeline.losses.hard import hard_label_loss
+from kd_pipeline.losses.hard import MixedLabels, label_loss
+from kd_pipeline.losses.tails import check_tail
+from kd_pipeline.losses.top_k import TopKLogits, ghost_buckets, without_tail
 
 
 class ObjectiveTerms(NamedTuple):
@@ -49,35 +51,47 @@ class Objective:
     def __call__(
         self,
         student_logits: Tensor,
-        labels: Tensor,
-        teacher_logits: Tensor | None = None,
+        labels: Tensor | MixedLabels,
+        teacher_logits: Tensor | TopKLogits | None = None,
         has_soft_target: Tensor | None = None,
     ) -> ObjectiveTerms:
         """Weigh and average once.
 
         Args:
             student_logits: [batch, num_classes].
-            labels: int64 [batch], `NO_LABEL` where there is none.
-            teacher_logits: [batch, num_classes]; needed where `soft_weight` is above 0.
+            labels: int64 [batch], `NO_LABEL` where there is none; or those of mixed images.
+            teacher_logits: [batch, num_classes], or its top k with the tail as a ghost bucket;
+                needed where `soft_weight` is above 0. Of the very images that the student sees:
+                a mixed image's are the teacher's own, never a mixture.
             has_soft_target: bool [batch]; None where every example has one.
         """
         # A term without weight is not computed: it would cost a step and build a graph.
         if self.soft_weight == 0:
-            hard = hard_label_loss(student_logits, labels, label_smoothing=self.label_smoothing)
+            hard = label_loss(student_logits, labels, label_smoothing=self.label_smoothing)
             loss = hard.mean()
             return ObjectiveTerms(loss, torch.zeros_like(loss))
         soft = self._soft(student_logits, teacher_logits, has_soft_target).mean()
         if self.soft_weight == 1:
             return ObjectiveTerms(soft, soft.detach())
-        hard = hard_label_loss(student_logits, labels, label_smoothing=self.label_smoothing)
+        hard = label_loss(student_logits, labels, label_smoothing=self.label_smoothing)
         loss = self.soft_weight * soft + (1 - self.soft_weight) * hard.mean()
         return ObjectiveTerms(loss, soft.detach())
 
     def _soft(
-        self, student_logits: Tensor, teacher_logits: Tensor | None, has: Tensor | None
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor | TopKLogits | None,
+        has: Tensor | None,
     ) -> Tensor:
         if teacher_logits is None:
             raise ParameterError("soft_weight", "be 0 without soft targets", self.soft_weight)
         loss = SOFT_LOSSES[self.soft_loss]
+        if isinstance(teacher_logits, TopKLogits):
+            check_tail(self.soft_loss, self.temperature, cached_at=teacher_logits.temperature)
+            if self.soft_loss == "pseudo_label":  # No tail is ever the teacher's decision.
+                num_classes = student_logits.shape[1]
+                teacher_logits = without_tail(teacher_logits, num_classes=num_classes)
+            else:
+                student_logits, teacher_logits = ghost_buckets(student_logits, teacher_logits)
         soft = loss(student_logits, teacher_logits, temperature=self.temperature)
         return soft if has is None else soft.where(has, 0.0)

@@ -9,8 +9,9 @@ from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.predict import resolve_device
 from kd_pipeline.training.optimisation import build_optimiser, build_schedule
 from kd_pipeline.training.settings import TrainingSettings
-from kd_pipeline.training.students import TrainingData, untrained
-from kd_pipeline.training.teachers import adopt_checkpoints, initial_teacher
+from kd_pipeline.training.students import untrained
+from kd_pipeline.training.teachers import adopt_given, initial_teacher
+from kd_pipeline.training.training_data import TrainingData
 
 
 def check_teacher(
@@ -19,17 +20,18 @@ def check_teacher(
     model: Mapping[str, Any] | None,
     pretrained: Mapping[str, Any] | None,
     settings: TrainingSettings | None,
-    checkpoints: Sequence[str],
+    given: Sequence[Mapping[str, Any]],
 ) -> None:
     """Build the teacher that is to be trained, or read the given one.
 
     Raises:
         ParameterError: With a name that begins with `teacher`.
+        DataError: If imported logits are not finite or leave out examples of the transfer set.
         CheckpointError: If a given teacher or pretrained weights cannot be used.
     """
     try:
-        if checkpoints:
-            adopt_checkpoints(data, checkpoints)
+        if given:
+            adopt_given(data, given)
         elif model is not None and settings is not None:
             _check_training(initial_teacher(data, model, pretrained, seed=0), settings)
     except ParameterError as error:
@@ -37,18 +39,22 @@ def check_teacher(
 
 
 def check_student(
-    data: TrainingData, *, model: Mapping[str, Any], settings: TrainingSettings
+    data: TrainingData,
+    *,
+    model: Mapping[str, Any],
+    settings: TrainingSettings,
+    block: str = "student",
 ) -> None:
-    """Build the student that all arms are to train.
+    """Build the student that all arms, or one hop of a chain, are to train.
 
     Raises:
-        ParameterError: With a name that begins with `student`.
+        ParameterError: With a name that begins with the block's.
     """
     try:
         preprocessing = data.measure(ids_with_role(data.splits, "validation"))
         _check_training(untrained(data, model, preprocessing)(0), settings)
     except ParameterError as error:
-        raise error.within("student") from error
+        raise error.within(block) from error
 
 
 def _check_training(classifier: Classifier, settings: TrainingSettings) -> None:

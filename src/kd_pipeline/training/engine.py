@@ -15,18 +15,20 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from kd_pipeline.data.views import ViewPolicy, render_views, view_parameters
+from kd_pipeline.data.views import ViewPolicy
 from kd_pipeline.errors import TrainingDivergedError
 from kd_pipeline.events import EpochEnded, emit
-from kd_pipeline.losses.hard import NO_LABEL, hard_label_loss
+from kd_pipeline.losses.hard import MixedLabels, label_loss, labelled
 from kd_pipeline.losses.objective import Objective, ObjectiveTerms
 from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.predict import resolve_device, resolve_precision
 from kd_pipeline.models.state_folder import StateFolder
 from kd_pipeline.randomness import derive_seed, seeded
 from kd_pipeline.training.optimisation import build_optimiser, build_schedule
-from kd_pipeline.training.rows import BatchOrder, TrainingRows
+from kd_pipeline.training.replay import Replay
+from kd_pipeline.training.rows import BatchOrder, Partners, TrainingRows
 from kd_pipeline.training.settings import TrainingSettings
+from kd_pipeline.training.teacher_logits import OfStep, TeacherLogits
 from kd_pipeline.training.validation import Validation, is_better
 
 _FABRIC_PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
@@ -44,9 +46,13 @@ class TrainingPlan:
     settings: TrainingSettings
     steps_per_epoch: int
     seed: int
+    teacher: TeacherLogits | None = None
+    """Where the teacher's logits come from; None for those that have none."""
     policy: ViewPolicy = field(default_factory=ViewPolicy)
     num_views: int | None = None
     """Views that repeat, as cached ones do; None draws a fresh view in every pass."""
+    partners: Partners | None = None
+    """What a policy that mixes images may mix in."""
     replicate: int = 0
 
 
@@ -113,9 +119,6 @@ class _Loop:
         precision = resolve_precision(settings.precision, self.device)
         fabric = Fabric(accelerator=self.device, devices=1, precision=_FABRIC_PRECISION[precision])
         self.fabric = fabric
-        self.has_convolutions = any(p.dim() == 4 for p in classifier.parameters())
-        if self.has_convolutions:
-            classifier.to(memory_format=torch.channels_last)
         self.frozen_norms = _frozen_norms(classifier)
         # Not `fabric.setup`: on one device its wrappers only cost time (docs/decisions/0008).
         self.fabric.to_device(classifier)
@@ -125,6 +128,7 @@ class _Loop:
             num_steps=settings.num_epochs * plan.steps_per_epoch,
             **settings.schedule,
         )
+        self.replay = Replay(plan.rows, plan.policy, plan.num_views, plan.partners)
         self.order = BatchOrder(
             plan.rows.example_ids, derive_seed(plan.seed, "order"), settings.batch_size
         )
@@ -160,20 +164,19 @@ class _Loop:
         return meter.means()
 
     def _train_chunk(self, positions: Tensor, passes: Tensor, meter: "_Meter") -> None:
-        """Take some steps: their targets are gathered, and their metrics reduced, at once."""
+        """Take some steps: views are drawn, targets gathered and metrics reduced at once."""
         objective, settings = self.plan.objective, self.plan.settings
-        labels = self.plan.rows.labels[positions]
-        teacher_logits, has_soft_target = self._soft_targets(positions, passes)
-        for step, (batch, seen) in enumerate(zip(positions, passes, strict=True)):
-            pixels = self._render(batch, seen)
+        views = self.replay.chunk(positions, passes)
+        teacher_logits = self._teacher_logits(positions, passes)
+        has_soft_target = self.plan.rows.has_soft_target
+        has = None if has_soft_target is None else has_soft_target[positions]
+        for step in range(len(positions)):
+            pixels = views.pixels(step).contiguous(memory_format=self.classifier.layout)
+            targets = None if teacher_logits is None else teacher_logits(step, pixels)
             with self.fabric.autocast():
                 logits = self.classifier(pixels)
-            terms = objective(
-                logits,
-                labels[step],
-                None if teacher_logits is None else teacher_logits[step],
-                None if has_soft_target is None else has_soft_target[step],
-            )
+            labels = views.labels_of(step)
+            terms = objective(logits, labels, targets, None if has is None else has[step])
             self.optimiser.zero_grad(set_to_none=True)
             terms.loss.backward()  # type: ignore[no-untyped-call]
             if settings.max_gradient_norm is not None:
@@ -183,29 +186,12 @@ class _Loop:
             if settings.max_weight_norm is not None:
                 _bound_weights(self.classifier, settings.max_weight_norm)
             meter.add(terms, logits)
-        meter.reduce(labels)
+        meter.reduce(views.labels)
 
-    def _render(self, batch: Tensor, seen: Tensor) -> Tensor:
-        plan = self.plan
-        pixels = plan.rows.pixels_of(batch)
-        if plan.policy.transforms:
-            view = seen if plan.num_views is None else seen % plan.num_views
-            drawn = view_parameters(plan.policy, plan.rows.example_ids[batch], view)
-            pixels = render_views(pixels, drawn, plan.policy)
-        if self.has_convolutions:
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-        return pixels
-
-    def _soft_targets(
-        self, positions: Tensor, passes: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Teacher logits float32 [steps, batch, num_classes] and which of them are there."""
-        rows = self.plan.rows
-        if rows.teacher_logits is None or self.plan.objective.soft_weight == 0:
-            return None, None
-        view = passes % rows.teacher_logits.shape[1]
-        has = None if rows.has_soft_target is None else rows.has_soft_target[positions]
-        return rows.teacher_logits[positions, view].float(), has
+    def _teacher_logits(self, positions: Tensor, passes: Tensor) -> OfStep | None:
+        if self.plan.teacher is None or self.plan.objective.soft_weight == 0:
+            return None
+        return self.plan.teacher.chunk(positions, passes)
 
     def _note_best(self, record: TrainingRecord, metrics: Mapping[str, float]) -> None:
         stopping = self.plan.settings.early_stopping
@@ -249,15 +235,16 @@ class _Meter:
     def add(self, terms: ObjectiveTerms, logits: Tensor) -> None:
         self.pending.append((terms.loss.detach(), terms.soft_loss, logits.detach()))
 
-    def reduce(self, labels: Tensor) -> None:
+    def reduce(self, labels: Tensor | MixedLabels) -> None:
         """Sum what was added up to here; `labels` are those of the same steps."""
         losses, softs, logits = zip(*self.pending, strict=True)
         self.pending.clear()
-        score, label = torch.cat(logits), labels.flatten()
-        known = label != NO_LABEL
-        hard = hard_label_loss(score, label, label_smoothing=self.label_smoothing)
+        score, label = torch.cat(logits), _flat(labels)
+        known = labelled(label)
+        hard = label_loss(score, label, label_smoothing=self.label_smoothing)
+        named = label if isinstance(label, Tensor) else label.dominant()
         sums = [torch.stack(losses), torch.stack(softs), hard]
-        sums += [(score.argmax(dim=1) == label) & known, known]
+        sums += [(score.argmax(dim=1) == named) & known, known]
         self.steps += len(losses)
         self.sums += torch.stack([values.sum(dtype=torch.float64) for values in sums]).cpu()
         if not torch.isfinite(self.sums).all():
@@ -275,6 +262,12 @@ class _Meter:
             "train/soft_loss": soft / self.steps,
             "train/accuracy": correct / labelled if labelled else math.nan,
         }
+
+
+def _flat(labels: Tensor | MixedLabels) -> Tensor | MixedLabels:
+    if isinstance(labels, Tensor):
+        return labels.flatten()
+    return MixedLabels(*(values.flatten() for values in labels))
 
 
 def _match_layouts(optimiser: torch.optim.Optimizer) -> None:

@@ -11,8 +11,6 @@ from torch import Tensor
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.randomness import derive_seed, shuffled_order
 
-MEMORY_BUDGET_BYTES = 8 * 2**30
-
 
 @dataclass(frozen=True)
 class TrainingRows:
@@ -24,8 +22,6 @@ class TrainingRows:
     """Maps positions int64 [batch] to uint8 [batch, channels, height, width]."""
     labels: Tensor
     """int64 [num_rows], NO_LABEL where there is none or it may not be used."""
-    teacher_logits: Tensor | None = None
-    """float16 [num_rows, num_views, num_classes]; rows without a soft target are zero."""
     has_soft_target: Tensor | None = None
     """bool [num_rows]; None where every row has one."""
 
@@ -34,12 +30,35 @@ class TrainingRows:
         return len(self.example_ids)
 
 
+@dataclass(frozen=True)
+class Partners:
+    """The examples that a policy may mix into others: the transfer set, whoever is trained."""
+
+    example_ids: Tensor
+    """int64 [num_partners], ascending."""
+    pixels_of: Callable[[Tensor], Tensor]
+    """Maps positions among them to uint8 [batch, channels, height, width]."""
+    labels: Tensor
+    """int64 [num_partners], NO_LABEL where there is none or it may not be used."""
+
+    def positions(self, example_ids: Tensor) -> Tensor:
+        """Where among the partners these examples are."""
+        return torch.searchsorted(self.example_ids, example_ids)
+
+
 def pixel_reader(
-    images: ImageSet, example_ids: NDArray[np.int64], *, device: str
+    images: ImageSet, example_ids: NDArray[np.int64], *, device: str, budget_bytes: int
 ) -> Callable[[Tensor], Tensor]:
-    """Read pixels by position: from one tensor on the device where they fit, else from disk."""
+    """Read pixels by position: from one tensor on the device where they fit, else from disk.
+
+    Args:
+        images: In memory or memory-mapped.
+        example_ids: int64 [num_rows].
+        device: Where the pixels are wanted.
+        budget_bytes: More pixels than this are read batch by batch from where `images` has them.
+    """
     bytes_per_image = int(np.prod(images.pixels.shape[1:]))
-    if len(example_ids) * bytes_per_image <= MEMORY_BUDGET_BYTES:
+    if len(example_ids) * bytes_per_image <= budget_bytes:
         pixels = images.take(example_ids).to(device)
         return lambda positions: pixels[positions]
     return lambda positions: images.take(example_ids[positions.cpu().numpy()]).to(device)

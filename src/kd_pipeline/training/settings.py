@@ -22,3 +22,9 @@ class TrainingSettings:
     evaluate_every: int = 1
     device: str = "cpu"
     precision: str = "float32"
+    memory_budget_mb: int = 4096
+
+    @property
+    def memory_budget_bytes(self) -> int:
+        """More pixels or soft targets than this are read from disk, batch by batch."""
+        return self.memory_budget_mb * 2**20

@@ -1,23 +1,17 @@
 """Students: one arm's replicates, alike in everything but seed, and alike between arms."""
 
 import json
-import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
-from kd_pipeline.data.images import ImageSet
-from kd_pipeline.data.splits import ids_with_role, split_fingerprint, student_rows
+from kd_pipeline.data.splits import split_fingerprint, student_rows
 from kd_pipeline.data.views import ViewPolicy
-from kd_pipeline.errors import DataError, ParameterError
+from kd_pipeline.errors import ParameterError
 from kd_pipeline.events import TrainingEnded, TrainingStarted, emit
-from kd_pipeline.losses.hard import NO_LABEL
 from kd_pipeline.losses.objective import Objective
 from kd_pipeline.models.checkpoint import (
     ModelCheckpoint,
@@ -28,58 +22,27 @@ from kd_pipeline.models.checkpoint import (
     tensors_digest,
 )
 from kd_pipeline.models.classifier import Classifier
-from kd_pipeline.models.predict import resolve_device
-from kd_pipeline.models.preprocessing import Preprocessing, measure_preprocessing
+from kd_pipeline.models.preprocessing import Preprocessing
 from kd_pipeline.models.state_folder import StateFolder
 from kd_pipeline.randomness import derive_seed
-from kd_pipeline.soft_targets.manifest import check_provenance
-from kd_pipeline.soft_targets.store import SoftTargets
+from kd_pipeline.training.arm_rows import arm_rows
 from kd_pipeline.training.engine import TrainingPlan, TrainingRecord, train_classifier
-from kd_pipeline.training.rows import TrainingRows, pixel_reader
 from kd_pipeline.training.settings import TrainingSettings
-from kd_pipeline.training.validation import Validation
-
-NUM_IMAGES_MEASURED = 10_000
-"""Normalisation is measured on at most so many images."""
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What every model of a run is trained on: the same for all arms."""
-
-    images: ImageSet
-    examples: pd.DataFrame
-    splits: pd.DataFrame
-
-    def labels_of(self, example_ids: np.ndarray) -> Tensor:
-        """Labels int64 [num_examples], `NO_LABEL` where there is none."""
-        labels = self.examples.set_index("example_id")["label"].reindex(example_ids)
-        return torch.as_tensor(labels.fillna(NO_LABEL).to_numpy(np.int64, copy=True))
-
-    def validation(self, device: str) -> Validation:
-        """The validation images."""
-        ids = ids_with_role(self.splits, "validation")
-        return Validation(pixel_reader(self.images, ids, device=device), self.labels_of(ids))
-
-    def measure(self, example_ids: np.ndarray) -> Preprocessing:
-        """Channel statistics of these examples."""
-        step = max(1, math.ceil(len(example_ids) / NUM_IMAGES_MEASURED))
-        return measure_preprocessing(self.images.take(example_ids[::step]))
+from kd_pipeline.training.teacher_sources import Teacher
+from kd_pipeline.training.training_data import TrainingData
 
 
 def train_students(
     data: TrainingData,
     *,
-    soft_targets: SoftTargets | None,
+    teacher: Teacher | None,
     objective: Objective,
     model: Mapping[str, Any],
     settings: TrainingSettings,
     seed: int,
     num_replicates: int,
     policy: ViewPolicy,
-    num_views: int,
+    num_views: int | None,
     parameters: Mapping[str, Any],
     states: StateFolder,
 ) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
@@ -90,37 +53,39 @@ def train_students(
 
     Args:
         data: Images, examples and splits.
-        soft_targets: The cache, for arms that use the teacher.
+        teacher: A cache or a live teacher, for arms that learn from one.
         objective: The arm's loss.
         model: `name` and `arguments` of the architecture.
         settings: How to train.
         seed: Of the whole group of arms.
         num_replicates: How many students, each with a seed of its own.
         policy: How views are drawn.
-        num_views: How many there are.
+        num_views: How many there are; None shows a fresh one in every pass.
         parameters: All settings in force, to be told and kept.
         states: Where interrupted trainings are kept.
 
     Returns:
         One checkpoint per replicate, and the history: a row per replicate and epoch.
     """
-    check_arm(objective, has_teacher=soft_targets is not None)
-    device = resolve_device(settings.device)
+    check_arm(objective, has_teacher=teacher is not None)
+    if teacher is not None:
+        teacher.check(data, objective, policy=policy, num_views=num_views)
     open_rows = student_rows(data.splits)
-    _check_soft_targets(soft_targets, objective, data, policy=policy, num_views=num_views)
-    rows = _arm_rows(data, open_rows, soft_targets, objective, device)
+    rows = arm_rows(data, open_rows, objective, settings, has_teacher=teacher is not None)
+    asked = teacher if objective.soft_weight > 0 else None
     base = TrainingPlan(
         rows=rows,
-        validation=data.validation(device),
+        validation=data.validation(settings),
         objective=objective,
         settings=settings,
         steps_per_epoch=math.ceil(len(open_rows) / settings.batch_size),
         seed=seed,
+        teacher=None if asked is None else asked.logits(rows, objective, settings),
         policy=policy,
         num_views=num_views,
+        partners=data.transfer_partners(settings) if policy.mixes else None,
     )
 
-    teacher = [] if soft_targets is None else soft_targets.manifest.provenance.teacher_fingerprints
     # Evaluation refuses to compare arms that differ in any of what they share.
     shared = {
         "seed": seed,
@@ -128,23 +93,42 @@ def train_students(
         "training": asdict(settings),
         "views": _views(base),
     }
-    facts = {"teacher": list(teacher), "parameters": dict(parameters), "shared": shared}
+    facts = {
+        "teacher": list(teacher.fingerprints) if teacher else [],
+        "teacher_mixing": _mixture(teacher),
+        "parameters": dict(parameters),
+        "shared": shared,
+    }
     seeds = [derive_seed(seed, "replicate", replicate) for replicate in range(num_replicates)]
     plans = [replace(base, seed=own, replicate=r) for r, own in enumerate(seeds)]
     initial = untrained(data, model, data.measure(open_rows["example_id"].to_numpy()))
     return train_each(plans, initial=initial, data=data, model=model, facts=facts, states=states)
 
 
+def _mixture(teacher: Teacher | None) -> dict[str, Any] | None:
+    """How several members were mixed: part of which teacher a student learnt from."""
+    if teacher is None or len(teacher.fingerprints) == 1:
+        return None
+    return {"kind": teacher.mixing.kind, "shares": teacher.mixing.shares(len(teacher.fingerprints))}
+
+
 def untrained(
     data: TrainingData, model: Mapping[str, Any], preprocessing: Preprocessing
 ) -> Callable[[int], Classifier]:
-    """Build a model of the images' classes from the seed of its weights, as often as called."""
+    """Build a model of the images' classes from the seed of its weights, as often as called.
+
+    Args:
+        data: For the classes.
+        model: `name`, `arguments` and, where it is not the images' own, `input_size`.
+        preprocessing: Of the images.
+    """
+    resized = preprocessing.resized(model.get("input_size"))
 
     def initial(weights_seed: int) -> Classifier:
         return build_untrained(
             architecture=model["name"],
             arguments=model["arguments"],
-            preprocessing=preprocessing,
+            preprocessing=resized,
             num_classes=len(data.images.class_names),
             seed=weights_seed,
         )
@@ -197,9 +181,8 @@ def _training_key(
 ) -> str:
     """Equal keys mean equal trainings: all that one depends on, the initial weights included."""
     rows = {"example_ids": plan.rows.example_ids, "labels": plan.rows.labels}
-    if plan.rows.teacher_logits is not None:
-        rows["teacher_logits"] = plan.rows.teacher_logits
-    settings = asdict(plan.settings), asdict(plan.objective), dict(model)
+    source = None if plan.teacher is None else dict(plan.teacher.identity)
+    settings = asdict(plan.settings), asdict(plan.objective), dict(model), source
     text = json.dumps([dict(facts), *settings], sort_keys=True)
     return tensors_digest({**rows, **classifier.network.state_dict()}, text)
 
@@ -237,6 +220,7 @@ def train_and_describe(
     facts = {
         "replicate": plan.replicate,
         "seed": plan.seed,
+        "image_shape": list(data.images.pixels.shape[1:]),
         "images": data.images.fingerprint,
         "splits": split_fingerprint(data.splits),
         "views": _views(plan),
@@ -272,66 +256,3 @@ def train_and_describe(
     )
     emit(TrainingEnded(plan.replicate, checkpoint.fingerprint, costs))
     return checkpoint, record
-
-
-def _check_soft_targets(
-    soft_targets: SoftTargets | None,
-    objective: Objective,
-    data: TrainingData,
-    *,
-    policy: ViewPolicy,
-    num_views: int,
-) -> None:
-    if soft_targets is None:
-        return
-    check_provenance(
-        soft_targets.manifest.provenance,
-        class_names=data.images.class_names,
-        images_fingerprint=data.images.fingerprint,
-        splits_fingerprint=split_fingerprint(data.splits),
-        view_policy=policy.description,
-        num_views=num_views,
-    )
-    smoothing = soft_targets.manifest.facts.get("teacher_label_smoothing", 0.0)
-    if smoothing > 0 and objective.temperature > 1:
-        logger.warning(
-            "the teacher was trained with label smoothing %g and `temperature` is %g: such "
-            "teachers distil badly above temperature 1 (71.7 to 67.8 top-1 on ImageNet)",
-            smoothing,
-            objective.temperature,
-        )
-
-
-def _arm_rows(
-    data: TrainingData,
-    open_rows: pd.DataFrame,
-    soft_targets: SoftTargets | None,
-    objective: Objective,
-    device: str,
-) -> TrainingRows:
-    """The rows that an arm can learn from: those with a label or a soft target that it uses."""
-    ids = open_rows["example_id"].to_numpy(np.int64)
-    in_transfer = torch.tensor(open_rows["in_transfer"].to_list())
-    use_label = torch.tensor(open_rows["use_label"].to_list())
-    labels = data.labels_of(ids).where(use_label, NO_LABEL)
-    logits = None
-    if soft_targets is not None:
-        cached = torch.as_tensor(soft_targets.of_examples(ids[in_transfer.numpy()]))
-        logits = cached.new_zeros(len(ids), *cached.shape[1:])
-        logits[in_transfer] = cached
-    has_soft = in_transfer & (objective.soft_weight > 0)
-    used = has_soft | ((labels != NO_LABEL) & (objective.soft_weight < 1))
-    if not used.any():
-        raise DataError(
-            "no example is left to learn from: no student row has a usable label; set "
-            "`transfer_split.transfer.labelled` or leave the arm out"
-        )
-    kept = ids[used.numpy()]
-    has_soft = has_soft[used]
-    return TrainingRows(
-        example_ids=torch.as_tensor(kept).to(device),
-        pixels_of=pixel_reader(data.images, kept, device=device),
-        labels=labels[used].to(device),
-        teacher_logits=None if logits is None else logits[used].to(device),
-        has_soft_target=None if bool(has_soft.all()) else has_soft.to(device),
-    )

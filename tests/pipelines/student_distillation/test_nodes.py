@@ -1,24 +1,38 @@
 """The students' nodes: what each hands on, and that only the right soft targets are taken."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import ids_with_role, split_fingerprint
 from kd_pipeline.data.views import ViewPolicy
 from kd_pipeline.errors import DataError, ParameterError, StaleArtefactError
 from kd_pipeline.events import Event, TrainingStarted, listening
-from kd_pipeline.models.checkpoint import ModelCheckpoint
+from kd_pipeline.labelling.soft_targets import label_transfer_set
+from kd_pipeline.models.checkpoint import ModelCheckpoint, build_untrained, snapshot
+from kd_pipeline.models.preprocessing import Preprocessing
 from kd_pipeline.models.state_folder import StateFolder
-from kd_pipeline.parameters import ArmParams, StudentParams, ViewsParams
-from kd_pipeline.pipelines.student_distillation.nodes import train_on_labels, train_on_soft_targets
-from kd_pipeline.soft_targets.manifest import Provenance
-from kd_pipeline.soft_targets.store import SoftTargets, make_soft_targets
+from kd_pipeline.parameters import (
+    ArmParams,
+    SoftTargetCachingParams,
+    SoftTargetsParams,
+    StudentParams,
+    ViewsParams,
+)
+from kd_pipeline.pipelines.student_distillation.nodes import (
+    train_on_labels,
+    train_on_live_teacher,
+    train_on_soft_targets,
+)
+from kd_pipeline.soft_targets.parts_folder import PartsFolder
+from kd_pipeline.soft_targets.store import SoftTargets
 
 STUDENT: dict[str, Any] = {
     "num_replicates": 2,
@@ -28,26 +42,18 @@ STUDENT: dict[str, Any] = {
 CARD = {"fingerprints": ["t"], "architectures": ["small_cnn"], "class_names": []}
 
 
-def cache(images: ImageSet, splits: pd.DataFrame, **changes: Any) -> SoftTargets:
-    ids = ids_with_role(splits, "transfer")
-    right = np.eye(3, dtype=np.float32)[images.positions(ids) % 3] * 6
-    provenance = {
-        "class_names": images.class_names,
-        "teacher_fingerprints": ("t",),
-        "images_fingerprint": images.fingerprint,
-        "splits_fingerprint": split_fingerprint(splits),
-        "view_policy": ViewPolicy().description,
-        "num_views": 1,
-    }
-    return make_soft_targets([[right]], ids, provenance=Provenance(**(provenance | changes)))
-
-
 @pytest.fixture
 def given(
-    images: ImageSet, examples: pd.DataFrame, splits: pd.DataFrame, tmp_path: Path
+    images: ImageSet,
+    examples: pd.DataFrame,
+    splits: pd.DataFrame,
+    make_cache: Callable[..., SoftTargets],
+    tmp_path: Path,
 ) -> dict[str, Any]:
-    """What every arm takes."""
+    """What every arm takes, and a cache for those that learn from one."""
     return {
+        "soft_targets": make_cache(tmp_path / "cache", images, splits),
+        "reading": SoftTargetsParams(),
         "images": images,
         "examples": examples,
         "splits": splits,
@@ -58,17 +64,13 @@ def given(
 
 
 def on_labels(given: dict[str, Any], **arm: Any) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
-    return train_on_labels(**given, arm=ArmParams.model_validate(arm))
+    shared = {name: value for name, value in given.items() if name != "soft_targets"}
+    return train_on_labels(**shared, arm=ArmParams.model_validate(arm))
 
 
-def distil(
-    given: dict[str, Any], soft_targets: SoftTargets | None = None, **arm: Any
-) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
-    cached = soft_targets or cache(given["images"], given["splits"])
+def distil(given: dict[str, Any], **arm: Any) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
     arm = {"soft_weight": 1.0} | arm
-    return train_on_soft_targets(
-        **given, soft_targets=cached, teacher_card=CARD, arm=ArmParams.model_validate(arm)
-    )
+    return train_on_soft_targets(**given, teacher_card=CARD, arm=ArmParams.model_validate(arm))
 
 
 def test_replicates_are_trained_and_their_states_outlive_the_node(
@@ -121,11 +123,14 @@ def test_a_soft_weight_without_a_teacher_is_refused(given: dict[str, Any]) -> No
         on_labels(given, soft_weight=0.5)
 
 
-def test_an_arm_without_any_label_is_refused(given: dict[str, Any]) -> None:
+def test_an_arm_without_any_label_is_refused(
+    given: dict[str, Any], make_cache: Callable[..., SoftTargets], tmp_path: Path
+) -> None:
     nothing = given["splits"].assign(use_label=False)
     with pytest.raises(DataError, match="no example is left to learn from"):
         on_labels(given | {"splits": nothing})
-    checkpoints, _ = distil(given | {"splits": nothing})
+    cached = make_cache(tmp_path / "unlabelled", given["images"], nothing)
+    checkpoints, _ = distil(given | {"splits": nothing, "soft_targets": cached})
     assert len(checkpoints) == 2  # Soft targets need no labels.
 
 
@@ -141,22 +146,64 @@ def test_an_arm_without_any_label_is_refused(given: dict[str, Any]) -> None:
     ],
 )
 def test_a_cache_of_something_else_is_refused_saying_which(
-    given: dict[str, Any], changes: dict[str, Any], what: str
+    given: dict[str, Any],
+    make_cache: Callable[..., SoftTargets],
+    tmp_path: Path,
+    changes: dict[str, Any],
+    what: str,
 ) -> None:
     heard: list[Event] = []
-    stale = cache(given["images"], given["splits"])
-    stale = SoftTargets(
-        **vars(stale)
-        | {
-            "manifest": type(stale.manifest)(
-                type(stale.manifest.provenance)(**vars(stale.manifest.provenance) | changes),
-                stale.manifest.num_rows,
-            )
-        }
-    )
+    count = len(ids_with_role(given["splits"], "transfer"))
+    if "num_views" in changes:
+        changes = changes | {"logits": [[np.eye(3, dtype=np.float32)[np.zeros(count, int)]] * 2]}
+    stale = make_cache(tmp_path / "stale", given["images"], given["splits"], **changes)
     with pytest.raises(StaleArtefactError, match=f"this run's {what}"), listening(heard.append):
-        distil(given, stale)
+        distil(given | {"soft_targets": stale})
     assert heard == []
+
+
+def test_a_live_teacher_teaches_what_its_cache_would(given: dict[str, Any], tmp_path: Path) -> None:
+    """Through the nodes; tests/training/test_teacher_sources.py compares logit by logit."""
+    images, splits = given["images"], given["splits"]
+    arguments = {"hidden": [16]}
+    classifier = build_untrained(
+        architecture="mlp",
+        arguments=arguments,
+        preprocessing=Preprocessing((1, 8, 8), (0.3,), (0.2,)),
+        num_classes=3,
+        seed=5,
+    )
+    teacher = snapshot(
+        classifier,
+        architecture="mlp",
+        arguments=arguments,
+        class_names=images.class_names,
+        facts={},
+    )
+    shared = {name: value for name, value in given.items() if name != "soft_targets"}
+    arm = ArmParams.model_validate({"soft_weight": 1.0})
+    live, _ = train_on_live_teacher(
+        **shared, checkpoints=[teacher], arm=arm, caching=SoftTargetCachingParams()
+    )
+    cached_logits = label_transfer_set(
+        [teacher],
+        images,
+        ids_with_role(splits, "transfer"),
+        parts=PartsFolder(tmp_path / "parts"),
+        splits_fingerprint=split_fingerprint(splits),
+        policy=ViewPolicy(),
+        num_views=1,
+        batch_size=64,
+        device="cpu",
+        precision="float32",
+    )
+    card = {"fingerprints": [teacher.fingerprint]}
+    cached, _ = train_on_soft_targets(
+        **shared, soft_targets=cached_logits, teacher_card=card, arm=arm
+    )
+    for ours, theirs in zip(live, cached, strict=True):
+        for name, weights in ours.state.items():
+            torch.testing.assert_close(weights, theirs.state[name], rtol=0.01, atol=0.01)
 
 
 def test_the_same_again_gives_the_same(given: dict[str, Any]) -> None:
