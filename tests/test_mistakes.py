@@ -20,7 +20,8 @@ Each was put back by hand once, and each time the test named here failed.
     here: test_the_weight_of_the_soft_term_has_one_name
  7. Targets of one crop served for another, or found by batch number:
     training/test_engine.py::test_the_cached_logits_of_a_view_meet_the_pixels_of_that_view,
-    soft_targets/test_store.py::test_logits_are_found_by_example_and_view_whatever_the_order
+    soft_targets/test_gathering.py::test_rows_are_found_by_example_and_view_whatever_the_order,
+    training/test_teacher_sources.py::test_cached_and_live_logits_of_replayed_views_are_the_same
  8. The old teacher's cache for a new teacher:
     end_to_end/test_refusals.py::test_stale_soft_targets_are_refused_before_any_arm_trains,
     pipelines/student_distillation/test_nodes.py::test_a_cache_of_something_else_is_refused...
@@ -54,17 +55,16 @@ Each was put back by hand once, and each time the test named here failed.
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from pydantic import BaseModel
 
 from kd_pipeline import parameters
 from kd_pipeline.data.images import ImageSet
-from kd_pipeline.data.splits import ids_with_role, split_fingerprint
 from kd_pipeline.data.views import ViewPolicy
 from kd_pipeline.labelling.soft_targets import label_transfer_set
 from kd_pipeline.losses.objective import Objective
@@ -78,11 +78,15 @@ from kd_pipeline.models.checkpoint import (
 )
 from kd_pipeline.models.preprocessing import Preprocessing
 from kd_pipeline.models.state_folder import StateFolder
+from kd_pipeline.parameters.base import Params
 from kd_pipeline.soft_targets.manifest import Provenance
-from kd_pipeline.soft_targets.store import make_soft_targets
-from kd_pipeline.training import students
+from kd_pipeline.soft_targets.parts_folder import PartsFolder
+from kd_pipeline.soft_targets.store import SoftTargets, write_soft_targets
+from kd_pipeline.training.arm_rows import arm_rows
 from kd_pipeline.training.settings import TrainingSettings
-from kd_pipeline.training.students import TrainingData, train_students
+from kd_pipeline.training.students import train_students
+from kd_pipeline.training.teacher_sources import CachedTeacher
+from kd_pipeline.training.training_data import TrainingData
 
 TESTS = Path(__file__).parent
 MODELS = [
@@ -165,35 +169,32 @@ def test_models_give_logits_not_probabilities(name: str, arguments: dict[str, ob
     assert not torch.allclose(logits.exp().sum(dim=1), ones, atol=1e-3)
 
 
-def test_the_cache_holds_logits_not_probabilities(images: ImageSet) -> None:
+def test_the_cache_holds_logits_not_probabilities(images: ImageSet, tmp_path: Path) -> None:
     """A linear model worked by hand: weights times normalised pixels, plus bias."""
     teacher = checkpoint(0)
     ids = images.example_ids[:5]
     made = label_transfer_set(
-        [teacher], images, ids, splits_fingerprint="s", policy=ViewPolicy(), num_views=1,
-        batch_size=2, device="cpu", precision="float32",
+        [teacher], images, ids, parts=PartsFolder(tmp_path), splits_fingerprint="s",
+        policy=ViewPolicy(), num_views=1, batch_size=2, device="cpu", precision="float32",
     )  # fmt: skip
+    (rows,) = made.parts()
     weight, bias = (teacher.state[k].double() for k in sorted(teacher.state, reverse=True))
     pixels = (images.take(ids).double().flatten(1) / 255 - 0.5) / 0.3
-    np.testing.assert_allclose(made.logits, pixels @ weight.T + bias, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(rows.logits, pixels @ weight.T + bias, rtol=2e-3, atol=2e-3)
 
 
 def test_the_weight_of_the_soft_term_has_one_name() -> None:
-    blocks = [
-        value
-        for value in vars(parameters).values()
-        if isinstance(value, type) and issubclass(value, BaseModel)
-    ]
+    blocks = Params.__subclasses__()
     weights = {name for block in blocks for name in block.model_fields if "weight" in name}
-    assert weights == {"soft_weight", "max_weight_norm", "weights"}
+    assert weights == {"soft_weight", "max_weight_norm", "weights", "member_weights"}
     forbidden = re.compile(r"\b(alpha|hard_weight|kd_weight|distill_weight|ce_weight|tau)\b")
     source = Path(str(parameters.__file__)).parent
     found = [
         f"{file.name}: {match[0]}"
         for file in source.rglob("*.py")
         for match in forbidden.finditer(file.read_text(encoding="utf-8"))
-        # Transparency, and Matplotlib's word for it.
-        if file.parent.name not in ("data", "reporting")
+        # Matplotlib's word for transparency, and torchvision's for the Beta law of mixup.
+        if file.parent.name not in ("views", "reporting") and file.name != "views.py"
     ]
     assert found == []
 
@@ -214,17 +215,16 @@ def test_normalisation_travels_with_the_weights_and_is_part_of_their_identity(
 
 
 def test_a_students_file_is_as_large_as_the_student(
-    images: ImageSet, examples: pd.DataFrame, splits: pd.DataFrame, tmp_path: Path
+    images: ImageSet,
+    examples: pd.DataFrame,
+    splits: pd.DataFrame,
+    make_cache: Callable[..., SoftTargets],
+    tmp_path: Path,
 ) -> None:
-    ids = ids_with_role(splits, "transfer")
-    provenance = Provenance(
-        images.class_names, ("t",), images.fingerprint, split_fingerprint(splits),
-        ViewPolicy().description, 1,
-    )  # fmt: skip
-    logits = np.zeros((len(ids), 3), dtype=np.float32)
+    cached = make_cache(tmp_path / "cache", images, splits)
     (student,), _ = train_students(
         TrainingData(images, examples, splits),
-        soft_targets=make_soft_targets([[logits]], ids, provenance=provenance),
+        teacher=CachedTeacher(cached),
         objective=Objective(soft_weight=1.0),
         model={"name": "mlp", "arguments": {"hidden": [8]}},
         settings=TrainingSettings(num_epochs=1, batch_size=16),
@@ -242,7 +242,7 @@ def test_a_students_file_is_as_large_as_the_student(
     assert 4 * num_parameters <= size < 4 * num_parameters + 1024
 
 
-def test_class_ids_above_2048_survive() -> None:
+def test_class_ids_above_2048_survive(tmp_path: Path) -> None:
     """float16 holds 2049 as 2048: labels, pseudo-labels and example ids stay integers."""
     num_classes, ids = 2051, np.array([2**53 + 1, 2**53 + 3])
     labels = pd.array([2049, 2050], dtype="Int64")
@@ -258,15 +258,17 @@ def test_class_ids_above_2048_survive() -> None:
     logits = np.zeros((2, num_classes), dtype=np.float32)
     logits[[0, 1], [2049, 2047]] = 5
     provenance = Provenance(images.class_names, ("t",), "i", "s", {}, 1)
-    made = make_soft_targets([[logits]], ids, provenance=provenance)
+    made = write_soft_targets(tmp_path, [[logits]], ids, provenance=provenance)
     assert made.example_ids.tolist() == ids.tolist()
     open_rows = pd.DataFrame({"example_id": ids, "in_transfer": True, "use_label": True})
     objective = Objective(soft_weight=1.0, soft_loss="pseudo_label")
-    rows = students._arm_rows(data, open_rows, made, objective, "cpu")
+    settings = TrainingSettings(num_epochs=1)
+    rows = arm_rows(data, open_rows, objective, settings, has_teacher=True)
     assert rows.labels.dtype == torch.int64
     assert rows.labels.tolist() == [2049, 2050]
-    assert rows.teacher_logits is not None
+    source = CachedTeacher(made).logits(rows, objective, settings)
+    first_step = source.chunk(torch.arange(2)[None], torch.zeros(1, 2, dtype=torch.int64))
     right = torch.zeros(2, num_classes)
     right[[0, 1], [2049, 2047]] = 50
-    loss = objective(right, rows.labels, rows.teacher_logits[:, 0]).loss
+    loss = objective(right, rows.labels, first_step(0, right)).loss
     assert loss < 1e-6  # The class next to it would cost 50.

@@ -123,7 +123,45 @@ def test_an_unknown_key_is_refused_by_name(
         ("views.transforms", [{"name": "affine", "max_scale": 0.5}]),
         ("teacher.num_members", 0),
         ("teacher.num_members", 2**15),
-        ("teacher.checkpoints", ["a", "b"]),
+        ("teacher.given", [{"kind": "checkpoint", "folder": f} for f in "ab"]),
+        ("teacher.given", [{"kind": "pickle", "file": "a.pkl"}]),
+        ("teacher.given", [{"kind": "checkpoint"}]),
+        ("teacher.given", [{"kind": "torchvision", "name": "resnet18"}]),
+        ("teacher.given", [{"kind": "torchvision", "name": "resnet18", "file": "a.pth"}]),
+        (
+            "teacher.given",
+            [{"kind": "timm", "name": "x", "weights": True, "file": "a.pth"}],
+        ),
+        (
+            "teacher.given",
+            [{"kind": "module", "import_path": "a:b", "file": "a.pth"}],
+        ),
+        (
+            "teacher.given",
+            [
+                {
+                    "kind": "module",
+                    "import_path": "a.b",
+                    "file": "a.pth",
+                    "preprocessing": {"mean": [0.5], "std": [0.5]},
+                }
+            ],
+        ),
+        (
+            "teacher.given",
+            [{"kind": "onnx", "file": "a", "preprocessing": {"mean": [0.5, 0.5], "std": [0.5]}}],
+        ),
+        (
+            "teacher.given",
+            [{"kind": "onnx", "file": "a", "preprocessing": {"mean": [0.5], "std": [0.0]}}],
+        ),
+        (
+            "teacher.given",
+            [{"kind": "onnx", "file": "a", "class_names": "images", "class_names_file": "b"}],
+        ),
+        ("teacher.given", [{"kind": "mlflow", "uri": "s3://bucket"}]),
+        ("teacher.given", [{"kind": "logits", "file": "a.pkl"}]),
+        ("teacher.model.input_size", 0),
         ("teacher.model", None),
         ("teacher.training", None),
         ("teacher.label_smoothing", 1.0),
@@ -185,7 +223,11 @@ def test_a_temperature_that_the_loss_would_ignore_is_refused_before_the_teacher_
 @pytest.mark.parametrize("env", ["base", "local", "smoke", "mnist", "cifar10"])
 @pytest.mark.parametrize(
     ("block", "name", "value"),
-    [("student_kd", "temperature", 3.0), ("evaluation", "seed", 5), ("transfer_split", "seed", 1)],
+    [
+        ("student_kd", "label_smoothing", 0.1),
+        ("evaluation", "seed", 5),
+        ("transfer_split", "seed", 1),
+    ],
 )
 def test_a_parameter_given_on_the_command_line_leaves_its_neighbours_alone(
     env: str, block: str, name: str, value: float
@@ -220,7 +262,7 @@ def test_all_mistakes_are_told_at_once(validator: ParameterValidator, base: dict
 
 
 def test_a_list_of_nothing_is_no_teacher() -> None:
-    with pytest.raises(ValidationError, match="give `model` and `training`, or `checkpoints`"):
+    with pytest.raises(ValidationError, match="give `model` and `training`, or `given`"):
         models.TeacherParams()
 
 

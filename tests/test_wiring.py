@@ -16,14 +16,20 @@ from kedro.validation.parameter_validator import ParameterValidator
 from pydantic import BaseModel
 
 from kd_pipeline.parameters import ArmParams
+from kd_pipeline.parameters.chain import twins_of
 from kd_pipeline.pipeline_registry import ARMS, register_pipelines
+from kd_pipeline.pipelines.chain.hop_list import hop_names
 from kd_pipeline.settings import CONFIG_LOADER_ARGS
 
 CONF = Path(__file__).parents[1] / "conf"
 PRESETS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "local")
 LAYERS = ("raw", "primary", "teacher", "soft targets", "student", "reporting")
 FIGURES = {"accuracy_figure", "reliability_figure", "confusion_figure", "class_gain_figure"}
-WITH_TEACHER = {arm for arm, uses_soft_targets in ARMS.items() if uses_soft_targets}
+SOFT_TARGET_FIGURES = {f"soft_target_{what}_figure" for what in ("entropy", "confidence", "grid")}
+WITH_TEACHER = {arm for arm, source in ARMS.items() if source == "cache"}
+
+HOPS = hop_names()
+TWINS = tuple(twins_of(len(HOPS)))
 
 # The design's table, section 2: what each registered stage takes and gives.
 STAGES: dict[str, tuple[set[str], set[str]]] = {
@@ -35,7 +41,7 @@ STAGES: dict[str, tuple[set[str], set[str]]] = {
     ),
     "soft_target_caching": (
         {"teacher.checkpoints", "images", "splits", "examples"},
-        {"soft_targets", "soft_target_summary"},
+        {"soft_targets", "soft_target_summary", "soft_target_confusions"} | SOFT_TARGET_FIGURES,
     ),
     "student_distillation": (
         {"images", "examples", "splits", "soft_targets", "teacher.card"},
@@ -47,6 +53,24 @@ STAGES: dict[str, tuple[set[str], set[str]]] = {
         {"predictions", "metrics", "comparison", "report"} | FIGURES,
     ),
 }
+
+
+# Registered as stages, and no part of `distill`.
+BESIDE_DISTILL: dict[str, tuple[set[str], set[str]]] = {
+    "verify_soft_targets": (
+        {"teacher.checkpoints", "images", "splits", "soft_targets"},
+        {"soft_target_verification"},
+    ),
+    "chain": (
+        {"images", "examples", "splits", "teacher.checkpoints", "teacher.card"},
+        {f"{hop}.{what}" for hop in HOPS for what in ("soft_targets", "card")}
+        | {f"{role}.{what}" for role in (*HOPS, *TWINS) for what in ("checkpoints", "history")}
+        | {"hop_predictions", "hop_metrics", "hop_table", "hop_comparison", "hop_report"},
+    ),
+}
+# Registered with the stages up to the teacher, without which it would be of no use.
+FROM_THE_BEGINNING = ("data_ingest", "transfer_split", "teacher_training")
+DATA_STAGES = STAGES | BESIDE_DISTILL
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +86,18 @@ def registered() -> dict[str, Pipeline]:
 
 
 def all_nodes() -> list[Node]:
-    return registered()["distill"].nodes
+    return everything(registered()).nodes
+
+
+def everything(pipelines: dict[str, Pipeline]) -> Pipeline:
+    """All stages together."""
+    return sum((pipelines[stage] for stage in BESIDE_DISTILL), pipelines["distill"])
 
 
 def data_of(names: set[str]) -> set[str]:
-    """Data sets that cross between nodes: neither parameters nor the folders of training states."""
-    return {n for n in names if not n.startswith("params:") and not n.endswith(".training_states")}
+    """Data sets that cross between nodes: neither parameters nor what resumes a killed run."""
+    resumes = (".training_states", "soft_target_parts")
+    return {n for n in names if not n.startswith("params:") and not n.endswith(resumes)}
 
 
 def load(env: str) -> dict[str, Any]:
@@ -86,17 +116,20 @@ def catalog_config() -> dict[str, Any]:
 
 
 def test_the_runs_that_a_person_types_are_registered(pipelines: dict[str, Pipeline]) -> None:
-    assert set(pipelines) == {"__default__", "distill", *STAGES}
+    assert set(pipelines) == {"__default__", "distill", "distill_live", *DATA_STAGES}
     assert pipelines["__default__"] == pipelines["distill"]
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", DATA_STAGES)
 def test_a_stage_takes_and_gives_what_the_design_says(
     stage: str, pipelines: dict[str, Pipeline]
 ) -> None:
-    takes, gives = STAGES[stage]
-    assert data_of(pipelines[stage].inputs()) == takes
-    assert data_of(pipelines[stage].all_outputs()) == gives
+    takes, gives = DATA_STAGES[stage]
+    pipeline = pipelines[stage]
+    if stage == "chain":
+        pipeline = pipeline - sum((pipelines[name] for name in FROM_THE_BEGINNING), Pipeline([]))
+    assert data_of(pipeline.inputs()) == takes
+    assert data_of(pipeline.all_outputs()) == gives
 
 
 def test_distill_is_all_stages_and_starts_from_nothing(pipelines: dict[str, Pipeline]) -> None:
@@ -120,7 +153,8 @@ def test_all_arms_share_all_but_their_own_block(pipelines: dict[str, Pipeline]) 
         node.namespace: {n for n in node.inputs if n.startswith("params:")}
         for node in pipelines["student_distillation"].nodes
     }
-    assert of_arm == {arm: {"params:student", "params:views", f"params:{arm}"} for arm in ARMS}
+    shared = {"params:student", "params:views", "params:soft_targets"}
+    assert of_arm == {arm: shared | {f"params:{arm}"} for arm in ARMS}
     shared_knobs = {
         "seed",
         "model",
@@ -152,7 +186,7 @@ def test_kedro_finds_every_block_that_conf_sets(pipelines: dict[str, Pipeline]) 
 
 
 def test_node_names_are_unique_and_tell_what_runs(pipelines: dict[str, Pipeline]) -> None:
-    nodes = pipelines["distill"].nodes
+    nodes = everything(pipelines).nodes
     assert len({node.name for node in nodes}) == len(nodes)
     for node in nodes:
         short = node.name.removeprefix(f"{node.namespace}.")
@@ -164,7 +198,7 @@ def test_node_names_are_unique_and_tell_what_runs(pipelines: dict[str, Pipeline]
 def test_every_data_set_has_a_catalog_entry_with_a_layer(pipelines: dict[str, Pipeline]) -> None:
     config = catalog_config()
     resolver = CatalogConfigResolver(config)
-    data = {n for n in pipelines["distill"].datasets() if not n.startswith("params:")}
+    data = {n for n in everything(pipelines).datasets() if not n.startswith("params:")}
     for name in data:
         entry = config.get(name) or resolver.resolve_pattern(name)
         assert entry, f"{name} would live in memory only"
@@ -177,7 +211,7 @@ def test_every_data_set_has_a_catalog_entry_with_a_layer(pipelines: dict[str, Pi
 def test_no_two_data_sets_share_a_file(pipelines: dict[str, Pipeline]) -> None:
     config = catalog_config()
     resolver = CatalogConfigResolver(config)
-    data = sorted(n for n in pipelines["distill"].datasets() if not n.startswith("params:"))
+    data = sorted(n for n in everything(pipelines).datasets() if not n.startswith("params:"))
     files = [(config.get(n) or resolver.resolve_pattern(n))["filepath"] for n in data]
     assert len(set(files)) == len(files)
 

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from kd_pipeline import events
+from kd_pipeline.pipelines.chain.hop_list import follow
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -84,6 +85,13 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project.after("kedro run --pipeline=distill --env=smoke")
 
 
+@pytest.fixture(scope="session")
+def finished_chain(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The chain of the smoke preset, once. Tests only look at it."""
+    project = copy_project(tmp_path_factory.mktemp("chain") / "project")
+    return project.after("kedro run --pipelines=chain --env=smoke")
+
+
 @pytest.fixture
 def fresh(tmp_path: Path) -> Project:
     """A project in which nothing has been run."""
@@ -136,7 +144,7 @@ Run = Callable[..., Outcome]
 
 
 @pytest.fixture
-def run_here(monkeypatch: pytest.MonkeyPatch) -> Run:
+def run_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """Runs pipelines of a project in this process, which spares the imports of a command."""
     from kedro.framework.project import configure_project
     from kedro.framework.session import KedroSession
@@ -172,7 +180,9 @@ def run_here(monkeypatch: pytest.MonkeyPatch) -> Run:
                 outcome.error = error
         return outcome
 
-    return run
+    yield run
+    # Pipelines are wired from the list of the last session's project, which is gone by then.
+    follow(None)
 
 
 @pytest.fixture(scope="session")

@@ -42,9 +42,9 @@ def test_the_main_job_says_its_stages_and_draws_no_bar_without_a_terminal(
 ) -> None:
     lines = finished_run.stderr
     for stage in ("ingest", "split_transfer_set", "train_teacher", "cache_soft_targets"):
-        assert re.search(rf"\[\d+/14\] .*{stage}", lines), stage
+        assert re.search(rf"\[\d+/15\] .*{stage}", lines), stage
     for arm in ARMS:
-        assert re.search(rf"\[\d+/14\] {arm}: train_student", lines), arm
+        assert re.search(rf"\[\d+/15\] {arm}: train_student", lines), arm
     assert "\r" not in lines
     assert "it/s" not in lines
     assert "█" not in lines
@@ -70,7 +70,11 @@ def test_the_main_job_leaves_everything_that_the_catalog_names(finished_run: Any
     assert comparison["env"] == "smoke"
     for name in ("metrics.csv", "rejected_images.csv", "split_summary.csv", "report.md"):
         assert (reporting / name).is_file(), name
-    assert len(list((reporting / "figures").glob("*.png"))) == 4
+    figures = {path.stem for path in (reporting / "figures").glob("*.png")}
+    looks = {f"soft_target_{what}_figure" for what in ("entropy", "confidence", "grid")}
+    assert figures == looks | {
+        f"{what}_figure" for what in ("accuracy", "reliability", "confusion", "class_gain")
+    }
     assert not (finished_run.data / "06_models/.interrupted/teacher").exists()
 
 
@@ -130,7 +134,7 @@ def test_a_stage_alone_gives_the_same_again(stage: str, finished: Any, run_here:
     outputs = {
         "data_ingest": ["02_intermediate/examples.parquet", "02_intermediate/images/pixels.npy"],
         "transfer_split": ["03_primary/splits.parquet"],
-        "soft_target_caching": ["05_model_input/soft_targets/part-00000.parquet"],
+        "soft_target_caching": ["05_model_input/soft_targets/part-t000-v00000-s00000.parquet"],
     }[stage]
     before = {name: (finished.data / name).read_bytes() for name in outputs}
     for name in outputs:
@@ -146,8 +150,9 @@ def test_the_registry_lists_every_run_without_heavy_imports(finished_run: Any) -
     listed = finished_run.after("kedro registry list").stdout
     names = re.findall(r"^- (\S+)$", listed, flags=re.MULTILINE)
     assert names == [
-        "__default__", "data_ingest", "distill", "evaluation", "soft_target_caching",
-        "student_distillation", "teacher_training", "transfer_split",
+        "__default__", "chain", "data_ingest", "distill", "distill_live", "evaluation",
+        "soft_target_caching", "student_distillation", "teacher_training", "transfer_split",
+        "verify_soft_targets",
     ]  # fmt: skip
     done = finished_run.command("kedro registry list", environment={"PYTHONPROFILEIMPORTTIME": "1"})
     imported = set(re.findall(r"\|\s+(\w+)(?:\.|$)", done.stderr, flags=re.MULTILINE))

@@ -113,7 +113,14 @@ def test_the_comparison_has_the_gains_figures_and_the_report(
     folder = Path(run.info.artifact_uri.removeprefix("file://"))
     assert {path.stem for path in (folder / "figures").iterdir()} == {
         "accuracy_figure", "reliability_figure", "confusion_figure", "class_gain_figure",
+        "soft_target_entropy_figure", "soft_target_confidence_figure", "soft_target_grid_figure",
     }  # fmt: skip
+    summary = pd.read_csv(finished_run.data / "08_reporting/soft_target_summary.csv")
+    entropy = run.data.metrics["soft_targets/entropy_at_4"]
+    assert entropy == pytest.approx(summary["entropy_at_4"].iloc[-1])
+    for table in ("soft_target_summary", "soft_target_confusions"):
+        logged = (folder / f"{table}.csv").read_bytes()
+        assert logged == (finished_run.data / f"08_reporting/{table}.csv").read_bytes()
     report = (finished_run.data / "08_reporting/report.md").read_text(encoding="utf-8")
     assert (folder / "report.md").read_text(encoding="utf-8") == report
     assert json.loads((folder / "comparison.json").read_text()) == comparison

@@ -44,6 +44,18 @@ def test_layers_are_there_in_the_order_of_the_work(graph: dict[str, Any]) -> Non
     assert layers == [layer for layer in LAYERS if layer in layers]
 
 
+def test_a_chain_has_its_layers_too(built: Any) -> None:
+    """A hop is student and teacher in turn: layers of their own for both would form a circle."""
+    graph = json.loads((built / "pipelines/chain").read_text())
+    used = {node["layer"] for node in graph["nodes"] if node["type"] == "data"}
+    assert used == {"raw", "primary", "teacher", "student", "reporting"}
+    # Kedro-Viz lists the other pipelines' layers among them.
+    assert [layer for layer in graph["layers"] if layer in used] == [
+        layer for layer in LAYERS if layer in used
+    ]
+    assert {"assistant", "assisted", "chain_direct"} <= set(graph["modular_pipelines"])
+
+
 def test_every_data_set_lies_in_a_layer(graph: dict[str, Any]) -> None:
     data = [node for node in graph["nodes"] if node["type"] == "data"]
     assert len(data) > 20

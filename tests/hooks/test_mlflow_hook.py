@@ -169,6 +169,55 @@ def test_a_comparison_alone_joins_the_group_of_its_runs(
     assert not [op for op in of_kind(sent, ops.LogMetrics) if op.run == "student_kd-0"]
 
 
+CACHES = Pipeline([Node(same, "images", "soft_target_summary", name="summarise_soft_targets")])
+SOFT_TARGETS = {
+    "soft_target_summary": pd.DataFrame(
+        [{"teacher": "0", "entropy_at_4": 0.5}, {"teacher": "mixed", "entropy_at_4": 0.75}]
+    ),
+    "soft_target_confusions": pd.DataFrame([{"class_a": "3", "class_b": "5"}]),
+    "soft_target_entropy_figure": Figure(),
+}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "run"), [(CACHES, "soft_targets"), (CACHES + COMPARES, "comparison")]
+)
+def test_soft_targets_are_told_where_a_person_looks(
+    begin: Begin, sent: list[ops.Operation], pipeline: Pipeline, run: str
+) -> None:
+    """On the page of the comparison, or, cached alone, on one of their own."""
+    hook = begin(pipeline)
+    hook.before_node_run(SimpleNamespace(namespace=None, name="summarise_soft_targets"), {})
+    hook.after_node_run(SOFT_TARGETS)
+    hook.after_pipeline_run()
+    (opened,) = of_kind(sent, ops.OpenRun)
+    assert (opened.run, opened.tags["kd.role"]) == (run, run)
+    (logged,) = of_kind(sent, ops.LogMetrics)
+    told = {point.name: point.value for point in logged.points}
+    assert (logged.run, told) == (run, {"soft_targets/entropy_at_4": 0.75})
+    files = {op.path: op for op in of_kind(sent, ops.LogArtifact)}
+    assert set(files) == {
+        "soft_target_summary.csv",
+        "soft_target_confusions.csv",
+        "figures/soft_target_entropy_figure.png",
+    }
+    assert files["soft_target_confusions.csv"].content == b"class_a,class_b\n3,5\n"
+    assert {op.run for op in files.values()} == {run}
+    assert [(end.run, end.status) for end in of_kind(sent, ops.CloseRun)] == [(run, "FINISHED")]
+
+
+def test_the_caches_of_several_namespaces_are_told_apart(
+    begin: Begin, sent: list[ops.Operation]
+) -> None:
+    hook = begin(Pipeline([Node(same, "images", "hop.soft_target_summary", name="summarise")]))
+    hook.before_node_run(SimpleNamespace(namespace="hop", name="hop.summarise"), {})
+    hook.after_node_run({"hop.soft_target_summary": SOFT_TARGETS["soft_target_summary"]})
+    hook.after_pipeline_run()
+    names = {point.name for op in of_kind(sent, ops.LogMetrics) for point in op.points}
+    assert names == {"soft_targets/hop/entropy_at_4"}
+    assert [op.path for op in of_kind(sent, ops.LogArtifact)] == ["hop.soft_target_summary.csv"]
+
+
 def test_an_error_marks_what_is_open_with_its_reason(
     begin: Begin, sent: list[ops.Operation]
 ) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kd_pipeline.errors import DataError
-from kd_pipeline.metrics.classification import classification_metrics, example_table, mixed_logits
+from kd_pipeline.metrics.classification import classification_metrics, example_table
 
 # Probabilities 3/4, 1/4 (right), 1/2, 1/2 with the first taken (wrong).
 TWO_EXAMPLES = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])
@@ -66,14 +66,6 @@ def test_top5_looks_at_the_best_five_of_more_classes() -> None:
     logits = torch.arange(7.0, 0.0, -1.0).repeat(7, 1)
     measured = classification_metrics(logits, torch.arange(7), num_bins=15)
     assert measured["test/top5_accuracy"] == pytest.approx(5 / 7)
-
-
-def test_a_mixture_is_the_geometric_mean_of_probabilities() -> None:
-    first, second = drawn(0)[0], drawn(1)[0]
-    mixed = mixed_logits([first, second])
-    product = (first.softmax(dim=1) * second.softmax(dim=1)).sqrt()
-    torch.testing.assert_close(mixed.softmax(dim=1), product / product.sum(dim=1, keepdim=True))
-    assert mixed_logits([first]) is first
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from kd_pipeline.errors import DataError, ParameterError
+from kd_pipeline.hooks.soft_target_guard import check_soft_targets
 from kd_pipeline.hooks.training_guard import (
     check_arms,
     check_cache,
@@ -60,6 +61,7 @@ class GuardHook:
             check_runner(str(run_params.get("runner")))
             check_arms(pipeline, catalog)
             check_cache(pipeline, catalog)
+        check_soft_targets(pipeline, catalog)
         check_writable(self._project / DATA_FOLDER)
 
     @hook_impl(tryfirst=True)

@@ -29,14 +29,18 @@ from kd_pipeline.tracking.journal import Journal
 from kd_pipeline.tracking.operations import DatasetFacts
 from kd_pipeline.tracking.runs import RunBook, new_group
 from kd_pipeline.tracking.sender import Sender
-from kd_pipeline.tracking.store import locate_store
+from kd_pipeline.tracking.store import Store, locate_store, remember_store
 from kd_pipeline.tracking.unsent import Unsent, find_unsent
 
 logger = logging.getLogger(__name__)
 
-METRICS = "metrics"
-COMPARISON = "comparison"
-REPORT = "report"
+# Of the arms, and of a chain.
+METRICS = ("metrics", "hop_metrics")
+COMPARISONS = ("comparison", "hop_comparison")
+REPORTS = ("report", "hop_report")
+HOP_TABLE = "hop_table"
+SOFT_TARGET_SUMMARY = "soft_target_summary"
+SOFT_TARGET_TABLES = (SOFT_TARGET_SUMMARY, "soft_target_confusions")
 EVALUATION = "params:evaluation"
 UNSENT_FOLDER = Path("data", "09_tracking")
 
@@ -80,25 +84,32 @@ class MLflowHook:
         except MissingConfigException:
             given = {}
         self._settings = MLflowSettings.model_validate(given)
+        # Teachers may be fetched from it whether or not this run is logged.
+        remember_store(self._store())
 
     @hook_impl
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline) -> None:
         """Begin a group of runs, if this pipeline makes anything that belongs into MLflow."""
         self._abandon()
         outputs = pipeline.all_outputs()
-        compares = COMPARISON in outputs
+        compares = not outputs.isdisjoint(COMPARISONS)
         trains = bool(training_nodes(pipeline))
-        if not self._settings.enabled or not (compares or trains or METRICS in outputs):
+        caches = any(_last(name) == SOFT_TARGET_SUMMARY for name in outputs)
+        tracked = compares or trains or caches or not outputs.isdisjoint(METRICS)
+        if not self._settings.enabled or not tracked:
             return
         self._begin(",".join(run_params.get("pipeline_names") or ["__default__"]))
         if compares and self._book is not None:
             self._book.open_comparison()
 
-    def _begin(self, pipeline_name: str) -> None:
-        settings, folder = self._settings, self._project / UNSENT_FOLDER
-        store = locate_store(
+    def _store(self) -> Store:
+        settings = self._settings
+        return locate_store(
             self._project, uri=settings.tracking_uri, experiment=settings.experiment
         )
+
+    def _begin(self, pipeline_name: str) -> None:
+        folder, store = self._project / UNSENT_FOLDER, self._store()
         if waiting := find_unsent(folder):
             hint = "`python -m kd_pipeline.tracking` sends them"
             logger.info("%d earlier runs wait to be sent to MLflow: %s", len(waiting), hint)
@@ -134,17 +145,18 @@ class MLflowHook:
         """Log what the node made. Kedro saves the outputs after this."""
         self._facts.look_at(outputs)
         if self._book is None:
-            if COMPARISON in outputs:  # Without MLflow too, the file says where it comes from.
-                outputs[COMPARISON].update(group=new_group(), env=self._env)
+            for name in outputs.keys() & COMPARISONS:
+                # Without MLflow too, the file says where it comes from.
+                outputs[name].update(group=new_group(), env=self._env)
             return
         for name, value in outputs.items():
             if name.endswith(CHECKPOINTS):
                 self._book.log_models(name.removesuffix(CHECKPOINTS), value)
-        if METRICS in outputs:
-            rows = outputs[METRICS].to_dict("records")
+        for name in outputs.keys() & METRICS:
+            rows = outputs[name].to_dict("records")
             self._book.log_test_metrics(rows, self._describe_inputs("evaluation"))
-        if COMPARISON in outputs:
-            self._log_comparison(self._book, outputs[COMPARISON])
+        for name in outputs.keys() & COMPARISONS:
+            self._log_comparison(self._book, name, outputs[name])
         self._log_files(self._book, outputs)
 
     @hook_impl
@@ -181,23 +193,31 @@ class MLflowHook:
             self._datasets = self._facts.describe(self._inputs, context=context)
         return self._datasets
 
-    def _log_comparison(self, book: RunBook, comparison: dict[str, Any]) -> None:
+    def _log_comparison(self, book: RunBook, name: str, comparison: dict[str, Any]) -> None:
         if EVALUATION in self._inputs:
             book.log_settings(self._inputs[EVALUATION].model_dump())
-        if METRICS in self._inputs:
-            book.find_models(self._inputs[METRICS].to_dict("records"))
+        for metrics in self._inputs.keys() & METRICS:
+            book.find_models(self._inputs[metrics].to_dict("records"))
         # The node knows neither; in place, because Kedro saves this very object next.
         comparison["group"], comparison["env"] = book.join_group(), self._env
         book.log_gains(comparison["gains"])
-        book.log_file("comparison.json", json.dumps(comparison, indent=2).encode())
+        book.log_file(f"{name}.json", json.dumps(comparison, indent=2).encode())
 
     def _log_files(self, book: RunBook, outputs: Mapping[str, Any]) -> None:
         for name, value in outputs.items():
+            if _last(name) == SOFT_TARGET_SUMMARY:
+                # The last row is what the students hear: the ensemble mixed, or its one member.
+                row = value.to_dict("records")[-1]
+                book.log_soft_targets(row, namespace=name.rpartition(".")[0])
+            if _last(name) in SOFT_TARGET_TABLES:
+                book.log_file(f"{name}.csv", value.to_csv(index=False).encode())
             if type(value).__module__.startswith("matplotlib.") and hasattr(value, "savefig"):
                 book.log_file(f"figures/{name}.png", _png(value.savefig))
-        if REPORT in outputs:
-            book.log_file("report.md", outputs[REPORT].encode())
-            book.describe(outputs[REPORT])
+        if HOP_TABLE in outputs:
+            book.log_file(f"{HOP_TABLE}.csv", outputs[HOP_TABLE].to_csv(index=False).encode())
+        for name in outputs.keys() & REPORTS:
+            book.log_file(f"{name}.md", outputs[name].encode())
+            book.describe(outputs[name])
 
     def _abandon(self) -> None:
         """Close what an interrupted run has left open in this process."""
@@ -211,6 +231,11 @@ class MLflowHook:
         atexit.unregister(self._abandon)
         self._forget()
         book.end(status, error=error)
+
+
+def _last(name: str) -> str:
+    """A data set's name without its namespace."""
+    return name.rpartition(".")[2]
 
 
 def describe_process(project: Path) -> dict[str, str]:

@@ -27,7 +27,7 @@ _SHOWN = {
 
 
 class TerminalHook:
-    """Announces each stage, shows progress from the events, prints the arms at the end."""
+    """Announces each stage, shows progress from the events, prints arms or hops at the end."""
 
     def __init__(self) -> None:
         """Nothing is shown before a pipeline runs."""
@@ -39,6 +39,7 @@ class TerminalHook:
         self._stage = ""
         self._progress: Progress | None = None
         self._comparison: dict[str, Any] | None = None
+        self._hops: tuple[Any, dict[str, Any]] | None = None
         self._started_at = time.monotonic()
         self._metrics: dict[str, float] = {}
 
@@ -71,21 +72,25 @@ class TerminalHook:
 
     @hook_impl
     def after_node_run(self, outputs: dict[str, Any]) -> None:
-        """Keep the comparison for the end."""
+        """Keep what is to be shown at the end."""
         self._end_progress()
         self._comparison = outputs.get("comparison", self._comparison)
+        if "hop_table" in outputs:
+            self._hops = outputs["hop_table"], outputs["hop_comparison"]
 
     # Last, so that the table is what stays on the screen.
     @hook_impl(trylast=True)
     def after_pipeline_run(self, catalog: CatalogProtocol[Any, Any]) -> None:
-        """Print the table of arms and how long it all took."""
+        """Print the table of arms or hops, and how long it all took."""
         self._close()
         if self._comparison is not None:
             from kd_pipeline.reporting.terminal import arms_table
 
-            sys.stderr.flush()
-            sys.stdout.write(f"\n{arms_table(self._comparison, _report_path(catalog))}\n\n")
-            sys.stdout.flush()
+            _say(arms_table(self._comparison, _report_path(catalog, "report")))
+        if self._hops is not None:
+            from kd_pipeline.reporting.hop_table import terminal_hop_table
+
+            _say(terminal_hop_table(*self._hops, _report_path(catalog, "hop_report")))
         logger.info("Done in %.1f s", time.monotonic() - self._started_at)
 
     @hook_impl
@@ -141,10 +146,16 @@ class TerminalHook:
         return ", ".join(part for part in parts if part) or "trained"
 
 
-def _report_path(catalog: CatalogProtocol[Any, Any]) -> str | None:
+def _say(table: str) -> None:
+    sys.stderr.flush()
+    sys.stdout.write(f"\n{table}\n\n")
+    sys.stdout.flush()
+
+
+def _report_path(catalog: CatalogProtocol[Any, Any], report: str) -> str | None:
     """Where the report lies, from the working directory; None where it is no file."""
     # Kedro's data sets have no public name for their path.
-    path = getattr(catalog["report"], "_filepath", None) if "report" in catalog else None
+    path = getattr(catalog[report], "_filepath", None) if report in catalog else None
     return None if path is None else os.path.relpath(path)
 
 

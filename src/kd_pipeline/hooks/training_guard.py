@@ -6,12 +6,13 @@ from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
-from kd_pipeline.errors import ParameterError
+from kd_pipeline.errors import ParameterError, StaleArtefactError
 from kd_pipeline.parameters import ArmParams, StudentParams, TeacherParams, ViewsParams
 
 CHECKPOINTS = ".checkpoints"
 SOFT_TARGETS = "soft_targets"
-TEACHER_CARD = "teacher.card"
+TEACHER = "teacher.checkpoints"
+CARD = "card"
 _DATA = ("images", "examples", "splits")
 
 
@@ -28,7 +29,8 @@ def check_arms(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:
     """
     for node in training_nodes(pipeline):
         block = f"params:{node.namespace}"
-        if SOFT_TARGETS in node.inputs or block not in node.inputs or node.namespace == "teacher":
+        has_teacher = {SOFT_TARGETS, TEACHER}.intersection(node.inputs)
+        if has_teacher or block not in node.inputs or node.namespace == "teacher":
             continue
         arm = ArmParams.model_validate(catalog.load(block))
         if arm.soft_weight > 0:
@@ -45,16 +47,42 @@ def check_cache(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:
     Raises:
         StaleArtefactError: If they are missing, damaged or made from something else.
     """
-    if SOFT_TARGETS not in pipeline.inputs() or not training_nodes(pipeline):
-        return
+    free = pipeline.inputs()
+    # Of every namespace: the arms share one cache, each hop of a chain has its own.
+    used = {
+        (cache, card)
+        for node in training_nodes(pipeline)
+        for cache in free.intersection(node.inputs)
+        for card in node.inputs
+        if cache.rpartition(".")[2] == SOFT_TARGETS and card.rpartition(".")[2] == CARD
+    }
+    for cache, card in sorted(used):
+        try:
+            _check_one(cache, card, free, catalog)
+        except StaleArtefactError as error:
+            raise _of_namespace(cache, error) from error
+
+
+def _of_namespace(cache: str, error: StaleArtefactError) -> StaleArtefactError:
+    """The store knows neither what it is called here nor which node has made it."""
+    if cache == SOFT_TARGETS:
+        return error
+    node = f"{cache.removesuffix(SOFT_TARGETS)}cache_soft_targets"
+    told = str(error).replace(f"`{SOFT_TARGETS}`", f"`{cache}`")
+    return StaleArtefactError(
+        told.replace("--pipelines=soft_target_caching", f"--pipelines=chain --from-nodes={node}")
+    )
+
+
+def _check_one(cache: str, card: str, free: set[str], catalog: CatalogProtocol[Any, Any]) -> None:
     from kd_pipeline.data.splits import split_fingerprint
     from kd_pipeline.data.views import ViewPolicy
     from kd_pipeline.soft_targets.manifest import check_provenance
+    from kd_pipeline.soft_targets.store import check_store
 
     expected: dict[str, Any] = {}
-    free = pipeline.inputs()
-    if TEACHER_CARD in free and catalog.exists(TEACHER_CARD):
-        expected["teacher_fingerprints"] = catalog.load(TEACHER_CARD)["fingerprints"]
+    if card in free and catalog.exists(card):
+        expected["teacher_fingerprints"] = catalog.load(card)["fingerprints"]
     if "images" in free and catalog.exists("images"):
         images = catalog.load("images")
         expected |= {
@@ -65,8 +93,10 @@ def check_cache(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:
         expected["splits_fingerprint"] = split_fingerprint(catalog.load("splits"))
     views = ViewsParams.model_validate(catalog.load("params:views"))
     policy = ViewPolicy(**views.policy_arguments())
-    expected |= {"view_policy": policy.description, "num_views": views.num_views}
-    check_provenance(catalog.load(SOFT_TARGETS).manifest.provenance, **expected)
+    expected |= {"view_policy": policy.description, "num_views": views.num_cached_views()}
+    soft_targets = catalog.load(cache)
+    check_provenance(soft_targets.manifest.provenance, **expected)
+    check_store(soft_targets)
 
 
 def check_trainings(nodes: list[Node], catalog: CatalogProtocol[Any, Any]) -> None:
@@ -76,25 +106,42 @@ def check_trainings(nodes: list[Node], catalog: CatalogProtocol[Any, Any]) -> No
         ParameterError: Naming the block and the parameter.
         CheckpointError: If a given teacher cannot be used.
     """
+    from kd_pipeline.tracking.fetch import fetched
     from kd_pipeline.training.checks import check_student, check_teacher
     from kd_pipeline.training.settings import TrainingSettings
-    from kd_pipeline.training.students import TrainingData
+    from kd_pipeline.training.training_data import TrainingData
 
     asked = {name for node in nodes for name in node.inputs}
     data = TrainingData(*(catalog.load(name) for name in _DATA))
     if "params:teacher" in asked:
         teacher = TeacherParams.model_validate(catalog.load("params:teacher"))
         values = teacher.model_dump(mode="json")
-        check_teacher(
-            data,
-            model=values["model"],
-            pretrained=values["pretrained"],
-            settings=None if teacher.training is None else TrainingSettings(**values["training"]),
-            checkpoints=values["checkpoints"],
-        )
-    if "params:student" in asked:
+        _check_imported(teacher, catalog)
+        with fetched(values["given"]) as given:
+            check_teacher(
+                data,
+                model=values["model"],
+                pretrained=values["pretrained"],
+                settings=None
+                if teacher.training is None
+                else TrainingSettings(**values["training"]),
+                given=given,
+            )
+    if "params:chain" in asked:
+        from kd_pipeline.hooks.chain_guard import check_hops
+
+        check_hops(data, catalog)
+    # The nodes of a chain ask for this block too, but only for how to train.
+    if any("params:student" in node.inputs and "params:chain" not in node.inputs for node in nodes):
         student = StudentParams.model_validate(catalog.load("params:student")).model_dump(
             mode="json"
         )
         settings = TrainingSettings(**student["training"])
         check_student(data, model=student["model"], settings=settings)
+
+
+def _check_imported(teacher: TeacherParams, catalog: CatalogProtocol[Any, Any]) -> None:
+    views = ViewsParams.model_validate(catalog.load("params:views"))
+    if views.transforms and any(given.kind == "logits" for given in teacher.given):
+        rule = "be empty where `teacher.given` are logits, which are of the clean images"
+        raise ParameterError("views.transforms", rule, [t.name for t in views.transforms])

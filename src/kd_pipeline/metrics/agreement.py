@@ -5,6 +5,8 @@ from torch.nn import functional
 
 from kd_pipeline.errors import DataError
 
+AGREEMENT_METRICS = ("test/teacher_agreement", "test/teacher_kl")
+
 
 def agreement_metrics(student_logits: Tensor, teacher_logits: Tensor) -> dict[str, float]:
     """Measure fidelity to the teacher (Stanton et al. 2021, arXiv:2106.05945).

@@ -84,21 +84,6 @@ def example_table(logits: Tensor, labels: Tensor) -> pd.DataFrame:
     )
 
 
-def mixed_logits(logits: list[Tensor]) -> Tensor:
-    """Mix an ensemble's members into one model: the mean of their logits.
-
-    That is the geometric mean of their distributions, which is also what students learn from
-    (docs/decisions/0006).
-
-    Args:
-        logits: One tensor per member, each float [num_examples, num_classes].
-
-    Returns:
-        Logits of the mixture, of the same shape; a single member's come back as they are.
-    """
-    return logits[0] if len(logits) == 1 else torch.stack(logits).mean(dim=0)
-
-
 def _check(logits: Tensor, labels: Tensor) -> None:
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or len(labels) == 0:
         raise DataError(

@@ -1,7 +1,7 @@
 """The comparison of all arms as one JSON-able dict: what comparison.json holds."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from kd_pipeline.metrics.paired import PairedDifference, gap_recovered, paired_d
 
 TEACHER = "teacher"
 BASELINE = "student_baseline"
-DISTILLED = "student_kd"
+DISTILLED = ("student_kd", "student_live")
+"""The arms that soft targets teach, from the cache or live; the first at hand is the one."""
 _SUMMARISED = ("accuracy", "nll", "ece", "errors", "teacher_agreement")
 _USUAL_LEVEL = 0.95
 
@@ -41,31 +42,32 @@ def compare(
     Returns:
         `group` and `env` (null, for whoever knows them), `arms`, `teacher`, `gains` (each arm over
         the baseline), and beside them `teacher_gap` (the teacher over the baseline),
-        `distilled_over` (the distilled arm over each control) and `method`. JSON-able: what is
-        not finite is null.
+        `distilled` (its name, or null), `distilled_over` (that arm over each control) and
+        `method`. JSON-able: what is not finite is null.
 
     Raises:
-        DataError: If the baseline or the teacher is missing, or replicates or examples differ.
+        DataError: If the baseline is missing, or replicates or examples differ.
     """
     cells = {str(role): _cells(rows) for role, rows in predictions.groupby("role", sort=False)}
-    missing = [role for role in (TEACHER, BASELINE) if role not in cells]
-    if missing:
-        raise DataError(f"`predictions` must hold {TEACHER} and {BASELINE}, got {list(cells)}")
+    if BASELINE not in cells:
+        raise DataError(f"`predictions` must hold {BASELINE}, got {list(cells)}")
     settings: dict[str, Any] = {
         "num_samples": num_samples,
         "confidence_level": confidence_level,
         "seed": seed,
     }
     baseline, arms = cells[BASELINE], [role for role in cells if role != TEACHER]
-    gap = _pair(cells[TEACHER], baseline, settings)
+    measured = TEACHER in cells
+    gap = _pair(cells[TEACHER], baseline, settings) if measured else None
     gains = {arm: _pair(cells[arm], baseline, settings) for arm in arms if arm != BASELINE}
     return {
         "group": None,
         "env": None,
         "arms": {arm: _summary(metrics, arm) for arm in arms},
-        "teacher": _summary(metrics, TEACHER),
+        "teacher": _summary(metrics, TEACHER) if measured else None,
         "gains": {arm: _gain(pair, gap, confidence_level) for arm, pair in gains.items()},
-        "teacher_gap": _described(gap, confidence_level),
+        "teacher_gap": None if gap is None else _described(gap, confidence_level),
+        "distilled": _distilled(list(gains)),
         "distilled_over": _distilled_over_controls(cells, list(gains), settings),
         "method": {
             "num_test_examples": int(baseline["accuracy"].shape[1]),
@@ -73,8 +75,40 @@ def compare(
             "num_comparisons": len(gains),
             "num_bootstrap_samples": num_samples,
             "confidence_level": confidence_level,
-            "teacher_data_known": _is_known(metrics),
+            "teacher_measured": measured,
+            "teacher_data_known": measured and _is_known(metrics),
         },
+    }
+
+
+def paired_gains(
+    predictions: pd.DataFrame,
+    *,
+    arm: str,
+    references: Iterable[str],
+    num_samples: int,
+    confidence_level: float,
+    seed: int,
+) -> dict[str, Any]:
+    """Measure one arm against each reference, in pairs.
+
+    Args:
+        predictions: As `compare` takes them.
+        arm: A role.
+        references: Roles whose replicate r shares its seed with the arm's.
+        num_samples: Bootstrap samples of a paired difference.
+        confidence_level: Of every interval.
+        seed: Of the bootstrap.
+
+    Returns:
+        `accuracy` and `nll` by reference, as under `gains` of comparison.json.
+    """
+    settings = {"num_samples": num_samples, "confidence_level": confidence_level, "seed": seed}
+    asked = {role: _cells(predictions[predictions["role"] == role]) for role in [arm, *references]}
+    return {
+        reference: _described(_pair(asked[arm], asked[reference], settings), confidence_level)
+        for reference in asked
+        if reference != arm
     }
 
 
@@ -85,13 +119,18 @@ def _is_known(metrics: pd.DataFrame) -> bool:
 def _distilled_over_controls(
     cells: Mapping[str, Cells], arms: list[str], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    if DISTILLED not in arms:
+    distilled = _distilled(arms)
+    if distilled is None:
         return {}
     return {
-        arm: _described(_pair(cells[DISTILLED], cells[arm], settings), settings["confidence_level"])
+        arm: _described(_pair(cells[distilled], cells[arm], settings), settings["confidence_level"])
         for arm in arms
-        if arm != DISTILLED
+        if arm != distilled
     }
+
+
+def _distilled(arms: list[str]) -> str | None:
+    return next((arm for arm in DISTILLED if arm in arms), None)
 
 
 def _cells(rows: pd.DataFrame) -> Cells:
@@ -118,9 +157,11 @@ def _pair(arm: Cells, baseline: Cells, settings: Mapping[str, Any]) -> dict[str,
 
 
 def _gain(
-    pair: Mapping[str, PairedDifference], gap: Mapping[str, PairedDifference], level: float
+    pair: Mapping[str, PairedDifference],
+    gap: Mapping[str, PairedDifference] | None,
+    level: float,
 ) -> dict[str, Any]:
-    recovered = gap_recovered(pair["accuracy"], gap["accuracy"])
+    recovered = None if gap is None else gap_recovered(pair["accuracy"], gap["accuracy"])
     return {**_described(pair, level), "gap_recovered": recovered}
 
 

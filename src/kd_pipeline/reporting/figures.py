@@ -15,7 +15,7 @@ from kd_pipeline.reporting.roles import colours, label
 _DPI = 120
 _TEACHER = "teacher"
 _BASELINE = "student_baseline"
-_DISTILLED = "student_kd"
+_DISTILLED = ("student_kd", "student_live")
 _MAX_CLASSES_DRAWN = 30
 _MAX_CLASSES_NAMED = 20
 _MAX_CLASSES_WITH_NUMBERS = 12
@@ -37,10 +37,8 @@ def accuracy_figure(comparison: Mapping[str, Any]) -> Figure:
         _draw_replicates(left, row, comparison["arms"][arm]["accuracy"], shades[arm])
         if arm in comparison["gains"]:
             _draw_gain(right, row, comparison["gains"][arm]["accuracy"], shades[arm])
-    teacher = 100 * comparison["teacher"]["accuracy"]["mean"]
-    left.axvline(teacher, color="black", linestyle="--", linewidth=1)
-    left.annotate(f"teacher {teacher:.2f}", (teacher, 1), xycoords=("data", "axes fraction"),
-                  xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9)  # fmt: skip
+    if comparison["teacher"] is not None:
+        _draw_teacher(left, 100 * comparison["teacher"]["accuracy"]["mean"])
     left.set_yticks(range(len(arms)), [label(arm) for arm in arms])
     left.set_ylim(len(arms) - 0.4, -0.6)
     left.set_xlabel("test accuracy, %\n(dots: replicates, line: their mean)")
@@ -49,6 +47,12 @@ def accuracy_figure(comparison: Mapping[str, Any]) -> Figure:
     for axes in (left, right):
         _tidy(axes, grid="x")
     return figure
+
+
+def _draw_teacher(axes: Axes, accuracy: float) -> None:
+    axes.axvline(accuracy, color="black", linestyle="--", linewidth=1)
+    axes.annotate(f"teacher {accuracy:.2f}", (accuracy, 1), xycoords=("data", "axes fraction"),
+                  xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9)  # fmt: skip
 
 
 def reliability_figure(predictions: pd.DataFrame) -> Figure:
@@ -134,7 +138,7 @@ def class_gain_figure(predictions: pd.DataFrame, class_names: tuple[str, ...]) -
     _tidy(axes, grid="both")
     if not arms:
         return figure
-    gains = gains.sort_values(_DISTILLED if _DISTILLED in arms else arms[0], ascending=False)
+    gains = gains.sort_values(next((a for a in _DISTILLED if a in arms), arms[0]), ascending=False)
     drawn, note = _ends(gains)
     shades = colours(arms)
     # Side by side: arms often gain exactly the same.

@@ -46,6 +46,12 @@ def level(difference: Mapping[str, Any]) -> str:
     return f"{100 * difference.get('confidence_level', 0.95):g} %"
 
 
+def side_of_zero(difference: Mapping[str, Any]) -> int:
+    """1 or -1 where the interval lies on one side of 0, else 0."""
+    low, high = difference["ci95"]
+    return int(low > 0) - int(high < 0)
+
+
 def signed(value: float, *, places: int) -> str:
     """A number with its sign always shown, and no minus before a rounded zero."""
     return f"{round(value, places) + 0.0:+.{places}f}"

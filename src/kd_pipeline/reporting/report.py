@@ -9,7 +9,6 @@ from kd_pipeline.reporting import numbers
 from kd_pipeline.reporting.roles import label, words
 
 _BASELINE = "student_baseline"
-_DISTILLED = "student_kd"
 _PSEUDO = "student_pseudo"
 _SMOOTHED = "student_smoothed"
 _FIGURES = {
@@ -47,9 +46,9 @@ def _verdict(comparison: Mapping[str, Any]) -> list[str]:
     gains = comparison["gains"]
     if not gains:
         return ["Only the baseline was trained: there is nothing to compare."]
-    if _DISTILLED not in gains:
+    if comparison["distilled"] is None:
         return [_gain_sentence(arm, gain) for arm, gain in gains.items()]
-    gain = gains[_DISTILLED]
+    gain = gains[comparison["distilled"]]
     sentences = [_answer(gain["accuracy"]), _likelihood(gain["nll"])]
     sentences += [
         _control(control, gain["accuracy"], pair)
@@ -63,7 +62,7 @@ def _answer(difference: Mapping[str, Any]) -> str:
         f"{numbers.points(difference)} points of accuracy over hard labels, {_interval(difference)}"
     )
     wins = f"better in {difference['wins']} of {difference['replicates']} replicates"
-    match _sign(difference):
+    match numbers.side_of_zero(difference):
         case 1:
             return f"**Distillation helped**: {found}; {wins}."
         case -1:
@@ -76,7 +75,7 @@ def _likelihood(difference: Mapping[str, Any]) -> str:
         1: "The distilled student's NLL is worse",
         -1: "The distilled student's NLL is better",
         0: "Its NLL is not shown to differ",
-    }[_sign(difference)]
+    }[numbers.side_of_zero(difference)]
     return f"{verdict}: {numbers.nats(difference)} nats, lower being better."
 
 
@@ -87,14 +86,14 @@ def _control(control: str, gain: Mapping[str, Any], over: Mapping[str, Any]) -> 
         f"distilled minus {words(control)}: {numbers.points(difference)} points, "
         f"{_interval(difference)}"
     )
-    sign = _sign(difference)
+    sign = numbers.side_of_zero(difference)
     if sign > 0:
         return (
             f"The control {label(control)} does worse ({measured}): it does not explain the result."
         )
     if sign < 0:
         return f"The control {label(control)} does better ({measured}): prefer it."
-    if _sign(gain) <= 0:
+    if numbers.side_of_zero(gain) <= 0:
         return f"The control {label(control)} is within noise of it ({measured})."
     return (
         f"The control {label(control)} does as well within noise ({measured}): "
@@ -118,11 +117,17 @@ def _likelihood_beside(difference: Mapping[str, Any]) -> str:
         1: " In NLL the control is better",
         -1: " In NLL soft targets are better than it",
         0: " Nor do the two differ in NLL",
-    }[_sign(difference)]
+    }[numbers.side_of_zero(difference)]
     return f"{verdict}: {numbers.nats(difference)} nats."
 
 
 def _recovered(comparison: Mapping[str, Any], gain: Mapping[str, Any]) -> str:
+    if comparison["teacher_gap"] is None:
+        return (
+            "The teacher's logits were imported and do not cover the test set: what it reaches "
+            "there, how much of its lead the students recover and how closely they follow it are "
+            "not known."
+        )
     gap = comparison["teacher_gap"]["accuracy"]
     lead = f"{numbers.points(gap)} points, {_interval(gap)}"
     if gain["gap_recovered"] is None:
@@ -130,7 +135,7 @@ def _recovered(comparison: Mapping[str, Any], gain: Mapping[str, Any]) -> str:
             f"The teacher is not shown to beat the baseline ({lead}), so there is no gap of which "
             "to recover a share."
         )
-    if _sign(gain["accuracy"]) <= 0:
+    if numbers.side_of_zero(gain["accuracy"]) <= 0:
         return (
             f"The teacher leads the baseline by {lead}; that the distilled student recovers any of "
             "it is not shown."
@@ -145,7 +150,7 @@ def _gain_sentence(arm: str, gain: Mapping[str, Any]) -> str:
     difference = gain["accuracy"]
     verdict = {1: "beats hard labels", -1: "is worse than hard labels", 0: "shows no difference"}
     found = f"{numbers.points(difference)} points of accuracy, {_interval(difference)}"
-    return f"The arm {label(arm)} {verdict[_sign(difference)]}: {found}."
+    return f"The arm {label(arm)} {verdict[numbers.side_of_zero(difference)]}: {found}."
 
 
 def _arms_table(comparison: Mapping[str, Any], metrics: pd.DataFrame) -> str:
@@ -153,7 +158,8 @@ def _arms_table(comparison: Mapping[str, Any], metrics: pd.DataFrame) -> str:
         "arm", "parameters", "accuracy %", "errors", "NLL", "ECE", "agreement with the teacher %",
         "gain in points", "interval", "p", "wins",
     ]  # fmt: skip
-    rows = [_table_row("teacher", comparison["teacher"], None, metrics)]
+    teacher = comparison["teacher"]
+    rows = [] if teacher is None else [_table_row("teacher", teacher, None, metrics)]
     rows += [
         _table_row(arm, spreads, comparison["gains"].get(arm), metrics)
         for arm, spreads in comparison["arms"].items()
@@ -225,9 +231,3 @@ def _method(comparison: Mapping[str, Any]) -> list[str]:
 
 def _interval(difference: Mapping[str, Any]) -> str:
     return f"{numbers.level(difference)} interval {numbers.points_interval(difference)}"
-
-
-def _sign(difference: Mapping[str, Any]) -> int:
-    """1 or -1 where the interval lies on one side of 0, else 0."""
-    low, high = difference["ci95"]
-    return int(low > 0) - int(high < 0)

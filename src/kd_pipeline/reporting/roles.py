@@ -4,6 +4,7 @@ _WORDS = {
     "teacher": "teacher",
     "student_baseline": "hard labels",
     "student_kd": "distilled",
+    "student_live": "distilled, live teacher",
     "student_smoothed": "label smoothing",
     "student_pseudo": "pseudo-labels",
 }
@@ -12,6 +13,7 @@ _COLOURS = {
     "teacher": "#000000",
     "student_baseline": "#7F7F7F",
     "student_kd": "#0072B2",
+    "student_live": "#0072B2",
     "student_smoothed": "#E69F00",
     "student_pseudo": "#009E73",
 }

@@ -30,10 +30,12 @@ def arms_table(comparison: Mapping[str, Any], report_path: str | None) -> str:
         f"gain in points [{level} interval]",
         "p",
     ]
-    rows = [header, _row(_TEACHER, comparison["teacher"], None)]
+    rows = [header]
+    if comparison["teacher"] is not None:
+        rows.append(_row(_TEACHER, comparison["teacher"], None))
     rows += [_row(arm, spreads, gains.get(arm)) for arm, spreads in comparison["arms"].items()]
     where = [] if report_path is None else ["", f"Report: {report_path}"]
-    return "\n".join([*_aligned(rows), *where])
+    return "\n".join([*aligned(rows), *where])
 
 
 def _row(role: str, spreads: Mapping[str, Any], gain: Mapping[str, Any] | None) -> list[str]:
@@ -56,7 +58,7 @@ def _gain(difference: Mapping[str, Any]) -> str:
     return f"{numbers.points(difference)} [{low}, {high}]"
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: list[list[str]]) -> list[str]:
     """Names to the left, numbers to the right, and a rule under the head."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [

@@ -1,0 +1,206 @@
+"""Every code block of the how-to pages runs, on a small cache, and gives what the page says."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+
+from kd_pipeline.data.images import ImageSet
+from kd_pipeline.data.splits import ids_with_role, split_fingerprint
+from kd_pipeline.datasets.images import ImageSetDataset
+from kd_pipeline.soft_targets.encoding import Encoding
+from kd_pipeline.soft_targets.manifest import Provenance
+from kd_pipeline.soft_targets.mixing import Mixing, mix_logits
+from kd_pipeline.soft_targets.store import write_soft_targets
+
+PAGES = Path(__file__).parents[2] / "docs" / "how-to"
+TEMPERATURE = 4.0
+
+
+@dataclass(frozen=True)
+class Code:
+    """A fenced block, and what the comment right above it says it needs."""
+
+    language: str
+    marker: str
+    text: str
+
+
+def blocks(page: str) -> list[Code]:
+    text = (PAGES / page).read_text(encoding="utf-8")
+    found = re.findall(
+        r"(?:<!-- (.*?) -->\n)?^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL
+    )
+    return [Code(language, marker, code) for marker, language, code in found]
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A project's folder with a cache, and the logits that are in it."""
+
+    root: Path
+    logits: NDArray[np.float32]
+    """[members, views, examples, classes], as float16 keeps them."""
+    example_ids: NDArray[np.int64]
+
+    def softened(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        powers = np.exp((logits - logits.max(axis=-1, keepdims=True)) / TEMPERATURE)
+        return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+Make = Callable[..., Cached]
+
+
+@pytest.fixture
+def make(images: ImageSet, splits: pd.DataFrame, tmp_path: Path) -> Make:
+    def make(
+        encoding: Encoding, *, num_members: int = 2, num_views: int = 2, num_classes: int = 3
+    ) -> Cached:
+        ids = ids_with_role(splits, "transfer")
+        rng = np.random.default_rng(0)
+        shape = (num_members, num_views, len(ids), num_classes)
+        logits = rng.normal(0, 4, shape).astype(np.float16).astype(np.float32)
+        if num_classes == len(images.class_names):
+            # Told apart by what the pixels show, so that a student can learn it.
+            logits[..., np.arange(len(ids)), (ids // 2) % num_classes] += 8
+            logits = logits.astype(np.float16).astype(np.float32)
+        transforms = [{"name": "shift", "max_pixels": 1}] if num_views > 1 else []
+        provenance = Provenance(
+            class_names=tuple(f"class {index}" for index in range(num_classes)),
+            teacher_fingerprints=tuple("ab"[:num_members]),
+            images_fingerprint=images.fingerprint,
+            splits_fingerprint=split_fingerprint(splits),
+            view_policy={"seed": 0, "transforms": transforms},
+            num_views=num_views,
+        )
+        ImageSetDataset(filepath=str(tmp_path / "data/02_intermediate/images")).save(images)
+        write_soft_targets(
+            tmp_path / "data/05_model_input/soft_targets",
+            list(logits),
+            ids,
+            provenance=provenance,
+            encoding=encoding,
+            rows_per_part=30,
+        )
+        return Cached(tmp_path, logits, ids)
+
+    return make
+
+
+def run_python(
+    page: str, cached: Cached, monkeypatch: pytest.MonkeyPatch, *, marker: str = ""
+) -> dict[str, Any]:
+    """Run a page's Python blocks one after another, as a person would in a notebook."""
+    monkeypatch.chdir(cached.root)
+    names: dict[str, Any] = {}
+    for code in blocks(page):
+        if code.language == "python" and code.marker == marker:
+            exec(compile(code.text, page, "exec"), names)
+    return names
+
+
+def test_every_block_is_of_a_kind_that_is_run() -> None:
+    known = {
+        ("python", ""), ("python", "cache: top-k"), ("sql", ""),
+        ("sh", "where: teacher"), ("sh", "where: elsewhere"),
+    }  # fmt: skip
+    for page in sorted(PAGES.glob("*.md")):
+        assert {(code.language, code.marker) for code in blocks(page.name)} <= known, page.name
+        assert page.read_text(encoding="utf-8").count("```") == 2 * len(blocks(page.name))
+
+
+def test_pandas_and_polars_give_the_soft_targets_and_the_mixtures(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = make(Encoding())
+    found = run_python("read-the-cache.md", cached, monkeypatch)
+    flat = cached.logits.reshape(-1, 3)
+    np.testing.assert_allclose(found["soft_targets"], cached.softened(flat), rtol=1e-5)
+    np.testing.assert_allclose(found["probabilities"], cached.softened(flat), rtol=1e-5)
+    assert found["table"]["top_class"].tolist() == [f"class {c}" for c in flat.argmax(axis=1)]
+    assert found["softened"]["top_class"].to_list() == flat.argmax(axis=1).tolist()
+    by_member = cached.logits.reshape(2, -1, 3)
+    for kind in ("geometric", "arithmetic"):
+        mixed = mix_logits(by_member, mixing=Mixing(kind=kind), temperature=TEMPERATURE)
+        np.testing.assert_allclose(found[kind], cached.softened(mixed), rtol=1e-4)
+
+
+def test_a_damaged_file_stops_the_page(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = make(Encoding())
+    file = next(iter((cached.root / "data/05_model_input/soft_targets").glob("*.parquet")))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(SystemExit, match=f"{file.name} is damaged"):
+        run_python("read-the-cache.md", cached, monkeypatch)
+
+
+def test_duckdb_opens_the_files_as_they_are(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = make(Encoding())
+    monkeypatch.chdir(cached.root)
+    queries = [code.text for code in blocks("read-the-cache.md") if code.language == "sql"]
+    with duckdb.connect() as connection:
+        tops, softened, mixed = (connection.sql(query).fetchall() for query in queries)
+    views, classes = range(2), cached.logits.argmax(axis=-1)
+    assert {(example, view): top for example, view, top in tops} == {
+        (int(example), view): int(classes[0, view, at])
+        for view in views
+        for at, example in enumerate(cached.example_ids)
+    }
+    at_hand = {int(example): at for at, example in enumerate(cached.example_ids)}
+    soft_targets = cached.softened(cached.logits)
+    assert len(softened) == soft_targets[..., 0].size
+    for example, view, teacher, shares in softened:
+        np.testing.assert_allclose(
+            shares, soft_targets[teacher, view, at_hand[example]], rtol=1e-5, atol=1e-7
+        )
+    mean = cached.logits.mean(axis=0)
+    assert len(mixed) == mean[..., 0].size
+    for example, view, logits in mixed:
+        np.testing.assert_allclose(logits, mean[view, at_hand[example]], atol=1e-6)
+
+
+def test_the_top_k_and_their_tail_add_up_to_what_the_teacher_says(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = make(Encoding(top_k=5, temperature=TEMPERATURE), num_members=1, num_classes=20)
+    found = run_python("read-the-cache.md", cached, monkeypatch, marker="cache: top-k")
+    whole = cached.softened(cached.logits.reshape(-1, 20))
+    listed = np.take_along_axis(whole, found["class_ids"].astype(np.int64), axis=1)
+    np.testing.assert_allclose(found["of_top"], listed, rtol=5e-3)
+    np.testing.assert_allclose(found["of_tail"], 1 - listed.sum(axis=1), rtol=5e-3)
+    np.testing.assert_allclose(found["spread"].sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(found["spread"].argmax(axis=1), whole.argmax(axis=1))
+
+
+def test_a_student_trains_on_the_files_alone(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = make(Encoding(), num_views=1)
+    found = run_python("train-elsewhere.md", cached, monkeypatch)
+    assert found["agreement"] > 0.8
+    assert (cached.root / "student.pt").is_file()
+    (script,) = [c.text for c in blocks("train-elsewhere.md") if c.language == "python"]
+    assert "kd_pipeline" not in script
+
+
+def test_the_script_says_what_it_cannot_train_on(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = make(Encoding())
+    with pytest.raises(SystemExit, match="clean views"):
+        run_python("train-elsewhere.md", cached, monkeypatch)
+
+
+def test_the_script_refuses_other_images(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = make(Encoding(), num_views=1)
+    about = cached.root / "data/02_intermediate/images/images.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"fingerprint": "other"}))
+    with pytest.raises(SystemExit, match="other images"):
+        run_python("train-elsewhere.md", cached, monkeypatch)
