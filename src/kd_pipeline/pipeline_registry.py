@@ -5,9 +5,11 @@ Kedro's `find_pipelines` imports only a folder of the requested name, so that
 """
 
 import warnings
+from contextlib import suppress
 
 from kedro.pipeline import Pipeline
 
+from kd_pipeline.errors import ParameterError
 from kd_pipeline.pipelines import (
     chain,
     data_ingest,
@@ -62,8 +64,11 @@ def _distill_live(stages: dict[str, Pipeline]) -> Pipeline:
 
 def _chain(stages: dict[str, Pipeline]) -> Pipeline:
     """Its hops are those of the list in the parameters."""
-    hops = chain.create_pipeline(hop_names(), stages["soft_target_caching"])
-    return _up_to_the_teacher(stages) + hops
+    with suppress(ParameterError):  # All pipelines are wired for any: the others need no list.
+        if hops := hop_names():
+            wired = chain.create_pipeline(hops, stages["soft_target_caching"])
+            return _up_to_the_teacher(stages) + wired
+    return chain.without_list()
 
 
 def _up_to_the_teacher(stages: dict[str, Pipeline]) -> Pipeline:

@@ -1,10 +1,11 @@
 """Nodes of a chain: training of a hop or a twin, and the table of hops at its end."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pandas as pd
 
+from kd_pipeline.errors import ParameterError
 from kd_pipeline.metrics.hops import compare_hops
 from kd_pipeline.parameters import (
     ChainParams,
@@ -14,6 +15,7 @@ from kd_pipeline.parameters import (
     ViewsParams,
 )
 from kd_pipeline.parameters.chain import FIRST_TEACHER, LABELS_ALONE
+from kd_pipeline.pipelines.chain.hop_list import hop_names
 from kd_pipeline.reporting.hop_table import make_hop_table, markdown_hop_report
 
 if TYPE_CHECKING:
@@ -28,6 +30,19 @@ else:  # Kedro resolves every hint of a node to validate its parameters; these w
 
 Trained = tuple[list[ModelCheckpoint], pd.DataFrame]
 RERUN = "kedro run --pipelines=chain"
+
+
+def refuse_without_list(chain: Any) -> NoReturn:
+    """Say what is wrong with the list of hops, to whoever runs the chain.
+
+    Args:
+        chain: The block `chain` as it is: its model does not take it.
+
+    Raises:
+        ParameterError: Always.
+    """
+    hop_names()
+    raise ParameterError("chain.hops", "be a list of hops", chain)
 
 
 def hop_trainer(role: str) -> Callable[..., Trained]:

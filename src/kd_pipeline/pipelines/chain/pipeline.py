@@ -14,6 +14,7 @@ from kd_pipeline.pipelines.chain.nodes import (
     describe_hop,
     evaluate_hops,
     hop_trainer,
+    refuse_without_list,
     tabulate_hops,
     train_on_labels_alone,
     write_hop_report,
@@ -48,6 +49,12 @@ def create_pipeline(hops: Sequence[str], caching: Pipeline) -> Pipeline:
     twins = twins_of(len(hops))
     beside = sum((_twin(twin, source, hops[0]) for twin, source in twins.items()), Pipeline([]))
     return chain + cards + beside + Pipeline(_evaluate([*hops, *twins]))
+
+
+def without_list() -> Pipeline:
+    """Stand in for a chain whose list is missing or malformed: refused when run, and only then."""
+    chain = {"chain": "params:chain"}
+    return Pipeline([Node(func=refuse_without_list, inputs=chain, outputs=None, name="find_hops")])
 
 
 def _hop(name: str, teacher: str, caching: Pipeline) -> Pipeline:
