@@ -1,5 +1,6 @@
 """Architectures by name: heads sized by the classes, and clear refusals."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +8,14 @@ import torch
 
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.models.architectures import build_network, num_channels
-from kd_pipeline.models.checkpoint import count_parameters
+from kd_pipeline.models.checkpoint import (
+    ModelCheckpoint,
+    build_classifier,
+    count_parameters,
+    read_checkpoint,
+    write_checkpoint,
+)
+from kd_pipeline.models.preprocessing import Preprocessing
 
 
 @pytest.mark.parametrize(
@@ -70,6 +78,61 @@ def test_rejects_with_the_name_the_rule_and_the_value(
 def test_arguments_that_an_architecture_of_torchvisions_does_not_take_are_refused() -> None:
     with pytest.raises(ParameterError, match=r"`model\.arguments` must suit the architecture"):
         build_network("resnet18", shape=(3, 8, 8), num_classes=3, arguments={"colour": 1})
+
+
+@pytest.mark.parametrize("path", ["os:system", "subprocess:call", "torch.hub:load", "os:PathLike"])
+def test_a_checkpoint_that_names_a_function_does_not_call_it(path: str, tmp_path: Path) -> None:
+    witness = tmp_path / "ran"
+    argument = {"os:system": "command", "subprocess:call": "args"}.get(path, "repo_or_dir")
+    written = ModelCheckpoint(
+        architecture=f"module:{path}",
+        arguments={argument: f"touch {witness}", **({"shell": True} if "sub" in path else {})},
+        class_names=("a", "b"),
+        preprocessing=Preprocessing((1, 4, 4), (0.0,), (1.0,)),
+        state={"weight": torch.zeros(1)},
+    )
+    write_checkpoint(written, tmp_path / "model")
+    with pytest.raises(ParameterError, match=r"name a class that is a torch\.nn\.Module"):
+        build_classifier(read_checkpoint(tmp_path / "model"))
+    assert not witness.exists()
+
+
+def test_a_users_class_is_built_by_import_path() -> None:
+    network = build_network(
+        "module:torch.nn:Linear",
+        shape=(1, 2, 2),
+        num_classes=3,
+        arguments={"in_features": 4, "out_features": 3},
+    )
+    assert network(torch.zeros(2, 4)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("json.__main__:x", "name a module without leading __"),
+        ("no_such_module:Net", r"name a class as `package\.module:Class`"),
+        ("torch.nn:Missing", r"name a class as `package\.module:Class`"),
+        ("torch.nn:Linear", "name a class that takes `arguments`"),
+    ],
+)
+def test_import_paths_that_lead_to_no_network_are_refused(path: str, message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        build_network(f"module:{path}", shape=(1, 2, 2), num_classes=3, arguments={})
+
+
+def test_timm_loads_from_no_place_that_a_checkpoint_names() -> None:
+    pytest.importorskip("timm")
+    for name in ("hf-hub:somebody/net", "local-dir:/tmp/net"):
+        with pytest.raises(ParameterError, match="be a model of timm's"):
+            build_network(f"timm:{name}", shape=(3, 8, 8), num_classes=3, arguments={})
+    with pytest.raises(ParameterError, match="name no files"):
+        build_network(
+            "timm:resnet18",
+            shape=(3, 8, 8),
+            num_classes=3,
+            arguments={"checkpoint_path": "net.pth"},
+        )
 
 
 @pytest.mark.parametrize(("name", "channels"), [("resnet18", 3), ("timm:x", 3), ("mlp", 1)])

@@ -225,6 +225,23 @@ def test_our_own_checkpoint_of_permuted_classes_is_put_in_order(tmp_path: Path) 
     assert torch.equal(logits_of(again), logits_of(trained)[:, [2, 0, 1]])
 
 
+def test_a_checkpoint_that_names_a_function_is_refused_at_once(tmp_path: Path) -> None:
+    hostile = ModelCheckpoint(
+        architecture="module:os:system",
+        arguments={"command": f"touch {tmp_path / 'ran'}"},
+        class_names=IMAGES.class_names,
+        preprocessing=Preprocessing((1, 8, 8), (0.5,), (0.5,)),
+        state={"weight": torch.zeros(1)},
+    )
+    write_checkpoint(hostile, tmp_path / "given")
+    setting = entry(kind="checkpoint", folder=str(tmp_path / "given"))
+    with pytest.raises(
+        ParameterError, match=r"`teacher\.given\[0\]\.import_path` must name a class"
+    ):
+        read_given(setting, IMAGES, name=NAME)
+    assert not (tmp_path / "ran").exists()
+
+
 def onnx_file(
     folder: Path, *, dtype: int = TensorProto.FLOAT, side: int | str = 8, outputs: int = 3
 ) -> str:
@@ -328,3 +345,16 @@ def test_a_library_that_knows_several_names_is_matched_by_the_one_that_fits() ->
     declared = [["n1", "n2"], ["cat", "dog"]]
     assert match_classes(declared, ("dog", "cat"), name=NAME) == (1, 0)
     assert match_classes(declared, ("n1", "n2"), name=NAME) is None
+
+
+def test_a_teacher_whose_code_has_changed_is_another_one(module: Write, tmp_path: Path) -> None:
+    """The weights are the same, and what `forward` does with them is not."""
+    setting = module()
+    given = read_given(setting, IMAGES, name=NAME)
+    write_checkpoint(given, tmp_path / "kept")
+    file = tmp_path / "users_nets.py"
+    file.write_text(file.read_text() + "\n# mended\n")
+    again = read_given(setting, IMAGES, name=NAME)
+    assert again.fingerprint != given.fingerprint
+    with pytest.raises(CheckpointError, match="the code of module:users_nets:Net has changed"):
+        build_classifier(read_checkpoint(tmp_path / "kept"))

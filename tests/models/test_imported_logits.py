@@ -16,6 +16,7 @@ from kd_pipeline.models.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from kd_pipeline.models.given import with_classes_of
 from kd_pipeline.models.imported_logits import (
     ImportedLogits,
     check_covers,
@@ -107,6 +108,15 @@ def test_logits_are_found_by_id_in_any_order_and_travel_as_a_checkpoint(tmp_path
     assert torch.equal(found, torch.from_numpy(LOGITS[[0, 2, 0]]))
     found[0] = 0.0
     assert torch.equal(predictor.logits(np.array([8])), torch.from_numpy(LOGITS[:1]))
+
+
+def test_logits_follow_the_order_of_the_classes() -> None:
+    swapped = with_classes_of(checkpoint(), ("dog", "cat"), name=NAME)
+    predictor = ImportedLogits(swapped, images_fingerprint="images")
+    assert torch.equal(predictor.logits(IDS), torch.from_numpy(LOGITS[:, ::-1].copy()))
+    back = with_classes_of(swapped, ("cat", "dog"), name=NAME)
+    predictor = ImportedLogits(back, images_fingerprint="images")
+    assert torch.equal(predictor.logits(IDS), torch.from_numpy(LOGITS))
 
 
 def test_examples_without_logits_are_refused_by_number_and_name() -> None:

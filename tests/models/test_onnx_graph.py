@@ -11,6 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from kd_pipeline.errors import CheckpointError, ParameterError
+from kd_pipeline.models import onnx_graph
 from kd_pipeline.models.file_bytes import state_of
 from kd_pipeline.models.onnx_graph import OnnxNetwork, read_onnx
 
@@ -79,12 +80,58 @@ def test_weights_beside_the_file_are_drawn_into_it(tmp_path: Path) -> None:
     (tmp_path / "net.data").unlink()
     logits = OnnxNetwork(content)(images(2)).numpy()
     np.testing.assert_allclose(logits, images(2).flatten(1).numpy() @ WEIGHTS, rtol=1e-5)
-    with pytest.raises(CheckpointError, match="onnxruntime cannot read"):
+    with pytest.raises(CheckpointError, match=r"must lie beside it, got no file net\.data"):
         read_onnx(file)
+
+
+def test_files_whose_names_only_occur_in_the_graph_stay_out(tmp_path: Path) -> None:
+    """A file named `images`, as the graph's input is, or `logits`, is not part of the model."""
+    (tmp_path / "images").write_bytes(b"private")
+    (tmp_path / "logits").write_bytes(b"private")
+    file = tmp_path / "net.onnx"
+    onnx.save(graph(), file, save_as_external_data=True, location="net.data", size_threshold=0)
+    assert set(read_onnx(file)) == {*state_of(b""), "beside/net.data"}
+
+
+def reaching_for(location: str) -> bytes:
+    model = graph()
+    weights = model.graph.initializer[0]
+    weights.ClearField("raw_data")
+    weights.data_location = TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value=location)
+    return model.SerializeToString()
+
+
+def test_weights_are_never_looked_for_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "net.data").write_bytes(WEIGHTS.tobytes())
+    monkeypatch.chdir(tmp_path)
+    content = state_of(reaching_for("net.data"))
+    with pytest.raises(CheckpointError, match=r"must come with it, got no \['net\.data'\]"):
+        OnnxNetwork(content)
+    # Nor where a graph names them in a way that is not understood.
+    monkeypatch.setattr(onnx_graph, "external_files", lambda _: frozenset())
+    with pytest.raises(CheckpointError, match="onnxruntime cannot read the ONNX graph"):
+        OnnxNetwork(content)
+
+
+@pytest.mark.parametrize(
+    "location", ["../net.data", "/etc/hostname", "sub/net.data", "..", "*/_ORT_MEM_ADDR_/*", ""]
+)
+def test_weights_that_would_lie_elsewhere_are_refused(tmp_path: Path, location: str) -> None:
+    (tmp_path / "net.onnx").write_bytes(reaching_for(location))
+    with pytest.raises(CheckpointError, match="named without folders, got"):
+        read_onnx(tmp_path / "net.onnx")
+    with pytest.raises(CheckpointError, match="named without folders, got"):
+        OnnxNetwork(state_of(reaching_for(location)))
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(graph().SerializeToString()[:100])
+    with pytest.raises(CheckpointError, match="no readable ONNX graph"):
+        read_onnx(tmp_path / "net.onnx")
+    (tmp_path / "net.onnx").write_bytes(b"")
     with pytest.raises(CheckpointError, match="onnxruntime cannot read the ONNX graph"):
         read_onnx(tmp_path / "net.onnx")
 

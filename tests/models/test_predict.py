@@ -44,3 +44,14 @@ def test_auto_resolves_and_an_absent_device_is_named() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ParameterError, match="`device` must be one that this machine has"):
             resolve_device("cuda")
+
+
+def test_logits_are_held_once_where_their_number_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels, model = torch.randint(0, 256, (7, 1, 8, 8), dtype=torch.uint8), classifier()
+    rest = {"device": "cpu", "precision": "float32"}
+    expected = predict_batches(model, pixels.split(3), **rest)
+    monkeypatch.setattr(torch, "cat", None)  # Which would be a second copy of all.
+    found = predict_batches(model, pixels.split(3), **rest, num_images=7)
+    assert torch.equal(found, expected)
+    assert not found.is_inference()
+    assert not expected.is_inference()

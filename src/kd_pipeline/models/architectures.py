@@ -1,12 +1,15 @@
 """One dict from an architecture's name to its builder; every other name is torchvision's.
 
-Two prefixes lead elsewhere: `timm:<name>`, and `module:<package.module>:<builder>` for a user's
-own network, which is named by import path.
+Two prefixes lead elsewhere: `timm:<name>`, and `module:<package.module>:<Class>` for a user's own
+network, which is named by import path.
 """
 
+import hashlib
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -85,26 +88,61 @@ def _call(
 
 
 def import_network(import_path: str, *, arguments: Mapping[str, Any]) -> nn.Module:
-    """Call a user's own class or function that makes a network.
+    """Make a network of a user's own class.
+
+    Only a class that is an `nn.Module` is called, and never a function: the import path may come
+    from a checkpoint's file, which could name any function there is. The same holds for a path in
+    YAML, as later stages have the teacher's checkpoint and nothing else.
 
     Args:
-        import_path: `package.module:builder`.
-        arguments: Handed to it by name.
+        import_path: `package.module:Class`, of something that is installed or on the path.
+        arguments: Handed to the class by name.
 
     Raises:
-        ParameterError: If there is no such thing, it fails, or what it returns is no `nn.Module`.
+        ParameterError: If there is no such class, it fails, or it is no `nn.Module`.
     """
-    module, _, builder = import_path.partition(":")
+    module, _, name = import_path.partition(":")
+    if any(part.startswith("__") for part in module.split(".")):
+        # Importing `__main__` of a package runs the program that it is.
+        raise ParameterError("import_path", "name a module without leading __", import_path)
     try:
-        build = getattr(importlib.import_module(module), builder)
-        network = build(**arguments)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        rule = f"name something as `package.module:builder` that takes `arguments` ({error})"
+        rule = f"name a class as `package.module:Class` ({error})"
         raise ParameterError("import_path", rule, import_path) from error
-    if not isinstance(network, nn.Module):
-        rule = f"build a torch.nn.Module, not {type(network).__name__}"
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        rule = (
+            "name a class that is a torch.nn.Module, as no function that a checkpoint names is "
+            "called; subclass what the function builds"
+        )
         raise ParameterError("import_path", rule, import_path)
+    try:
+        network = found(**arguments)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        rule = f"name a class that takes `arguments` ({error})"
+        raise ParameterError("import_path", rule, import_path) from error
     return network
+
+
+def code_digest(architecture: str) -> str | None:
+    """16 hex digits over the file that a user's own class is written in.
+
+    Weights do not tell what `forward` does with them: without this a teacher whose code was
+    mended would be served the logits of the old one. Files that this one imports are not in it.
+
+    Args:
+        architecture: Of a checkpoint.
+
+    Returns:
+        None for what is not a user's own class, and for classes without a source file.
+    """
+    if not architecture.startswith(MODULE):
+        return None
+    module = architecture.removeprefix(MODULE).partition(":")[0]
+    found = importlib.util.find_spec(module)
+    if found is None or found.origin is None or not Path(found.origin).is_file():
+        return None
+    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()[:16]
 
 
 def create_timm_model(
@@ -122,6 +160,13 @@ def create_timm_model(
         CheckpointError: If the weights cannot be had.
     """
     timm = import_timm()
+    # Else a checkpoint could name a hub, a folder or a file to load from.
+    if not timm.is_model(name):
+        known = suggest(name.partition(".")[0], timm.list_models()) or None
+        raise ParameterError("name", "be a model of timm's", name, legal=known)
+    if refused := sorted({"checkpoint_path", "pretrained_cfg", "cache_dir"} & set(arguments)):
+        rule = "name no files: those go under `file`"
+        raise ParameterError("arguments", rule, ", ".join(refused))
     try:
         network: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
     except OSError as error:

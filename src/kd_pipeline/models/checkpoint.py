@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kd_pipeline.atomic import replace_folder
 from kd_pipeline.errors import CheckpointError
-from kd_pipeline.models.architectures import MODULE, build_network, num_channels
+from kd_pipeline.models.architectures import MODULE, build_network, code_digest, num_channels
 from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.exported_program import ExportedNetwork
 from kd_pipeline.models.onnx_graph import OnnxNetwork
@@ -47,6 +47,8 @@ class ModelCheckpoint:
     """JSON-able: seeds, steps, the fingerprints of what it was trained on, costs."""
     class_order: tuple[int, ...] | None = None
     """Which of the network's outputs each of `class_names` is; None is the network's own order."""
+    code: str | None = None
+    """Digest of a user's own class, as `code_digest` gives it; None for all others."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -55,12 +57,14 @@ class ModelCheckpoint:
 
     def _description(self) -> dict[str, Any]:
         order = {} if self.class_order is None else {"class_order": list(self.class_order)}
+        code = {} if self.code is None else {"code": self.code}
         return {
             "architecture": self.architecture,
             "arguments": dict(self.arguments),
             "class_names": list(self.class_names),
             "preprocessing": asdict(self.preprocessing),
             **order,
+            **code,
         }
 
 
@@ -146,6 +150,11 @@ def is_foreign(architecture: str) -> bool:
 
 
 def _build_trained(checkpoint: ModelCheckpoint) -> nn.Module:
+    if checkpoint.code is not None and checkpoint.code != code_digest(checkpoint.architecture):
+        raise CheckpointError(
+            f"the code of {checkpoint.architecture} has changed since this teacher was given: "
+            "its logits may be others; run `kedro run --pipelines=teacher_training` again"
+        )
     with seeded(0):
         network = build_network(
             checkpoint.architecture,
@@ -227,6 +236,7 @@ def read_checkpoint(folder: Path) -> ModelCheckpoint:
             state=state,
             facts=description["facts"],
             class_order=None if order is None else tuple(order),
+            code=description.get("code"),
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"no readable checkpoint in {folder}: {error}") from error

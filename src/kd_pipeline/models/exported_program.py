@@ -1,40 +1,29 @@
 """A network that is a torch.export archive, read so that nothing in the file can run code.
 
-`torch.export.load` unpickles records, evaluates expressions and looks functions up by name, all as
-the file asks. So only the plain parts of an archive are kept: tensors as raw bytes, and a graph of
-numerical operators.
+`torch.export.load` unpickles records, and writes what the file names into source that it runs. So
+an archive is read here as data: its tensors as raw bytes, its graph as steps of known operators.
 """
 
 import io
 import json
-import re
+import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from kd_pipeline.errors import CheckpointError
+from kd_pipeline.models.exported_graph import DTYPES, Graph, read_graph
 from kd_pipeline.models.file_bytes import bytes_of
-
-_PLAIN = ("archive_format", "archive_version", "byteorder", ".data/version")
-_OPERATORS = re.compile(
-    r"torch\.ops\.(aten|prims|higher_order|torchvision|quantized_decomposed)(\.(?!__)\w+)+"
-    r"|torch\.sym_\w+|math\.[a-z]\w*"
-    r"|_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|neg|pow|eq|ne|lt|le|gt|ge|and_|or_)"
-)
-# sympy evaluates expressions as Python: only sizes, numbers and arithmetic are let through.
-_EXPRESSION = re.compile(
-    r"(?:Symbol\('[su]\d+'(?:, [a-z]+=(?:True|False))*\)|Integer|Rational|Add|Mul|Pow|[su]\d+|\d+"
-    r"|FloorDiv|CeilDiv|CleanDiv|Mod|PythonMod|Max|Min|[-+*/(), ])*"
-)
 
 
 class ExportedNetwork(nn.Module):
     """Runs an exported graph as a network: images [batch, channels, height, width] to logits.
 
-    The graph is kept apart from the module's own children: it has no train and eval modes, being
+    The graph's weights are kept apart from the module's own: it has no train and eval modes, being
     fixed in the one in which it was exported, and follows the images' device by itself.
     """
 
@@ -47,44 +36,40 @@ class ExportedNetwork(nn.Module):
             state: The archive's bytes, as `file_bytes.state_of` keeps them.
 
         Raises:
-            CheckpointError: If it is no exported program that maps images to logits, or holds
+            CheckpointError: If it is no exported program that maps images to logits, or needs
                 anything that could run code.
         """
         super().__init__()
-        self._program = load_program(bytes_of(state))
-        example = _image_input(self._program)
-        self.input_shape = tuple(d if isinstance(d, int) else None for d in example.shape)
+        program = read_program(bytes_of(state))
+        self._graph = program.graph
+        self._tensors = {"cpu": program.tensors}
+        self.input_shape = program.graph.image_shape
         """Batch, channels, height and width; None where the graph leaves one open."""
-        self.num_outputs = _logits_output(self._program)
+        self.num_outputs = program.graph.logits_shape[1]
         """Width of the head; None where the graph leaves it open."""
-        self._dtype = example.dtype
-        self._graphs: dict[str, Any] = {}
 
     @property
     def takes_raw_pixels(self) -> bool:
         """Whether it takes uint8 pixels and so normalises them itself."""
-        return self._dtype is torch.uint8
+        return self._graph.image_dtype is torch.uint8
 
     def forward(self, images: Tensor) -> Tensor:
         """Score images [batch, channels, height, width]; in [0, 1] for a graph of raw pixels."""
         values = (images * 255).round() if self.takes_raw_pixels else images
-        values, fixed = values.to(self._dtype), self.input_shape[0]
+        values, fixed = values.to(self._graph.image_dtype), self.input_shape[0]
         # An open batch size was traced with several images and may not take a single one.
         pieces = [
             pad_batch(piece, fixed or 2) for piece in torch.split(values, fixed or len(values))
         ]
-        graph = self._graph(images.device)
-        logits = [graph(padded)[:kept] for padded, kept in pieces]
+        tensors = self._tensors_on(images.device)
+        logits = [self._graph.run(padded, tensors)[:kept] for padded, kept in pieces]
         return torch.cat(logits).float()
 
-    def _graph(self, device: torch.device) -> Any:
+    def _tensors_on(self, device: torch.device) -> Mapping[str, Tensor]:
         name = str(device)
-        if name not in self._graphs:
-            from torch.export.passes import move_to_device_pass
-
-            program = move_to_device_pass(self._program, name)
-            self._graphs[name] = program.module(check_guards=False)
-        return self._graphs[name]
+        if name not in self._tensors:
+            self._tensors[name] = {k: v.to(device) for k, v in self._tensors["cpu"].items()}
+        return self._tensors[name]
 
 
 def pad_batch(images: Tensor, size: int) -> tuple[Tensor, int]:
@@ -98,110 +83,77 @@ def pad_batch(images: Tensor, size: int) -> tuple[Tensor, int]:
     return padded, len(images)
 
 
-def load_program(content: bytes) -> Any:
-    """Load a `.pt2` archive of one exported program, less what could run code.
+@dataclass(frozen=True)
+class Program:
+    """A graph and the tensors that it names."""
+
+    graph: Graph
+    tensors: Mapping[str, Tensor]
+
+
+def read_program(content: bytes) -> Program:
+    """Read a `.pt2` archive of one exported program.
+
+    Its example inputs, which are a pickle and may be images that the model was trained on, its
+    traces and its trees of arguments are never looked at.
 
     Raises:
-        CheckpointError: If it is damaged or needs any of that.
-    """
-    plain = plain_archive(content)
-    try:
-        return torch.export.load(io.BytesIO(plain))
-    except Exception as error:  # torch raises assertion, key and type errors of its own there.
-        raise CheckpointError(f"the exported program cannot be loaded: {error}") from error
-
-
-def plain_archive(content: bytes) -> bytes:
-    """Write an archive anew, with its graph and raw tensors and nothing else.
-
-    The example inputs go: they are a pickle, and may be images that the model was trained on.
-
-    Raises:
-        CheckpointError: If the archive holds something without which it cannot be used.
+        CheckpointError: If it is damaged, or needs more than known operators and raw tensors.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            records = dict(_plain_records(archive))
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
+            return _read_records({n.partition("/")[2]: n for n in archive.namelist()}, archive)
+    except (
+        *(zipfile.BadZipFile, NotImplementedError, EOFError, OSError),
+        *(LookupError, ValueError, TypeError, AttributeError, RuntimeError, RecursionError),
+    ) as error:
         raise CheckpointError(f"no readable exported program: {error!r}") from error
-    written = io.BytesIO()
-    with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as archive:
-        for name, record in records.items():
-            # A fixed date: equal programs have equal bytes, and so equal fingerprints.
-            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), record)
-    return written.getvalue()
 
 
-def _plain_records(archive: zipfile.ZipFile) -> Iterator[tuple[str, bytes]]:
-    names = {name.partition("/")[2]: name for name in archive.namelist()}
+def _read_records(names: Mapping[str, str], archive: zipfile.ZipFile) -> Program:
     graphs = [n for n in names if n.startswith("models/")]
     if len(graphs) != 1 or not graphs[0].endswith(".json"):
         raise ValueError(f"it must hold one model, got {graphs}")
+    order = archive.read(names["byteorder"]).decode() if "byteorder" in names else "little"
+    if order != sys.byteorder:
+        raise ValueError(f"its bytes must be in this machine's order {sys.byteorder}, got {order}")
     model = graphs[0].removeprefix("models/").removesuffix(".json")
-    for name in _PLAIN:
-        if name in names:
-            yield name, archive.read(names[name])
-    program = json.loads(archive.read(names[graphs[0]]))
-    program["guards_code"] = []
-    _check_graph(program)
-    yield graphs[0], json.dumps(program).encode()
+    graph = read_graph(json.loads(archive.read(names[graphs[0]])))
+    tensors: dict[str, Tensor] = {}
     for folder, kind in (("data/weights/", "weights"), ("data/constants/", "constants")):
-        config = archive.read(names[f"{folder}{model}_{kind}_config.json"])
-        yield f"{folder}{model}_{kind}_config.json", config
-        for file in sorted(_tensor_files(json.loads(config), kind)):
-            yield folder + file, archive.read(names[folder + file])
-    yield f"data/sample_inputs/{model}.pt", b""
+        config = json.loads(archive.read(names[f"{folder}{model}_{kind}_config.json"]))["config"]
+        records = {
+            file: _bytes_tensor(archive.read(names[folder + file]))
+            for file in _tensor_files(config, kind)
+        }
+        tensors |= {
+            name: _stored_tensor(records[stored["path_name"]], stored["tensor_meta"])
+            for name, stored in config.items()
+        }
+    if missing := sorted(set(graph.weights.values()) - set(tensors)):
+        raise ValueError(f"it must hold the weights that its graph names, got none of {missing}")
+    return Program(graph, tensors)
 
 
-def _tensor_files(config: Mapping[str, Any], kind: str) -> set[str]:
+def _tensor_files(config: Mapping[str, Any], kind: str) -> list[str]:
     prefix = {"weights": "weight_", "constants": "tensor_"}[kind]
-    for name, payload in config["config"].items():
-        if payload["use_pickle"] or not payload["path_name"].startswith(prefix):
+    for name, stored in config.items():
+        if stored["use_pickle"] or not stored["path_name"].startswith(prefix):
             raise CheckpointError(
                 f"an exported program must hold plain tensors only, got {name} in "
-                f"{payload['path_name']}, which would be unpickled and can run code"
+                f"{stored['path_name']}, which would be unpickled and can run code"
             )
-    return {payload["path_name"] for payload in config["config"].values()}
+    return sorted({stored["path_name"] for stored in config.values()})
 
 
-def _check_graph(part: Any) -> None:
-    """Refuse operators and expressions that are more than arithmetic, anywhere in the graph."""
-    if isinstance(part, list):
-        for item in part:
-            _check_graph(item)
-    elif isinstance(part, dict):
-        for key, item in part.items():
-            rule = {"target": _OPERATORS, "expr_str": _EXPRESSION}.get(key)
-            if rule is not None and isinstance(item, str) and not rule.fullmatch(item):
-                raise CheckpointError(
-                    f"an exported program must be made of numerical operators, got {key} {item!r}"
-                )
-            _check_graph(item)
+def _bytes_tensor(record: bytes) -> Tensor:
+    # frombuffer takes no empty buffer, and would warn of one that cannot be written.
+    return torch.frombuffer(bytearray(record), dtype=torch.uint8) if record else torch.empty(0)
 
 
-def _image_input(program: Any) -> Any:
-    users = set(program.graph_signature.user_inputs)
-    inputs = [
-        node.meta["val"]
-        for node in program.graph.nodes
-        if node.op == "placeholder" and node.name in users
-    ]
-    images = [v for v in inputs if isinstance(v, Tensor) and v.ndim == 4]
-    if len(inputs) != 1 or len(images) != 1 or images[0].dtype not in (torch.uint8, torch.float32):
-        raise CheckpointError(
-            "an exported teacher must have one input [batch, channels, height, width] of uint8 or "
-            f"float32, got {[str(v) for v in inputs]}"
-        )
-    return images[0]
-
-
-def _logits_output(program: Any) -> int | None:
-    names = program.graph_signature.user_outputs
-    values = [node.meta["val"] for node in program.graph.nodes if node.name in set(names)]
-    if len(values) != 1 or values[0].ndim != 2:
-        raise CheckpointError(
-            "an exported teacher must have one output [batch, num_classes], got "
-            f"{[str(v) for v in values]}"
-        )
-    width = values[0].shape[1]
-    return width if isinstance(width, int) else None
+def _stored_tensor(record: Tensor, meta: Mapping[str, Any]) -> Tensor:
+    dtype = DTYPES[meta["dtype"]]
+    sizes, strides = ([size["as_int"] for size in meta[key]] for key in ("sizes", "strides"))
+    elements = record.view(dtype) if record.numel() else torch.empty(0, dtype=dtype)
+    # Refuses what would lie outside of the record.
+    return elements.as_strided(sizes, strides, meta["storage_offset"]["as_int"])

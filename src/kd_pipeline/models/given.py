@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from kd_pipeline.errors import CheckpointError, ParameterError
+from kd_pipeline.models.architectures import code_digest
 from kd_pipeline.models.checkpoint import (
     GRAPHS,
+    IMPORTED_LOGITS,
     ModelCheckpoint,
     build_classifier,
     count_macs,
@@ -54,8 +56,7 @@ def read_given(entry: Mapping[str, Any], images: ImagesAtHand, *, name: str) -> 
             images', or what it answers are not one image's logits.
     """
     if entry["kind"] == "checkpoint":
-        checkpoint = read_checkpoint(Path(entry["folder"]))
-        return with_classes_of(checkpoint, images.class_names, name=name)
+        return _read_checkpoint(Path(entry["folder"]), images, name)
     try:
         checkpoint = _READERS[entry["kind"]](entry, images, name)
     except ParameterError as error:
@@ -67,6 +68,17 @@ def read_given(entry: Mapping[str, Any], images: ImagesAtHand, *, name: str) -> 
         "costs": _costs(checkpoint),
     }
     return replace(checkpoint, facts=facts)
+
+
+def _read_checkpoint(folder: Path, images: ImagesAtHand, name: str) -> ModelCheckpoint:
+    checkpoint = with_classes_of(read_checkpoint(folder), images.class_names, name=name)
+    if checkpoint.architecture != IMPORTED_LOGITS:
+        try:
+            # What later stages could not build is refused here, where the entry's name is known.
+            build_classifier(checkpoint)
+        except ParameterError as error:
+            raise error.within(name) from error
+    return checkpoint
 
 
 def with_classes_of(
@@ -182,7 +194,13 @@ def _checkpoint(
 ) -> ModelCheckpoint:
     state = {key: value.detach().clone() for key, value in network.state_dict().items()}
     return ModelCheckpoint(
-        architecture, arguments, images.class_names, preprocessing, state, class_order=order
+        architecture,
+        arguments,
+        images.class_names,
+        preprocessing,
+        state,
+        class_order=order,
+        code=code_digest(architecture),
     )
 
 

@@ -176,7 +176,7 @@ class ImportedLogits:
             description: Names these examples where some are missing.
 
         Returns:
-            float32 [num_examples, num_classes].
+            float32 [num_examples, num_classes], in the order of the checkpoint's `class_names`.
 
         Raises:
             DataError: If an example has no logits, or another view is asked for.
@@ -186,7 +186,9 @@ class ImportedLogits:
         check_covers(self._checkpoint, example_ids, what=f"every example of `{description}`")
         state = self._checkpoint.state
         rows = np.searchsorted(state[_IDS].numpy(), example_ids)
-        return state[_LOGITS][torch.as_tensor(rows)].clone()
+        found = state[_LOGITS][torch.as_tensor(rows)]
+        order = self._checkpoint.class_order
+        return found.clone() if order is None else found[:, list(order)]
 
 
 def _unknown(checkpoint: ModelCheckpoint, example_ids: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,6 +1,7 @@
 """A network that is an ONNX file, run by onnxruntime."""
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 
 from kd_pipeline.errors import CheckpointError, ParameterError
 from kd_pipeline.models.file_bytes import bytes_of, state_of
+from kd_pipeline.models.onnx_external import external_files
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 
 _BESIDE = "beside/"
+_EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 class OnnxNetwork(nn.Module):
@@ -79,34 +82,49 @@ class OnnxNetwork(nn.Module):
 
 
 def read_onnx(file: Path) -> dict[str, Tensor]:
-    """Read an ONNX file, and the files beside it that hold its weights, into a state.
+    """Read an ONNX file, and the files beside it that it says hold its weights, into a state.
 
     Raises:
-        CheckpointError: If onnxruntime cannot open a graph with these.
+        CheckpointError: If one of these is missing or would lie elsewhere, or onnxruntime cannot
+            open the graph.
     """
     content = file.read_bytes()
-    # An external file is named in the graph as it is on disk, beside the graph.
-    beside = {
-        _BESIDE + other.name: next(iter(state_of(other.read_bytes()).values()))
-        for other in sorted(file.parent.iterdir())
-        if other.is_file() and other != file and other.name.encode() in content
-    }
-    state = {**state_of(content), **beside}
+    state = state_of(content)
+    for name in _plain_names(external_files(content)):
+        if not (other := file.parent / name).is_file():
+            raise CheckpointError(f"the weights of {file} must lie beside it, got no file {name}")
+        state[_BESIDE + name] = next(iter(state_of(other.read_bytes()).values()))
     open_session(state, device="cpu")
     return state
+
+
+def _plain_names(locations: Set[str]) -> list[str]:
+    for location in locations:
+        # As a path it would reach files elsewhere; onnxruntime takes some for memory addresses.
+        if location in ("", ".", "..") or set(location) & set("/\\\0"):
+            raise CheckpointError(
+                "the weights of an ONNX graph must lie in files beside it, named without folders, "
+                f"got {location!r}"
+            )
+    return sorted(locations)
 
 
 def open_session(state: Mapping[str, Tensor], *, device: str) -> Any:
     """Open an inference session on a device type; onnxruntime's own CPU build has only `cpu`.
 
     Raises:
-        CheckpointError: If onnxruntime cannot read the graph.
+        CheckpointError: If onnxruntime cannot read the graph, or its weights are not in the state.
     """
     ort = _onnxruntime()
+    content = bytes_of(state)
+    beside = {k.removeprefix(_BESIDE): v.numpy() for k, v in state.items() if k.startswith(_BESIDE)}
+    if missing := [n for n in _plain_names(external_files(content)) if n not in beside]:
+        raise CheckpointError(f"the weights of the ONNX graph must come with it, got no {missing}")
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # What fails is raised; its log would only repeat it.
-    beside = {k.removeprefix(_BESIDE): v.numpy() for k, v in state.items() if k.startswith(_BESIDE)}
+    # Its other format is not what `external_files` reads.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     if beside:
         lengths = [array.size for array in beside.values()]
         options.add_external_initializers_from_files_in_memory(
@@ -115,10 +133,13 @@ def open_session(state: Mapping[str, Tensor], *, device: str) -> Any:
     wanted = ["CUDAExecutionProvider"] if device == "cuda" else []
     available = ort.get_available_providers()
     providers = [p for p in [*wanted, "CPUExecutionProvider"] if p in available]
-    try:
-        return ort.InferenceSession(bytes_of(state), options, providers=providers)
-    except Exception as error:  # onnxruntime's errors have no common base but this one.
-        raise CheckpointError(f"onnxruntime cannot read the ONNX graph: {error}") from error
+    # All files are in memory: what is looked for on disk is looked for where nothing is.
+    with tempfile.TemporaryDirectory() as empty:
+        options.add_session_config_entry(_EXTERNAL_FOLDER, empty)
+        try:
+            return ort.InferenceSession(content, options, providers=providers)
+        except Exception as error:  # onnxruntime's errors have no common base but this one.
+            raise CheckpointError(f"onnxruntime cannot read the ONNX graph: {error}") from error
 
 
 def _onnxruntime() -> Any:

@@ -1,6 +1,6 @@
 """Logits of a whole set of images: eval mode, no gradients, every row once, in order."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -10,7 +10,12 @@ from kd_pipeline.models.classifier import Classifier
 
 
 def predict_batches(
-    classifier: Classifier, batches: Iterable[Tensor], *, device: str, precision: str
+    classifier: Classifier,
+    batches: Iterable[Tensor],
+    *,
+    device: str,
+    precision: str,
+    num_images: int | None = None,
 ) -> Tensor:
     """Run a classifier over batches of pixels.
 
@@ -22,6 +27,7 @@ def predict_batches(
         batches: uint8 or float32 pixels [batch, channels, height, width].
         device: `auto`, or a torch device type.
         precision: `auto`, `float32` or `bfloat16` (autocast).
+        num_images: In all batches together; then there is never a second copy of all logits.
 
     Returns:
         float32 logits [num_images, num_classes], on the CPU.
@@ -32,9 +38,23 @@ def predict_batches(
     classifier.to(target).eval()
     with torch.inference_mode(), torch.autocast(target.type, torch.bfloat16, enabled=use_bfloat16):
         laid_out = (pixels.to(target, memory_format=classifier.layout) for pixels in batches)
-        logits = [classifier(pixels).float().cpu() for pixels in laid_out]
+        batched = (classifier(pixels).float().cpu() for pixels in laid_out)
+        logits = torch.cat(list(batched)) if num_images is None else _filled(batched, num_images)
     classifier.train(was_training)
-    return torch.cat(logits).clone()
+    # An inference tensor could not be used in training.
+    return logits.clone() if logits.is_inference() else logits
+
+
+def _filled(batched: Iterator[Tensor], num_images: int) -> Tensor:
+    """All batches in one tensor that is made once, float32 [num_images, num_classes]."""
+    logits, start = torch.empty(0, 0), 0
+    for batch in batched:
+        if start == 0:
+            with torch.inference_mode(mode=False):
+                logits = torch.empty(num_images, batch.shape[1])
+        logits[start : start + len(batch)] = batch
+        start += len(batch)
+    return logits
 
 
 def resolve_device(device: str) -> str:

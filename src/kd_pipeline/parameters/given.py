@@ -85,7 +85,7 @@ class GivenTimm(_Weights):
 
 
 class GivenModule(_Named):
-    """A user's own `nn.Module`, made by `package.module:builder`, with a state dict."""
+    """A user's own `nn.Module`, made by `package.module:Class`, with a state dict."""
 
     kind: Literal["module"]
     import_path: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
