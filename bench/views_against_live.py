@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from kd_pipeline.data.ingest import ingest_images
+from kd_pipeline.data.ingest import IngestedImages, ingest_images
 from kd_pipeline.data.splits import ids_with_role, split_examples, split_fingerprint
 from kd_pipeline.data.views import ViewPolicy
 from kd_pipeline.labelling.predict import open_predictor
@@ -57,7 +57,20 @@ class Experiment:
     num_views: tuple[int, ...]
 
 
-def _training(epochs: int, batch_size: int, lr: float, precision: str) -> TrainingSettings:
+def ingest(source: dict[str, Any]) -> IngestedImages:
+    """Images and examples of a source, at their own size."""
+    return ingest_images(
+        source,
+        image_size=None,
+        colour="auto",
+        max_rejected_share=0.01,
+        max_pixels_per_image=10**8,
+        memory_budget_mb=4096,
+    )
+
+
+def training(epochs: int, batch_size: int, lr: float, precision: str) -> TrainingSettings:
+    """AdamW under a cosine; looks at validation once, at the end."""
     return TrainingSettings(
         num_epochs=epochs,
         batch_size=batch_size,
@@ -83,9 +96,9 @@ EXPERIMENTS = {
             {"name": "affine", "max_degrees": 8.0, "max_shift_pixels": 0.6, "max_scale": 1.08},
         ),
         teacher=_cnn(32, 64, 80),
-        teacher_training=_training(150, 50, 0.003, "float32"),
+        teacher_training=training(150, 50, 0.003, "float32"),
         student={"name": "mlp", "arguments": {"hidden": [32]}},
-        student_training=_training(60, 64, 0.01, "float32"),
+        student_training=training(60, 64, 0.01, "float32"),
         temperature=1.0,
         num_views=(1, 2, 4, 8, 16, 32),
     ),
@@ -104,9 +117,9 @@ EXPERIMENTS = {
             {"name": "horizontal_flip", "probability": 0.5},
         ),
         teacher=_cnn(24, 48, 96),
-        teacher_training=_training(5, 128, 0.003, "auto"),
+        teacher_training=training(5, 128, 0.003, "auto"),
         student=_cnn(8, 16, 32),
-        student_training=_training(4, 128, 0.004, "auto"),
+        student_training=training(4, 128, 0.004, "auto"),
         temperature=4.0,
         num_views=(1, 2, 4, 8, 16),
     ),
@@ -130,14 +143,7 @@ def main() -> None:
 
 
 def _run(experiment: Experiment, num_seeds: int) -> Iterator[dict[str, Any]]:
-    ingested = ingest_images(
-        experiment.source,
-        image_size=None,
-        colour="auto",
-        max_rejected_share=0.01,
-        max_pixels_per_image=10**8,
-        memory_budget_mb=4096,
-    )
+    ingested = ingest(experiment.source)
     for seed in range(num_seeds):
         splits = split_examples(
             ingested.examples,

@@ -1,10 +1,11 @@
 """Files and folders: whole or not at all."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from kd_pipeline.atomic import move_folder, replace_file, replace_folder
+from kd_pipeline.atomic import Lock, move_folder, replace_file, replace_folder
 
 
 def write(path: Path, text: str) -> None:
@@ -120,3 +121,49 @@ def test_a_folder_of_another_file_system_is_copied(
         move_folder(filled, path)
     assert (path / "inner" / "a.txt").read_text() == "second"
     assert not filled.exists()
+
+
+def test_a_link_to_another_disk_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:
+    disk, path = tmp_path / "large", tmp_path / "store"
+    write(disk / "store", "first")
+    path.symlink_to(disk / "store")
+    write(path, "second")
+    write(tmp_path / "filled", "third")
+    assert (disk / "store/inner/a.txt").read_text() == "second"
+    move_folder(tmp_path / "filled", path)
+    assert path.is_symlink()
+    assert (disk / "store/inner/a.txt").read_text() == "third"
+    assert [p.name for p in disk.iterdir()] == ["store"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["large", "store"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked there")
+@pytest.mark.parametrize("move", [False, True])
+def test_what_a_killed_run_left_is_swept_and_what_a_living_one_fills_is_not(
+    tmp_path: Path, move: bool
+) -> None:
+    path = tmp_path / "store"
+    dead, other = tmp_path / ".store.new-dead0000", tmp_path / ".store2.new-dead0000"
+    dead.mkdir()
+    (dead / "half.txt").write_text("x")
+    other.mkdir()
+    with replace_folder(path) as alive:
+        (alive / "a.txt").write_text("alive")
+        dead.mkdir(exist_ok=True)
+        if move:
+            write(tmp_path / "filled", "second")
+            move_folder(tmp_path / "filled", path)
+        else:
+            write(path, "second")
+        assert not dead.exists()
+        assert (alive / "a.txt").read_text() == "alive"
+    assert (path / "a.txt").read_text() == "alive"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".store2.new-dead0000", "store"]
+
+
+def test_a_lock_is_held_until_it_is_let_go(tmp_path: Path) -> None:
+    first = Lock(tmp_path / "lock")
+    with pytest.raises(BlockingIOError):
+        Lock(tmp_path / "lock")
+    first.release()
+    Lock(tmp_path / "lock").release()

@@ -4,6 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from kedro.framework.context.context import _convert_paths_to_absolute_posix
+from kedro.io import DataCatalog
 from kedro.io.core import DatasetError
 
 from kd_pipeline.datasets.soft_targets import SoftTargetPartsDataset, SoftTargetsDataset
@@ -75,9 +78,42 @@ def test_a_missing_manifest_and_a_damaged_part_are_refused(
 
 def test_parts_are_handed_out_and_never_saved(tmp_path: Path) -> None:
     staging, finished = tmp_path / ".interrupted/soft_targets", tmp_path / "soft_targets"
-    dataset = SoftTargetPartsDataset(filepath=str(staging), finished=str(finished))
+    dataset = SoftTargetPartsDataset(filepath=str(staging), finished={"filepath": str(finished)})
     folder = dataset.load()
     assert (folder.folder, folder.finished) == (staging, finished)
     assert not staging.exists()
     with pytest.raises(DatasetError, match="not allowed"):
         dataset.save(None)
+
+
+def test_a_broken_store_does_not_replace_a_good_one(
+    dataset: SoftTargetsDataset, tmp_path: Path
+) -> None:
+    dataset.save(make(tmp_path / "staged", 9))
+    broken = make(tmp_path / "staged", 4, teacher="u")
+    (tmp_path / "staged" / PART).unlink()
+    with pytest.raises(DatasetError, match=f"{PART} is missing"):
+        dataset.save(broken)
+    assert dataset.load().manifest.provenance == PROVENANCE
+
+
+CATALOGS = Path(__file__).parents[2] / "conf/base"
+
+
+@pytest.mark.parametrize("name", ["soft_target_caching", "chain"])
+def test_the_finished_store_is_found_from_any_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a run from a subfolder would: Kedro makes paths absolute by the names of their keys."""
+    entries = yaml.safe_load((CATALOGS / f"catalog_{name}.yml").read_text(encoding="utf-8"))
+    monkeypatch.chdir(tmp_path)
+    absolute = _convert_paths_to_absolute_posix(Path("/project"), entries)
+    catalog = DataCatalog.from_config(absolute)
+    prefix = "hop_1." if name == "chain" else ""
+    parts, store = (
+        catalog.get(f"{prefix}{what}") for what in ("soft_target_parts", "soft_targets")
+    )
+    assert isinstance(parts, SoftTargetPartsDataset)
+    assert isinstance(store, SoftTargetsDataset)
+    assert str(parts.load().finished) == store._describe()["filepath"]
+    assert str(parts.load().finished).startswith("/project/data/")

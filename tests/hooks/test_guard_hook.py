@@ -8,6 +8,7 @@ import pytest
 from kedro.io import DataCatalog
 from kedro.pipeline import Node, Pipeline
 
+from kd_pipeline.datasets.soft_targets import SoftTargetsDataset
 from kd_pipeline.errors import DataError, ParameterError
 from kd_pipeline.hooks.guard_hook import GuardHook, check_blocks, check_runner, check_writable
 
@@ -72,3 +73,13 @@ def test_a_block_that_no_stage_reads_is_refused() -> None:
     check_blocks({"student": {}, "teacher": {}}, {"student", "teacher", "views"})
     with pytest.raises(ParameterError, match="blocks that a stage reads, got 'studnet'; legal: s"):
         check_blocks({"studnet": {}}, {"student"})
+
+
+def test_a_folder_of_outputs_that_cannot_be_written_is_refused_before_any_node(
+    hook: GuardHook, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/05_model_input").write_text("in the way")
+    store = SoftTargetsDataset(filepath=str(tmp_path / "data/05_model_input/soft_targets"))
+    with pytest.raises(DataError, match="data/05_model_input must be writable"):
+        hook.before_pipeline_run({"runner": "None"}, INGESTS, DataCatalog({"images": store}))

@@ -1,5 +1,8 @@
 """The accuracy gate: a teacher worse than the bar on validation labels nothing."""
 
+import math
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +10,7 @@ import pytest
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import ids_with_role
 from kd_pipeline.errors import DataError, TeacherTooWeakError
-from kd_pipeline.labelling.accuracy_gate import check_accuracy
+from kd_pipeline.labelling.accuracy_gate import check_accuracy, validation_accuracy
 from kd_pipeline.models.checkpoint import ModelCheckpoint
 from kd_pipeline.models.imported_logits import imported_checkpoint
 from kd_pipeline.soft_targets.mixing import Mixing
@@ -100,3 +103,22 @@ def test_imported_logits_that_leave_validation_out_cannot_be_judged(
     teacher = [oracle(images, examples, ids, num_wrong=0, strength=5)]
     with pytest.raises(DataError, match="must cover the validation set, on which `soft_target"):
         measure(teacher, images, examples, splits, bar=0.5)
+
+
+def test_measuring_alone_knows_no_bar(
+    images: ImageSet, examples: pd.DataFrame, splits: pd.DataFrame
+) -> None:
+    ids = ids_with_role(splits, "validation")
+    settings: dict[str, Any] = {"batch_size": 7, "device": "cpu", "precision": "float32"}
+
+    def accuracy(of: np.ndarray, labels: pd.DataFrame) -> float:
+        model = [oracle(images, examples, of, num_wrong=3, strength=5)]
+        return validation_accuracy(model, images, labels, splits, mixing=Mixing(), **settings)
+
+    none = examples.assign(label=pd.array([pd.NA] * len(examples), dtype="Int64"))
+    assert accuracy(ids, examples) == pytest.approx((len(ids) - 3) / len(ids))
+    assert math.isnan(accuracy(ids, none))
+    assert math.isnan(accuracy(ids[1:], examples))
+    partly = examples.copy()
+    partly.loc[partly["example_id"] == ids[0], "label"] = pd.NA
+    assert accuracy(ids[1:], partly) == pytest.approx((len(ids) - 4) / (len(ids) - 1))

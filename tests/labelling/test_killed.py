@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -61,9 +62,9 @@ class Caching:
 
     def run(self) -> None:
         """Label two members' three views in shards of five rows, and put the store in place."""
-        paths = {
+        paths: dict[str, Any] = {
             "filepath": str(self.folder / ".interrupted/soft_targets"),
-            "finished": str(self.folder / "soft_targets"),
+            "finished": {"filepath": str(self.folder / "soft_targets")},
         }
         made = label_transfer_set(
             self.teacher,
@@ -78,7 +79,7 @@ class Caching:
             precision="float32",
             rows_per_part=5,
         )
-        SoftTargetsDataset(filepath=paths["finished"]).save(made)
+        SoftTargetsDataset(**paths["finished"]).save(made)
 
     def start(self) -> int:
         """Run in a child, which shares nothing with its siblings; gives its id."""

@@ -89,3 +89,16 @@ def test_models_are_named_and_validated_without_the_test_set(data: Data) -> None
     found = table["validation_accuracy"].iloc[2]
     assert found == pytest.approx((decided == labels).mean())
     assert not math.isnan(found)
+
+
+def test_models_without_labelled_validation_rows_are_named_all_the_same(data: Data) -> None:
+    images, examples, splits = data
+    hidden = examples.assign(label=examples["label"].astype("Int64"))
+    hidden.loc[hidden["example_id"].isin(ids_with_role(splits, "validation")), "label"] = pd.NA
+    models = {"teacher": [make_model(0)], "small": [make_model(1)]}
+    table = describe_models(images, hidden, splits, models, mixing=Mixing(), **SETTINGS)
+    assert table["role"].tolist() == ["teacher", "small"]
+    assert table["validation_accuracy"].isna().all()
+    without = splits[splits["role"] != "validation"]
+    table = describe_models(images, examples, without, models, mixing=Mixing(), **SETTINGS)
+    assert table["validation_accuracy"].isna().all()

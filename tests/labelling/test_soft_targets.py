@@ -1,5 +1,7 @@
 """Labelling: every member and view apart, each from the pixels of that very view."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -208,3 +210,65 @@ def test_a_teacher_of_another_split_is_refused(
     stale = replace(member(0, images.class_names), facts={what: "older"})
     with pytest.raises(StaleArtefactError, match=f"were trained on other {what}"):
         label_clean(tmp_path, stale, images, splits)
+
+
+_MEASURED = """
+import sys, threading
+from pathlib import Path
+import numpy as np
+import torch
+from kd_pipeline.data.images import ImageSet
+from kd_pipeline.data.views import ViewPolicy
+from kd_pipeline.labelling.soft_targets import label_transfer_set
+from kd_pipeline.models.checkpoint import build_untrained, snapshot
+from kd_pipeline.models.preprocessing import Preprocessing
+from kd_pipeline.soft_targets.parts_folder import PartsFolder
+
+torch.set_num_threads(1)
+count, folder = int(sys.argv[1]), Path(sys.argv[2])
+names = tuple(map(str, range(500)))
+ARGUMENTS = {"channels": [2, 4]}
+
+class Blank:
+    class_names, fingerprint = names, "i"
+    def take(self, ids):
+        return torch.zeros(len(ids), 1, 4, 4, dtype=torch.uint8)
+
+model = build_untrained(architecture="small_cnn", arguments=ARGUMENTS, num_classes=500, seed=0,
+                        preprocessing=Preprocessing((1, 4, 4), (0.5,), (0.3,)))
+teacher = snapshot(model, architecture="small_cnn", arguments=ARGUMENTS, class_names=names,
+                   facts={})
+
+def anonymous_kib():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0])
+
+def label(count, folder):
+    label_transfer_set([teacher], Blank(), np.arange(count), parts=PartsFolder(folder),
+                       splits_fingerprint="s", policy=ViewPolicy(), num_views=1, batch_size=512,
+                       device="cpu", precision="float32", rows_per_part=2048)
+
+label(2048, folder / "warm")
+before = anonymous_kib()
+peak, over = [before], threading.Event()
+def watch():
+    while not over.wait(0.002):
+        peak.append(anonymous_kib())
+thread = threading.Thread(target=watch)
+thread.start()
+label(count, folder / "measured")
+over.set()
+thread.join()
+print(max(peak))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux's")
+def test_memory_depends_on_the_rows_of_a_part_and_not_on_those_of_the_set(tmp_path: Path) -> None:
+    """Four times the rows, of 2,000 bytes as float32: 48 MB more to hold, were they all held."""
+    peaks = []
+    for count in (8_192, 32_768):
+        command = [sys.executable, "-c", _MEASURED, str(count), str(tmp_path / str(count))]
+        ran = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(int(ran.stdout))
+    assert peaks[1] - peaks[0] < 8 * 1024, f"RssAnon in KiB: {peaks}"

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kd_pipeline.errors import DataError, ParameterError
+from kd_pipeline.errors import DataError, ParameterError, StaleArtefactError
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.gathering import GatheredTargets, gather_targets
 from kd_pipeline.soft_targets.mixing import Mixing, mix_logits
+from kd_pipeline.soft_targets.parts import PartRows
 from kd_pipeline.soft_targets.store import SoftTargets, write_soft_targets
 
 IDS = np.array([3, 10, 77, 2**40, 2**62], dtype=np.int64)
@@ -200,3 +201,33 @@ def test_memory_does_not_grow_with_the_number_of_rows(tmp_path: Path) -> None:
     ids_kib = 8 * (163_840 - 40_960) / 1024
     # Ids, their order and a few copies of them are the only things that grow.
     assert (grown < 6 * ids_kib).all(), f"RssAnon grew by {grown} KiB, in all {peaks}"
+
+
+def test_every_part_is_read_exactly_once(
+    kept: SoftTargets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    real = Path.read_bytes
+
+    def counted(self: Path) -> bytes:
+        read.append(self.name)
+        return real(self)
+
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    gather(SoftTargets(kept.folder, kept.manifest))
+    assert sorted(read) == sorted(part.file for part in kept.manifest.parts)
+
+
+def test_a_view_of_other_examples_is_refused(
+    kept: SoftTargets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = SoftTargets.parts
+
+    def swapped(self: SoftTargets, **place: int) -> Iterator[PartRows]:
+        for part in real(self, **place):
+            is_other = (part.member, part.view) == (1, 1)
+            yield replace(part, example_ids=part.example_ids + 1) if is_other else part
+
+    monkeypatch.setattr(SoftTargets, "parts", swapped)
+    with pytest.raises(StaleArtefactError, match="member 1, view 1, shard 0 holds other examples"):
+        gather(kept)

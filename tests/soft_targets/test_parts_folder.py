@@ -2,6 +2,8 @@
 
 import hashlib
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 
 from kd_pipeline import atomic
 from kd_pipeline.datasets.soft_targets import SoftTargetsDataset
+from kd_pipeline.errors import DataError
 from kd_pipeline.soft_targets import parts_folder
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.manifest import Manifest, Part
@@ -254,3 +257,54 @@ def test_a_finished_store_stays_whole_while_the_next_one_is_made(
 
 def _interrupt(*_: Any, **__: Any) -> None:
     raise Interruption
+
+
+_CACHES_FOR_EVER = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from kd_pipeline.soft_targets.encoding import Encoding
+from kd_pipeline.soft_targets.manifest import Provenance
+from kd_pipeline.soft_targets.parts_folder import PartsFolder
+from kd_pipeline.soft_targets.store import plan_store
+ids = np.arange(4)
+manifest = plan_store(ids, provenance=Provenance(("a", "b"), ("other",), "i", "s", {}, 1),
+                      encoding=Encoding(), facts={}, rows_per_part=2)
+def label(part, ids):
+    if part.shard:
+        print("under way", flush=True)
+        time.sleep(60)
+    return np.zeros((len(ids), 2), np.float32)
+PartsFolder(Path(sys.argv[1]), Path(sys.argv[2])).fill(manifest, ids, label)
+"""
+
+
+def test_a_second_run_at_once_is_refused_and_a_killed_one_is_not_waited_for(
+    labelling: Labelling,
+) -> None:
+    folders = [str(labelling.staging), str(labelling.target)]
+    command = [sys.executable, "-c", _CACHES_FOR_EVER, *folders]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "under way\n"
+        before = {path.name for path in labelling.staging.iterdir()}
+        message = rf"another run is caching into {labelling.target}; wait for it or stop it"
+        try:
+            with pytest.raises(DataError, match=message):
+                labelling.run()
+            assert {path.name for path in labelling.staging.iterdir()} == before
+        finally:
+            other.kill()
+    labelling.run()
+    assert len(labelling.labelled) == 12
+
+
+def test_the_folder_is_held_until_the_store_is_moved(labelling: Labelling) -> None:
+    filled = PartsFolder(labelling.staging, labelling.target).fill(
+        labelling.manifest, IDS, labelling.logits_of
+    )
+    lock = labelling.staging.parent / ".store.lock"
+    with pytest.raises(BlockingIOError):
+        atomic.Lock(lock)
+    SoftTargetsDataset(filepath=str(labelling.target)).save(filled)
+    atomic.Lock(lock).release()

@@ -1,6 +1,9 @@
 """The store: what is written is what is read, in any reader, with the same bytes every time."""
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,15 @@ from numpy.typing import NDArray
 from kd_pipeline.errors import DataError, ParameterError, StaleArtefactError
 from kd_pipeline.soft_targets import store as store_module
 from kd_pipeline.soft_targets.encoding import Encoding
-from kd_pipeline.soft_targets.manifest import FORMAT, Manifest, Provenance
+from kd_pipeline.soft_targets.manifest import FORMAT, Manifest, Part, Provenance
 from kd_pipeline.soft_targets.store import (
+    PART_MIB,
     SoftTargets,
     check_store,
     plan_store,
     read_manifest,
     read_soft_targets,
+    rows_within_budget,
     write_soft_targets,
 )
 
@@ -228,3 +233,33 @@ def test_bytes_per_row_stay_within_the_best_caches(tmp_path: Path) -> None:
     provenance = Provenance(tuple("abcdefghij"), ("t",), "i", "s", {}, 1)
     made = write_soft_targets(tmp_path / "s", values, np.arange(count), provenance=provenance)
     assert sum(path.stat().st_size for path in made.folder.iterdir()) / count < 22
+
+
+def test_a_part_is_found_by_its_place_without_a_search(store: SoftTargets) -> None:
+    """Gathering asks once for every part: a search through all would be quadratic."""
+    everything = [(part.member, part.view) for part in store.parts()]
+    assert everything == sorted(everything)
+    assert len(everything) == 12
+
+    class Once(tuple[Part, ...]):
+        looked = 0
+
+        def __iter__(self) -> Iterator[Part]:
+            Once.looked += 1
+            return super().__iter__()
+
+    counting = replace(store, manifest=replace(store.manifest, parts=Once(store.manifest.parts)))
+    for place in product(range(2), range(2), range(3)):
+        member, view, shard = place
+        (found,) = counting.parts(member=member, view=view, shard=shard)
+        assert (found.member, found.view) == place[:2]
+    assert Once.looked == 1
+    assert list(store.parts(member=2)) == []
+
+
+def test_rows_of_a_part_follow_from_the_number_of_classes_alone() -> None:
+    assert rows_within_budget(10) == rows_within_budget(256) == 65_536
+    assert rows_within_budget(1000) == 16_384
+    assert rows_within_budget(21_841) == 768
+    for num_classes in (257, 1000, 65_535):
+        assert rows_within_budget(num_classes) * num_classes * 4 <= PART_MIB * 2**20

@@ -1,5 +1,6 @@
 """Kedro datasets for the parquet store of soft targets, and for the place where it is made."""
 
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,20 @@ class SoftTargetsDataset(AbstractDataset["SoftTargets", "SoftTargets"]):
         return read_soft_targets(Path(self._filepath))
 
     def save(self, data: "SoftTargets") -> None:
-        """Move a finished store here, in place of the one that was; its folder is gone then."""
+        """Move a finished store here, in place of the one that was; its folder is gone then.
+
+        Raises:
+            StaleArtefactError: If it is not whole: the one that was stays.
+        """
         from kd_pipeline.atomic import move_folder
+        from kd_pipeline.soft_targets.store import read_soft_targets
 
         target = Path(self._filepath)
         if not (target.exists() and data.folder.samefile(target)):
+            read_soft_targets(data.folder)
             move_folder(data.folder, target)
+        if data.lock is not None:
+            data.lock.release()
 
     def _exists(self) -> bool:
         return Path(self._filepath, "manifest.json").is_file()
@@ -43,16 +52,23 @@ class SoftTargetPartsDataset(AbstractDataset[None, "PartsFolder"]):
     """Loads a `PartsFolder`, which a node fills part by part; there is nothing to save."""
 
     def __init__(
-        self, *, filepath: str, finished: str, metadata: dict[str, Any] | None = None
+        self,
+        *,
+        filepath: str,
+        finished: Mapping[str, str],
+        metadata: dict[str, Any] | None = None,
     ) -> None:
         """Make stores in the folder `filepath`.
 
         Args:
             filepath: On the same file system as `finished`, so that a store can be moved there.
-            finished: Where the dataset of soft targets keeps the store; it lends intact parts.
+            finished: `filepath` of the dataset of soft targets, whose store lends intact parts.
+                Under this key Kedro makes it absolute; a path of another name would be looked
+                for in the folder where the run was started.
             metadata: For Kedro's plugins.
         """
-        self._filepath, self._finished = PurePosixPath(filepath), PurePosixPath(finished)
+        self._filepath = PurePosixPath(filepath)
+        self._finished = PurePosixPath(finished["filepath"])
         self.metadata = metadata
 
     def load(self) -> "PartsFolder":

@@ -49,7 +49,7 @@ class GuardHook:
         """Refuse what can be known to fail before the first node.
 
         Raises:
-            DataError: If nothing can be written into the data folder.
+            DataError: If nothing can be written into the data folder, or where an output goes.
             ParameterError: If a block of parameters is unknown, an arm cannot have what it asks
                 for, or a pipeline that trains is to run in threads or processes.
             StaleArtefactError: If the run would use soft targets that do not match it.
@@ -63,6 +63,8 @@ class GuardHook:
             check_cache(pipeline, catalog)
         check_soft_targets(pipeline, catalog)
         check_writable(self._project / DATA_FOLDER)
+        for folder in sorted(output_folders(pipeline, catalog)):
+            check_writable(folder)
 
     @hook_impl(tryfirst=True)
     def before_node_run(self, node: Node, catalog: CatalogProtocol[Any, Any]) -> None:
@@ -93,6 +95,14 @@ def check_blocks(parameters: Mapping[str, Any], known: set[str]) -> None:
     for name in parameters:
         if known and name not in known:
             raise ParameterError("parameters", "be blocks that a stage reads", name, legal=known)
+
+
+def output_folders(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> set[Path]:
+    """Where the outputs of a run go: folders that are there, into which or below which they do."""
+    datasets = [catalog.get(name) for name in pipeline.all_outputs() if name in catalog]
+    paths = [Path(path) for d in datasets if (path := getattr(d, "_filepath", None)) is not None]
+    local = [path for path in paths if path.is_absolute()]
+    return {next(above for above in path.parents if above.exists()) for path in local}
 
 
 def check_writable(folder: Path) -> None:

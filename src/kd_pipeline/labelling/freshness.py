@@ -25,6 +25,7 @@ def check_fresh(
     learnt_from: Mapping[str, str] | None = None,
     paired: Sequence[str] | None = None,
     rerun: str = _RERUN_STUDENTS,
+    mixture: Mapping[str, Any] | None = None,
 ) -> None:
     """Refuse checkpoints of other images, splits, classes or another teacher.
 
@@ -37,6 +38,7 @@ def check_fresh(
         learnt_from: The role that each arm has learnt from; the teacher where it is not named.
         paired: The arms that are compared in pairs; None is all of them.
         rerun: The command that trains all students again.
+        mixture: How the teacher's members are mixed at hand, as `Mixing.described` says.
 
     Raises:
         StaleArtefactError: It names the artefact and what to run again.
@@ -63,6 +65,8 @@ def check_fresh(
             _check_classes(name, checkpoint, class_names, rerun)
             _check_facts(name, checkpoint, expected, rerun)
             _check_teacher(name, checkpoint, fingerprints, again)
+            if source == _TEACHER and mixture is not None:
+                _check_mixing(name, checkpoint, mixture, rerun)
     compared = {arm: students[arm] for arm in (students if paired is None else paired)}
     _check_replicates(compared, rerun)
     _check_paired(compared, rerun)
@@ -90,6 +94,15 @@ def _check_teacher(
     learnt_from = list(checkpoint.facts.get("teacher", []))
     if learnt_from and learnt_from != fingerprints:
         raise _stale(name, "teacher", fingerprints, learnt_from, rerun)
+
+
+def _check_mixing(
+    name: str, checkpoint: ModelCheckpoint, mixture: Mapping[str, Any], rerun: str
+) -> None:
+    """Members mixed otherwise are another teacher, which nobody has learnt from."""
+    learnt_from = checkpoint.facts.get("teacher_mixing")
+    if learnt_from is not None and learnt_from != mixture:
+        raise _stale(name, "mixture of members (`soft_targets`)", mixture, learnt_from, rerun)
 
 
 def _check_replicates(students: Mapping[str, Sequence[ModelCheckpoint]], rerun: str) -> None:

@@ -106,7 +106,11 @@ class _Model:
         ids = torch.from_numpy(np.array(example_ids, dtype=np.int64))
         batches = self._batches(ids, view=view, description=description)
         return predict_batches(
-            self._classifier, batches, device=self._device, precision=self._precision
+            self._classifier,
+            batches,
+            device=self._device,
+            precision=self._precision,
+            num_images=len(ids),
         )
 
     def _batches(self, example_ids: Tensor, *, view: int, description: str) -> Iterator[Tensor]:

@@ -16,7 +16,7 @@ from kd_pipeline.models.predict import resolve_device, resolve_precision
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.manifest import Manifest, Part, Provenance
 from kd_pipeline.soft_targets.parts_folder import PartsFolder
-from kd_pipeline.soft_targets.store import ROWS_PER_PART, SoftTargets, plan_store
+from kd_pipeline.soft_targets.store import SoftTargets, plan_store, rows_within_budget
 
 _TOLD_AS = "label the transfer set"
 
@@ -33,7 +33,7 @@ def label_transfer_set(
     batch_size: int,
     device: str,
     precision: str,
-    rows_per_part: int = ROWS_PER_PART,
+    rows_per_part: int | None = None,
     top_k: int | None = None,
     temperature: float | None = None,
 ) -> SoftTargets:
@@ -53,8 +53,8 @@ def label_transfer_set(
         batch_size: Images at a time.
         device: `auto`, or a torch device type.
         precision: `auto`, `float32` or `bfloat16`.
-        rows_per_part: At most so many rows in a file. Batches begin with a part, so that a part
-            made alone has the same bits.
+        rows_per_part: At most so many rows in a file; None is as many as `rows_within_budget`
+            gives. Batches begin with a part, so that a part made alone has the same bits.
         top_k: Keep only so many logits of each row, and one for all others; None keeps all.
         temperature: At which that one holds; given exactly where `top_k` is.
 
@@ -95,7 +95,7 @@ def label_transfer_set(
             "precision": precision,
             "teacher_label_smoothing": max(smoothing, default=0.0),
         },
-        rows_per_part=rows_per_part,
+        rows_per_part=rows_per_part or rows_within_budget(len(images.class_names)),
     )
 
     def open_member(member: int) -> Predictor:

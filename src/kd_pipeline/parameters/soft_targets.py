@@ -20,8 +20,9 @@ class SoftTargetCachingParams(Params):
     batch_size: PositiveInt = 512
     device: Device = "auto"
     precision: Precision = "float32"
-    rows_per_part: PositiveInt = 65_536
-    """Rows in one file: what is labelled before it is on disk, and what is read at a time."""
+    rows_per_part: PositiveInt | None = None
+    """Rows in one file: what is labelled before it is on disk, and what is read at a time. null is
+    as many as keep float32 logits of all classes within 64 MiB, and at most 65,536."""
     top_k: PositiveInt | None = None
     """Keep only so many logits of each row, and one for all others; null keeps all."""
     temperature: PositiveFloat | None = None

@@ -115,11 +115,16 @@ def _refuse_what_float16_cannot_hold(
     example_ids: Sequence[int] | NDArray[np.int64],
     what: str = "class",
 ) -> None:
-    # NaN fails every comparison, so this finds it too.
-    within = np.abs(logits) <= FLOAT16_MAX
-    if within.all():
+    # Block by block: a copy of all would double what a part takes in memory.
+    for start in range(0, len(logits), _BLOCK_ROWS):
+        # NaN fails every comparison, so this finds it too.
+        within = np.abs(logits[start : start + _BLOCK_ROWS]) <= FLOAT16_MAX
+        if not within.all():
+            break
+    else:
         return
     row, column = np.argwhere(~within)[0].tolist()
+    row += start
     where = f"class {column}" if what == "class" else "the tail"
     raise DataError(
         f"teacher logits must be finite and within ±{FLOAT16_MAX:.0f}, the range of float16, got "

@@ -2,16 +2,16 @@
 
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kd_pipeline.errors import DataError, ParameterError
+from kd_pipeline.errors import DataError, ParameterError, StaleArtefactError
 from kd_pipeline.soft_targets.encoding import FLOAT16_MAX
-from kd_pipeline.soft_targets.manifest import Manifest
+from kd_pipeline.soft_targets.manifest import Manifest, digest_of_ids
 from kd_pipeline.soft_targets.mixing import Mixing, Mixture
 from kd_pipeline.soft_targets.parts import PartRows
 from kd_pipeline.soft_targets.store import SoftTargets
@@ -60,17 +60,19 @@ def gather_targets(
     manifest = soft_targets.manifest
     shares = mixing.shares(manifest.num_members)
     _check_encoding(manifest, temperature)
-    _check_examples(soft_targets, example_ids)
     targets = _allocate(manifest, len(example_ids), memory_budget_bytes)
     order = np.argsort(example_ids, kind="stable")
-    wanted = example_ids[order]
+    reader = _Reader(soft_targets, example_ids[order], shares, mixing.kind, temperature)
     for part in manifest.layout():
-        if part.member == 0:
-            place = (part.view, part.shard)
-            rows = _mixed_rows(soft_targets, place, wanted, shares, mixing.kind, temperature)
-            for stored, values in zip(targets, rows.values, strict=True):
-                if stored is not None:
-                    stored[part.view, order[rows.found]] = values
+        if part.member > 0:
+            break
+        if part.view == 1 and part.shard == 0:
+            reader.refuse_missing()
+        rows = reader.mixed_rows(part.view, part.shard)
+        for stored, values in zip(targets, rows.values, strict=True):
+            if stored is not None:
+                stored[part.view, order[rows.found]] = values
+    reader.refuse_missing()
     return GatheredTargets(*targets, num_classes=len(manifest.provenance.class_names))
 
 
@@ -82,35 +84,60 @@ class _Rows:
     """Logits, class ids and tail logits."""
 
 
-def _mixed_rows(
-    soft_targets: SoftTargets,
-    place: tuple[int, int],
-    wanted: NDArray[np.int64],
-    shares: tuple[float, ...],
-    kind: str,
-    temperature: float | None,
-) -> _Rows:
-    """Read one shard of one view from every member, one after another."""
-    view, shard = place
-    mixture = Mixture(kind, temperature=temperature or 1.0)
-    found = slice(0, 0)
-    for member in soft_targets.parts(view=view, shard=shard):
-        found, rows = _find(member, wanted)
-        if len(shares) == 1:
-            columns = (member.logits, member.class_ids, member.tail_logits)
-            return _Rows(found, tuple(None if c is None else c[rows] for c in columns))
-        mixture.add(torch.from_numpy(member.logits[rows]), shares[member.member])
-    # An arithmetic mixture may hold the logits of a vanishing probability: none is below this.
-    mixed = mixture.logits().clamp(-FLOAT16_MAX, FLOAT16_MAX).numpy().astype(np.float16)
-    return _Rows(found, (mixed, None, None))
+@dataclass
+class _Reader:
+    """Reads parts, and checks on the way which examples they hold: nothing is read twice."""
 
+    soft_targets: SoftTargets
+    wanted: NDArray[np.int64]
+    """[n], ascending."""
+    shares: tuple[float, ...]
+    kind: str
+    temperature: float | None
+    _digests: dict[int, str] = field(default_factory=dict)
+    """Of the ids in each shard of the first member's first view."""
 
-def _find(part: PartRows, wanted: NDArray[np.int64]) -> tuple[slice, NDArray[np.int64]]:
-    """Which of the wanted ids lie in a part's range, and the rows that they have there."""
-    bounds = part.example_ids[[0, -1]]
-    start = int(np.searchsorted(wanted, bounds[0], side="left"))
-    stop = int(np.searchsorted(wanted, bounds[1], side="right"))
-    return slice(start, stop), np.searchsorted(part.example_ids, wanted[start:stop])
+    def __post_init__(self) -> None:
+        self._has_row = np.zeros(len(self.wanted), dtype=bool)
+
+    def mixed_rows(self, view: int, shard: int) -> _Rows:
+        """Read one shard of one view from every member, one after another."""
+        mixture = Mixture(self.kind, temperature=self.temperature or 1.0)
+        found = slice(0, 0)
+        for member in self.soft_targets.parts(view=view, shard=shard):
+            found, rows = self._find(member, shard)
+            if len(self.shares) == 1:
+                columns = (member.logits, member.class_ids, member.tail_logits)
+                return _Rows(found, tuple(None if c is None else c[rows] for c in columns))
+            mixture.add(torch.from_numpy(member.logits[rows]), self.shares[member.member])
+        # An arithmetic mixture may hold the logits of a vanishing probability: none is below this.
+        mixed = mixture.logits().clamp(-FLOAT16_MAX, FLOAT16_MAX).numpy().astype(np.float16)
+        return _Rows(found, (mixed, None, None))
+
+    def _find(self, part: PartRows, shard: int) -> tuple[slice, NDArray[np.int64]]:
+        """Which of the wanted ids lie in a part's range, and the rows that they have there."""
+        digest = digest_of_ids(part.example_ids)
+        if self._digests.setdefault(shard, digest) != digest:
+            raise StaleArtefactError(
+                f"`soft_targets` in {self.soft_targets.folder}: member {part.member}, view "
+                f"{part.view}, shard {shard} holds other examples than the first view does; "
+                "cache them anew: kedro run --pipelines=soft_target_caching"
+            )
+        bounds = part.example_ids[[0, -1]]
+        start = int(np.searchsorted(self.wanted, bounds[0], side="left"))
+        stop = int(np.searchsorted(self.wanted, bounds[1], side="right"))
+        rows = np.searchsorted(part.example_ids, self.wanted[start:stop])
+        self._has_row[start:stop] = part.example_ids[rows] == self.wanted[start:stop]
+        return slice(start, stop), rows
+
+    def refuse_missing(self) -> None:
+        """Once a whole view was read: whether every wanted example has a row in it."""
+        missing = self.wanted[~self._has_row]
+        if len(missing):
+            raise DataError(
+                f"`soft_targets` have no row for {len(missing)} examples, "
+                f"first {missing[:3].tolist()}"
+            )
 
 
 def _check_encoding(manifest: Manifest, temperature: float | None) -> None:
@@ -123,14 +150,6 @@ def _check_encoding(manifest: Manifest, temperature: float | None) -> None:
     if manifest.num_members > 1:
         rule = "be null for a teacher of several members: a top-k cache cannot be mixed"
         raise ParameterError("soft_target_caching.top_k", rule, manifest.encoding.top_k)
-
-
-def _check_examples(soft_targets: SoftTargets, example_ids: NDArray[np.int64]) -> None:
-    missing = example_ids[~np.isin(example_ids, soft_targets.example_ids)]
-    if len(missing):
-        raise DataError(
-            f"`soft_targets` have no row for {len(missing)} examples, first {missing[:3].tolist()}"
-        )
 
 
 def _allocate(

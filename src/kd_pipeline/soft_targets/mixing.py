@@ -6,7 +6,7 @@ time is right at every temperature; changing how it is done runs no teacher.
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -46,6 +46,10 @@ class Mixing:
         if min(self.weights) < 0 or not 0 < total < math.inf:
             raise ParameterError(name, "be >= 0 and not all 0", list(self.weights))
         return tuple(weight / total for weight in self.weights)
+
+    def described(self, num_members: int) -> dict[str, Any]:
+        """Kind and shares, JSON-able: equal ones mix alike."""
+        return {"kind": self.kind, "shares": list(self.shares(num_members))}
 
 
 class Mixture:

@@ -8,16 +8,18 @@ import json
 import logging
 import os
 import shutil
+import weakref
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kd_pipeline.atomic import replace_file
-from kd_pipeline.errors import StaleArtefactError
+from kd_pipeline.atomic import Lock, replace_file
+from kd_pipeline.errors import DataError, StaleArtefactError
 from kd_pipeline.soft_targets.encoding import encode_logits
 from kd_pipeline.soft_targets.manifest import Manifest, Part, seal, unseal
 from kd_pipeline.soft_targets.parts import damage, write_part
@@ -32,6 +34,10 @@ logger = logging.getLogger(__name__)
 
 LogitsOf = Callable[[Part, NDArray[np.int64]], NDArray[np.float32]]
 """From a part and its example ids to logits, float32 [num_rows, num_classes]."""
+
+
+_LOCKS: weakref.WeakValueDictionary[Path, Lock] = weakref.WeakValueDictionary()
+"""By folder: within one process, what was made is simply made again."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +65,44 @@ class PartsFolder:
             logits_of: Called for missing and damaged parts only, in order.
 
         Returns:
-            A handle on the finished store in this folder.
+            A handle on the finished store in this folder. As long as it is kept and the store is
+            not moved from here, other runs are refused.
 
         Raises:
-            DataError: If a logit is not finite or too large for float16.
+            DataError: If another run is caching into this folder, or a logit is not finite or
+                too large for float16.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as on_failure:
+            lock = self._lock()
+            if lock is not None:
+                on_failure.callback(lock.release)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            finished = self._fill(manifest, example_ids, logits_of)
+            on_failure.pop_all()
+        return SoftTargets(self.folder, finished, lock)
+
+    def _lock(self) -> Lock | None:
+        """Two runs at once would discard or move each other's parts; None where locks are none."""
+        folder = self.folder.resolve()
+        if held := _LOCKS.pop(folder, None):
+            held.release()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # Beside the folder, which is moved away; the file stays, for removing it is a race.
+            lock = _LOCKS[folder] = Lock(folder.parent / f".{folder.name}.lock")
+        except BlockingIOError as error:
+            raise DataError(
+                f"another run is caching into {self.finished or self.folder}; "
+                "wait for it or stop it"
+            ) from error
+        except OSError as error:
+            logger.warning("no lock in %s: no second run may cache there: %s", folder, error)
+            return None
+        return lock
+
+    def _fill(
+        self, manifest: Manifest, example_ids: NDArray[np.int64], logits_of: LogitsOf
+    ) -> Manifest:
         staged = self._staged(manifest)
         self._discard_all_but(staged)
         lent = self._lent(manifest)
@@ -83,7 +121,7 @@ class PartsFolder:
         finished = write_manifest(self.folder, replace(manifest, parts=tuple(parts)))
         for part in parts:
             self._note(part).unlink(missing_ok=True)
-        return SoftTargets(self.folder, finished)
+        return finished
 
     def _staged(self, manifest: Manifest) -> dict[str, Part]:
         """What lies here of this very store, as far as notes and manifest say."""

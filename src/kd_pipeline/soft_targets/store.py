@@ -2,18 +2,19 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kd_pipeline.atomic import replace_file, replace_folder
+from kd_pipeline.atomic import Lock, replace_file, replace_folder
 from kd_pipeline.errors import DataError, StaleArtefactError
 from kd_pipeline.soft_targets.encoding import Encoding, encode_logits
-from kd_pipeline.soft_targets.manifest import Manifest, Provenance, digest_of_ids
+from kd_pipeline.soft_targets.manifest import Manifest, Part, Provenance, digest_of_ids
 from kd_pipeline.soft_targets.parts import (
     PartRows,
     part_problem,
@@ -25,6 +26,8 @@ from kd_pipeline.soft_targets.parts import (
 
 MANIFEST_FILE = "manifest.json"
 ROWS_PER_PART = 65_536
+PART_MIB = 64
+"""What a part's float32 logits may take in memory where nobody says how many rows it has."""
 _NUM_SHOWN = 20
 
 
@@ -34,6 +37,8 @@ class SoftTargets:
 
     folder: Path
     manifest: Manifest
+    lock: Lock | None = field(default=None, repr=False, compare=False)
+    """Of the folder where it was made, until it is moved from there."""
 
     @cached_property
     def example_ids(self) -> NDArray[np.int64]:
@@ -61,13 +66,22 @@ class SoftTargets:
         Raises:
             StaleArtefactError: If a part is missing, damaged or of another store.
         """
-        asked = (member, view, shard)
-        for part in self.manifest.parts:
-            place = (part.member, part.view, part.shard)
-            if all(a in {None, p} for a, p in zip(asked, place, strict=True)):
-                with _naming(self.folder):
-                    rows = read_part(self.folder, part, self.manifest)
-                yield rows
+        asked = zip(self._axes, (member, view, shard), strict=True)
+        places = product(*(axis if one is None else (one,) for axis, one in asked))
+        for part in filter(None, map(self._by_place.get, places)):
+            with _naming(self.folder):
+                rows = read_part(self.folder, part, self.manifest)
+            yield rows
+
+    @cached_property
+    def _by_place(self) -> dict[tuple[int, ...], Part]:
+        # Gathering asks for every part by its place: a search through all would be quadratic.
+        return {(part.member, part.view, part.shard): part for part in self.manifest.parts}
+
+    @cached_property
+    def _axes(self) -> tuple[range, ...]:
+        """All members, views and shards."""
+        return tuple(range(1 + max(axis)) for axis in zip(*self._by_place, strict=True))
 
 
 def write_soft_targets(
@@ -114,6 +128,20 @@ def write_soft_targets(
             parts.append(write_part(temporary, part, manifest, ids, encoded))
         manifest = write_manifest(temporary, replace(manifest, parts=tuple(parts)))
     return SoftTargets(Path(folder), manifest)
+
+
+def rows_within_budget(num_classes: int) -> int:
+    """Rows of a part where nobody says: of the number of classes alone, so that bytes repeat.
+
+    Args:
+        num_classes: Of the store; top-k parts too are made from all logits.
+
+    Returns:
+        As many as keep float32 logits within `PART_MIB`, and at most `ROWS_PER_PART`.
+    """
+    rows = PART_MIB * 2**20 // (4 * num_classes)
+    # In thousands where there are thousands: common batch sizes then divide a part.
+    return min(ROWS_PER_PART, rows - rows % 1024 if rows >= 1024 else max(rows, 1))
 
 
 def plan_store(

@@ -19,7 +19,8 @@ from kd_pipeline.data.views.sampling import Drawn, Settings, per_image, unit_sca
 from kd_pipeline.data.views.stream import Stream
 from kd_pipeline.errors import ParameterError
 
-_TABLE_CELLS = 4096
+_OCTAVES, _CELLS = 54, 512
+"""Of the table of quantiles: halvings of the probability down to 2**-54, and cells in each."""
 
 
 @dataclass(frozen=True)
@@ -87,22 +88,33 @@ def beta_quantile(uniform: Tensor, *, alpha: float) -> Tensor:
         alpha: Both of the distribution's parameters; 1 is uniform.
 
     Returns:
-        float64 of the same shape; linear between 4097 exact quantiles.
+        float64 of the same shape; linear between exact quantiles, which lie as densely in the
+        smallest halves of the tails as in the middle. A draw of 0 is 0.
     """
     if alpha == 1:
         return uniform
     table = torch.from_numpy(_beta_table(alpha)).to(uniform.device)
-    at = uniform * _TABLE_CELLS
-    cell = at.to(torch.int64).clamp(max=_TABLE_CELLS - 1)
-    below = table[cell]
-    return below + (table[cell + 1] - below) * (at - cell)
+    is_upper = uniform > 0.5
+    # The distribution is symmetric, and 1 - uniform is exact here: one tail serves for both.
+    tail = torch.where(is_upper, 1 - uniform, uniform)
+    mantissa, exponent = torch.frexp(tail)
+    octave = (-exponent).to(torch.int64).clamp(0, _OCTAVES - 1)
+    at = ((mantissa - 0.5) * (2 * _CELLS)).clamp(min=0)
+    cell = at.to(torch.int64)
+    below = table[octave, cell]
+    share = below + (table[octave, cell + 1] - below) * (at - cell)
+    share = torch.where(tail > 0, share, 0.0)
+    return torch.where(is_upper, 1 - share, share)
 
 
 @lru_cache(maxsize=8)
 def _beta_table(alpha: float) -> NDArray[np.float64]:
+    """Quantiles [octaves, cells + 1]: octave k spans the probabilities 2**-(k+1) to 2**-k."""
     from scipy.special import betaincinv
 
-    table: NDArray[np.float64] = betaincinv(alpha, alpha, np.linspace(0, 1, _TABLE_CELLS + 1))
+    within = np.linspace(0.5, 1, _CELLS + 1)
+    probability = np.ldexp(within, -np.arange(_OCTAVES)[:, None])
+    table: NDArray[np.float64] = betaincinv(alpha, alpha, probability)
     return table
 
 

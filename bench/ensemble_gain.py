@@ -1,0 +1,183 @@
+"""The share of a ten-member ensemble's gain that one student of the same kind keeps.
+
+    CIFAR10_ROOT=/where/cifar10/lies python -m bench.ensemble_gain cifar10 --seeds 3
+    python -m bench.ensemble_gain digits --seeds 10
+
+Everyone learns from the same labels; `cifar10` is the preset `ensemble`. For each seed of split,
+members and students, the gains are of test accuracy over students trained on hard labels: of the
+ensemble, of students distilled from its geometric mixture, and of students distilled from its
+arithmetic one, from the same cache. Shares are ratios of means over the seeds; with many seeds
+their interval is a bootstrap over seeds.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from bench.views_against_live import EXPERIMENTS, ingest, training
+from kd_pipeline.data.splits import ids_with_role, split_examples, split_fingerprint
+from kd_pipeline.data.views import ViewPolicy
+from kd_pipeline.labelling.predict import open_predictor
+from kd_pipeline.labelling.soft_targets import label_transfer_set
+from kd_pipeline.losses.objective import Objective
+from kd_pipeline.models.checkpoint import ModelCheckpoint
+from kd_pipeline.models.state_folder import StateFolder
+from kd_pipeline.soft_targets.mixing import Mixing, mix_logits
+from kd_pipeline.soft_targets.parts_folder import PartsFolder
+from kd_pipeline.training.settings import TrainingSettings
+from kd_pipeline.training.students import train_students
+from kd_pipeline.training.teacher_sources import CachedTeacher, Teacher
+from kd_pipeline.training.teachers import train_teachers
+from kd_pipeline.training.training_data import TrainingData
+
+NUM_MEMBERS, NUM_STUDENTS = 10, 3
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One data set; members and students are alike."""
+
+    split: dict[str, Any]
+    model: dict[str, Any]
+    training: TrainingSettings
+    transforms: tuple[dict[str, Any], ...]
+    num_views: int
+    temperature: float = 4.0
+
+
+SETTINGS = {
+    "cifar10": Setting(
+        split={"test_fraction": 0.2, "fraction": 0.1, "relation": "equal"},
+        model={"name": "small_cnn", "arguments": {"channels": [8, 16, 32]}},
+        training=training(40, 128, 0.004, "auto"),
+        transforms=EXPERIMENTS["cifar10"].transforms,
+        num_views=8,
+    ),
+    "digits": Setting(
+        split={"test_fraction": 0.3323, "labels_per_class": 10, "relation": "equal"},
+        model={"name": "mlp", "arguments": {"hidden": [32]}},
+        training=training(300, 64, 0.01, "float32"),
+        transforms=(),
+        num_views=1,
+    ),
+}
+
+
+def main() -> None:
+    """Run all seeds, print them and the shares."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", choices=SETTINGS)
+    parser.add_argument("--seeds", type=int, default=3)
+    given = parser.parse_args()
+    setting, ingested = SETTINGS[given.data], ingest(EXPERIMENTS[given.data].source)
+    rows = []
+    for seed in range(given.seeds):
+        splits = split_examples(
+            ingested.examples,
+            class_names=ingested.images.class_names,
+            seed=seed,
+            validation_fraction=0.1,
+            **setting.split,
+        )
+        data = TrainingData(ingested.images, ingested.examples, splits)
+        rows.append(_one_seed(setting, data, seed))
+        print({name: round(value, 2) for name, value in rows[-1].items()}, flush=True)
+    _report(pd.DataFrame(rows))
+
+
+def _one_seed(setting: Setting, data: TrainingData, seed: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        members, _ = train_teachers(
+            data,
+            model=setting.model,
+            pretrained=None,
+            settings=setting.training,
+            label_smoothing=0.0,
+            transforms=setting.transforms,
+            seed=seed,
+            num_members=NUM_MEMBERS,
+            parameters={},
+            states=StateFolder(Path(folder, "members")),
+        )
+        cache = label_transfer_set(
+            members,
+            data.images,
+            ids_with_role(data.splits, "transfer"),
+            parts=PartsFolder(Path(folder, "parts")),
+            splits_fingerprint=split_fingerprint(data.splits),
+            policy=ViewPolicy(seed, setting.transforms),
+            num_views=setting.num_views,
+            batch_size=512,
+            device="auto",
+            precision=setting.training.precision,
+        )
+        logits = torch.stack([_logits(data, member) for member in members])
+        mixed = mix_logits(logits, mixing=Mixing(), temperature=1.0)
+        sources: Mapping[str, Teacher | None] = {
+            "hard labels": None,
+            "geometric": CachedTeacher(cache),
+            "arithmetic": CachedTeacher(cache, Mixing("arithmetic")),
+        }
+        found = {
+            "member": float(np.mean([_accuracy(data, one) for one in logits])),
+            "ensemble": _accuracy(data, mixed),
+        }
+        for name, source in sources.items():
+            students = _students(setting, data, source, seed, Path(folder, name))
+            found[name] = float(np.mean([_accuracy(data, _logits(data, s)) for s in students]))
+        return found
+
+
+def _students(
+    setting: Setting, data: TrainingData, teacher: Teacher | None, seed: int, states: Path
+) -> list[ModelCheckpoint]:
+    soft = Objective(soft_weight=1.0, temperature=setting.temperature)
+    students, _ = train_students(
+        data,
+        teacher=teacher,
+        objective=Objective() if teacher is None else soft,
+        model=setting.model,
+        settings=setting.training,
+        seed=seed,
+        num_replicates=NUM_STUDENTS,
+        policy=ViewPolicy(seed, setting.transforms),
+        num_views=setting.num_views,
+        parameters={},
+        states=StateFolder(states),
+    )
+    return students
+
+
+def _logits(data: TrainingData, checkpoint: ModelCheckpoint) -> torch.Tensor:
+    predictor = open_predictor(checkpoint, data.images, batch_size=1024)
+    return predictor.logits(ids_with_role(data.splits, "test"))
+
+
+def _accuracy(data: TrainingData, logits: torch.Tensor) -> float:
+    labels = data.labels_of(ids_with_role(data.splits, "test"))
+    return 100 * float((logits.argmax(1) == labels).double().mean())
+
+
+def _report(rows: pd.DataFrame) -> None:
+    print("\n" + rows.describe().loc[["mean", "std"]].round(2).to_string())
+    gains = rows.sub(rows["hard labels"], axis=0).to_numpy()
+    columns = list(rows.columns)
+    rng = np.random.default_rng(0)
+    drawn = gains[rng.integers(0, len(gains), (10_000, len(gains)))].mean(axis=1)
+    whole = columns.index("ensemble")
+    for name in ("geometric", "arithmetic"):
+        at = columns.index(name)
+        share = gains[:, at].mean() / gains[:, whole].mean()
+        low, high = np.percentile(drawn[:, at] / drawn[:, whole], [2.5, 97.5])
+        print(f"{name}: keeps {share:.0%} of the gain, 95 % bootstrap {low:.0%} to {high:.0%}")
+
+
+if __name__ == "__main__":
+    main()
