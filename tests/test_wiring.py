@@ -28,6 +28,7 @@ FIGURES = {"accuracy_figure", "reliability_figure", "confusion_figure", "class_g
 SOFT_TARGET_FIGURES = {f"soft_target_{what}_figure" for what in ("entropy", "confidence", "grid")}
 WITH_TEACHER = {arm for arm, source in ARMS.items() if source == "cache"}
 
+SOFT_TARGET_TABLES = ("soft_target_summary", "soft_target_confusions")
 HOPS = hop_names()
 TWINS = tuple(twins_of(len(HOPS)))
 
@@ -63,7 +64,7 @@ BESIDE_DISTILL: dict[str, tuple[set[str], set[str]]] = {
     ),
     "chain": (
         {"images", "examples", "splits", "teacher.checkpoints", "teacher.card"},
-        {f"{hop}.{what}" for hop in HOPS for what in ("soft_targets", "card")}
+        {f"{hop}.{what}" for hop in HOPS for what in ("soft_targets", "card", *SOFT_TARGET_TABLES)}
         | {f"{role}.{what}" for role in (*HOPS, *TWINS) for what in ("checkpoints", "history")}
         | {"hop_predictions", "hop_metrics", "hop_table", "hop_comparison", "hop_report"},
     ),

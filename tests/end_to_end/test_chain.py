@@ -68,6 +68,20 @@ def test_nothing_is_left_to_be_resumed(finished_chain: Any) -> None:
     assert [path for path in left if path.is_file()] == []
 
 
+def test_every_cache_is_summed_up_for_a_reader(finished_chain: Any) -> None:
+    for hop in ("middle", "small"):
+        folder = finished_chain.data / "08_reporting" / hop
+        summary = pd.read_csv(folder / "soft_target_summary.csv", dtype={"fingerprint": str})
+        manifest = json.loads(
+            (
+                finished_chain.data / "05_model_input" / hop / "soft_targets/manifest.json"
+            ).read_text()
+        )
+        members = summary.loc[summary["teacher"].astype(str) != "mixed", "fingerprint"].tolist()
+        assert members == manifest["provenance"]["teacher_fingerprints"]
+        assert (folder / "soft_target_confusions.csv").is_file()
+
+
 def test_it_ends_with_a_table_of_hops(finished_chain: Any) -> None:
     table = hop_table(finished_chain).set_index("role")
     assert sorted(table.index) == sorted(ROLES)

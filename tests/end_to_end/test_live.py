@@ -17,9 +17,10 @@ def test_a_live_teacher_teaches_over_fresh_views(fresh: Any, run_here: Any) -> N
     assert set(comparison["arms"]) == set(LIVE_ARMS)
     assert comparison["distilled"] == "student_live"
     assert set(comparison["distilled_over"]) == {"student_smoothed"}
-    assert "Distillation" in (reporting / "report.md").read_text() or "No evidence" in (
-        reporting / "report.md"
-    ).read_text()
+    assert (
+        "Distillation" in (reporting / "report.md").read_text()
+        or "No evidence" in (reporting / "report.md").read_text()
+    )
     assert not (fresh.data / "05_model_input/soft_targets").exists()
     # The cached arms refuse fresh views before anything is trained.
     refused = run_here(fresh, ["distill"], params={"views": VIEWS}).refused(ParameterError)

@@ -71,8 +71,25 @@ def test_it_says_what_it_rests_on() -> None:
         "num_replicates": 3,
         "num_bootstrap_samples": 500,
         "confidence_level": 0.95,
+        "teacher_measured": True,
         "teacher_data_known": True,
     }
+
+
+def test_nothing_is_known_of_a_teacher_that_could_not_be_measured() -> None:
+    predictions, metrics = make_predictions(dict.fromkeys(ROLES, 0.5)), make_metrics()
+    students = [table[table["role"] != "teacher"] for table in (predictions, metrics)]
+    told = compare_hops(*students, last="last", twins=["alone"], **SETTINGS)
+    assert told["method"]["teacher_measured"] is False
+    assert told["method"]["teacher_data_known"] is False
+    assert told["hops"] == ["between", "last", "direct", "alone"]
+
+
+def test_a_measured_teacher_may_be_of_unknown_data() -> None:
+    predictions = make_predictions(dict.fromkeys(ROLES, 0.5))
+    metrics = make_metrics().assign(data_known=False)
+    method = compare_hops(predictions, metrics, last="last", twins=["alone"], **SETTINGS)["method"]
+    assert (method["teacher_measured"], method["teacher_data_known"]) == (True, False)
 
 
 def test_a_missing_twin_is_named() -> None:

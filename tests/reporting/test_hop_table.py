@@ -61,6 +61,7 @@ def comparison(gain: float, half_width: float = 0.02) -> dict[str, Any]:
             "num_test_examples": 596,
             "num_replicates": 2,
             "num_bootstrap_samples": 500,
+            "teacher_measured": True,
             "teacher_data_known": True,
         },
     }
@@ -140,6 +141,20 @@ def test_what_it_rests_on_is_said(metrics: pd.DataFrame) -> None:
     report = markdown_hop_report(table, told)
     assert "With one replicate nothing is known of other seeds" in report
     assert "cannot be verified" in report
+
+
+def test_a_teacher_that_could_not_be_measured_is_spoken_of(metrics: pd.DataFrame) -> None:
+    said = "its logits were imported and do not cover the test set"
+    told = comparison(0.05)
+    assert said not in markdown_hop_report(make_hop_table(metrics), told)
+    told["method"] |= {"teacher_measured": False, "teacher_data_known": False}
+    table = make_hop_table(metrics[metrics["role"] != "teacher"])
+    report = markdown_hop_report(table, told)
+    assert "| teacher |" in report  # As what the first hop has learnt from, and nowhere else.
+    assert "\n| teacher |" not in report
+    assert said in report
+    assert "cannot be verified" in report
+    assert said in terminal_hop_table(table, told, None)
 
 
 def test_a_teacher_of_unknown_size_leaves_gaps(metrics: pd.DataFrame) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from kd_pipeline.metrics.comparison import compare
 from kd_pipeline.reporting.report import markdown_report
 
 Draw = Callable[..., Any]
@@ -94,6 +95,17 @@ def test_a_teacher_of_unknown_data_is_warned_of(draw: Draw) -> None:
     said = "that it never saw these test images cannot be verified"
     assert said not in told({"student_kd": 0.95}, draw)
     assert said in told({"student_kd": 0.95}, draw, data_known=False)
+
+
+def test_the_data_of_a_teacher_that_could_not_be_measured_are_unknown_too(result: Any) -> None:
+    """The students learnt from it: what it has seen matters, measured or not."""
+    predictions, metrics = (
+        table[table["role"] != "teacher"] for table in (result.predictions, result.metrics)
+    )
+    comparison = compare(predictions, metrics, num_samples=100, confidence_level=0.95, seed=0)
+    text = markdown_report(comparison, metrics)
+    assert "that it never saw these test images cannot be verified" in text
+    assert "logits were imported and do not cover the test set" in text
 
 
 def test_without_a_distilled_arm_the_others_are_told(draw: Draw) -> None:

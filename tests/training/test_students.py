@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -16,6 +17,7 @@ from kd_pipeline.errors import DataError, ParameterError, StaleArtefactError
 from kd_pipeline.losses.objective import Objective
 from kd_pipeline.models.checkpoint import ModelCheckpoint
 from kd_pipeline.models.state_folder import StateFolder
+from kd_pipeline.soft_targets.mixing import Mixing
 from kd_pipeline.soft_targets.store import SoftTargets
 from kd_pipeline.training import students
 from kd_pipeline.training.engine import TrainingPlan
@@ -205,3 +207,19 @@ def test_an_arm_without_anything_to_learn_from_is_refused(
 def test_a_soft_weight_without_a_teacher_is_refused(data: TrainingData, tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="`soft_weight` must be 0 for an arm without"):
         run(data, tmp_path, objective=Objective(soft_weight=0.5))
+
+
+def test_a_student_knows_how_its_teachers_members_were_mixed(
+    data: TrainingData, tmp_path: Path, cache: Cache
+) -> None:
+    rng = np.random.default_rng(0)
+    count = len(ids_with_role(data.splits, "transfer"))
+    logits = rng.normal(size=(2, 1, count, 3)).astype(np.float32)
+    two = cache(data.images, data.splits, logits=logits, teacher_fingerprints=("t", "u"))
+    mixing = Mixing("arithmetic", (3.0, 1.0))
+    soft = Objective(soft_weight=1.0)
+    teacher = CachedTeacher(two, mixing)
+    (mixed, *_), _ = run(data, tmp_path / "a", teacher=teacher, objective=soft)
+    assert mixed.facts["teacher_mixing"] == {"kind": "arithmetic", "shares": [0.75, 0.25]}
+    (alone, *_), _ = run(data, tmp_path / "b", cache(data.images, data.splits))
+    assert alone.facts["teacher_mixing"] is None  # One member is not mixed.

@@ -109,7 +109,7 @@ def _mixture(teacher: Teacher | None) -> dict[str, Any] | None:
     """How several members were mixed: part of which teacher a student learnt from."""
     if teacher is None or len(teacher.fingerprints) == 1:
         return None
-    return {"kind": teacher.mixing.kind, "shares": teacher.mixing.shares(len(teacher.fingerprints))}
+    return teacher.mixing.described(len(teacher.fingerprints))
 
 
 def untrained(

@@ -9,6 +9,7 @@ import yaml
 from kedro.framework import project
 
 from kd_pipeline.errors import ParameterError
+from kd_pipeline.pipeline_registry import register_pipelines
 from kd_pipeline.pipelines.chain.hop_list import BASE_FILE, follow, hop_names
 from kd_pipeline.settings import CONFIG_LOADER_ARGS, LayeredConfigLoader
 
@@ -49,13 +50,70 @@ def test_without_a_session_the_list_is_that_of_base() -> None:
 def test_the_base_list_is_that_of_the_project_one_works_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / BASE_FILE).parent.mkdir(parents=True)
     # As it is written: what would only resolve inside Kedro does not matter here.
     text = "chain: {seed: '${globals:seed}', hops: [{name: x, model: '${nowhere}'}]}"
-    (tmp_path / BASE_FILE).write_text(text)
-    (tmp_path / "pyproject.toml").write_text('[tool.kedro]\npackage_name = "kd_pipeline"\n')
-    monkeypatch.chdir(tmp_path)
+    work_in(tmp_path, text, monkeypatch)
     assert hop_names() == ("x",)
+
+
+def work_in(project: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a project with this base file, and go there; no session is begun."""
+    (project / BASE_FILE).parent.mkdir(parents=True)
+    (project / BASE_FILE).write_text(text)
+    (project / "pyproject.toml").write_text('[tool.kedro]\npackage_name = "kd_pipeline"\n')
+    monkeypatch.chdir(project)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "chain:\n", "other: {}\n"])
+def test_a_base_file_without_a_list_has_no_hops(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_in(tmp_path, text, monkeypatch)
+    assert hop_names() == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("- chain\n", "conf/base/parameters_chain.yml"),
+        ("chain: [a]\n", r"chain\.hops"),
+        ("chain: {seed: 1}\n", r"chain\.hops"),
+        ("chain: {hops: []}\n", r"chain\.hops"),
+        ("chain: {hops: {name: a}}\n", r"chain\.hops"),
+        ("chain: {hops: [{name: a}, b]}\n", r"chain\.hops\.1"),
+        ("chain: {hops: [{model: {name: mlp}}]}\n", r"chain\.hops\.0"),
+    ],
+)
+def test_a_base_list_that_is_none_is_refused_by_name(
+    text: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_in(tmp_path, text, monkeypatch)
+    with pytest.raises(ParameterError, match=f"`{name}` must "):
+        hop_names()
+
+
+@pytest.mark.parametrize(
+    "written", [hops("teacher"), {"chain": {"hops": 3}}, {"chain": {"hops": []}}]
+)
+def test_a_list_that_is_none_is_refused_by_the_chain_alone(
+    written: dict[str, Any], conf: Path
+) -> None:
+    """All pipelines are wired for any of them."""
+    load(conf, runtime_params=written)
+    pipelines = register_pipelines()
+    assert len(pipelines["distill"].nodes) > 10
+    (refusing,) = pipelines["chain"].nodes
+    assert refusing.inputs == ["params:chain"]
+    with pytest.raises(ParameterError, match=r"`chain\.hops"):
+        refusing.run({"params:chain": written["chain"]})
+
+
+def test_a_chain_without_a_list_is_refused_when_it_is_run(conf: Path) -> None:
+    (conf / "base/parameters_chain.yml").write_text("chain:\n")
+    load(conf)
+    (refusing,) = register_pipelines()["chain"].nodes
+    with pytest.raises(ParameterError, match=r"`chain\.hops` must be a list of hops, got None"):
+        refusing.run({"params:chain": None})
 
 
 def test_a_session_brings_its_own_list(conf: Path) -> None:

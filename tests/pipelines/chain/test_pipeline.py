@@ -42,6 +42,15 @@ def test_each_hop_is_taught_by_the_one_before() -> None:
         assert f"{hop}.history" in trains.outputs
 
 
+def test_every_cache_is_looked_at() -> None:
+    pipeline = wired(*HOPS)
+    for hop in HOPS:
+        looks = node(pipeline, f"{hop}.soft_target_summary")
+        assert looks.outputs == [f"{hop}.soft_target_summary", f"{hop}.soft_target_confusions"]
+        assert f"{hop}.soft_targets" in looks.inputs
+        assert looks.namespace == hop
+
+
 def test_no_hop_opens_its_teacher() -> None:
     """Promise one: whoever learns from a cache needs no weights but its own."""
     pipeline = wired(*HOPS)

@@ -10,6 +10,7 @@ import pytest
 from kd_pipeline.data.splits import split_fingerprint
 from kd_pipeline.errors import StaleArtefactError
 from kd_pipeline.labelling.freshness import check_fresh
+from kd_pipeline.soft_targets.mixing import Mixing
 
 Changed = Callable[..., Any]
 
@@ -141,3 +142,21 @@ def test_only_the_paired_arms_need_as_many_replicates(stage: Any, changed: Chang
     students["alone"] = students["alone"][:1]
     with pytest.raises(StaleArtefactError, match="same number of replicates"):
         check_chain(stage, students)
+
+
+def test_a_student_of_another_mixture_of_the_members_is_refused(
+    stage: Any, changed: Changed
+) -> None:
+    """Members mixed otherwise are another teacher: agreement with it would mean nothing."""
+    equal, first = Mixing(), Mixing("arithmetic", (1.0, 0.0))
+    arm = stage.students["student_kd"]
+    arm[1] = changed(arm[1], teacher_mixing=first.described(2))
+    arguments = {
+        "images": stage.images.fingerprint,
+        "splits": split_fingerprint(stage.splits),
+        "class_names": stage.images.class_names,
+    }
+    check_fresh(stage.teacher, stage.students, **arguments, mixture=first.described(2))
+    message = r"`student_kd.checkpoints\[1\]` must be made from the mixture of members"
+    with pytest.raises(StaleArtefactError, match=message):
+        check_fresh(stage.teacher, stage.students, **arguments, mixture=equal.described(2))

@@ -10,6 +10,7 @@ import pytest
 
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import ids_with_role, split_fingerprint
+from kd_pipeline.data.views.policy import RENDERING
 from kd_pipeline.errors import CheckpointError, ParameterError, TeacherTooWeakError
 from kd_pipeline.models.checkpoint import ModelCheckpoint, build_untrained, snapshot
 from kd_pipeline.models.preprocessing import Preprocessing
@@ -88,6 +89,7 @@ def test_the_manifest_knows_all_that_the_logits_depend_on(
     assert provenance.view_policy == {
         "seed": 3,
         "transforms": [{"name": "shift", "max_pixels": 2, "padding": "zeros"}],
+        "rendering": RENDERING,
     }
     assert provenance.num_views == 2
 

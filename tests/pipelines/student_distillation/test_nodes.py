@@ -13,7 +13,12 @@ import torch
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import ids_with_role, split_fingerprint
 from kd_pipeline.data.views import ViewPolicy
-from kd_pipeline.errors import DataError, ParameterError, StaleArtefactError
+from kd_pipeline.errors import (
+    DataError,
+    ParameterError,
+    StaleArtefactError,
+    TeacherTooWeakError,
+)
 from kd_pipeline.events import Event, TrainingStarted, listening
 from kd_pipeline.labelling.soft_targets import label_transfer_set
 from kd_pipeline.models.checkpoint import ModelCheckpoint, build_untrained, snapshot
@@ -162,9 +167,7 @@ def test_a_cache_of_something_else_is_refused_saying_which(
     assert heard == []
 
 
-def test_a_live_teacher_teaches_what_its_cache_would(given: dict[str, Any], tmp_path: Path) -> None:
-    """Through the nodes; tests/training/test_teacher_sources.py compares logit by logit."""
-    images, splits = given["images"], given["splits"]
+def untrained_teacher(images: ImageSet) -> ModelCheckpoint:
     arguments = {"hidden": [16]}
     classifier = build_untrained(
         architecture="mlp",
@@ -173,13 +176,38 @@ def test_a_live_teacher_teaches_what_its_cache_would(given: dict[str, Any], tmp_
         num_classes=3,
         seed=5,
     )
-    teacher = snapshot(
+    return snapshot(
         classifier,
         architecture="mlp",
         arguments=arguments,
         class_names=images.class_names,
         facts={},
     )
+
+
+def test_a_live_teacher_below_the_bar_teaches_nobody(given: dict[str, Any]) -> None:
+    shared = {name: value for name, value in given.items() if name != "soft_targets"}
+    shared |= {"checkpoints": [untrained_teacher(given["images"])]}
+    shared |= {"arm": ArmParams.model_validate({"soft_weight": 1.0})}
+    heard: list[Event] = []
+    with (
+        listening(heard.append),
+        pytest.raises(TeacherTooWeakError, match=r"min_validation_accuracy` is 0\.99"),
+    ):
+        train_on_live_teacher(
+            **shared, caching=SoftTargetCachingParams(min_validation_accuracy=0.99)
+        )
+    assert not [event for event in heard if isinstance(event, TrainingStarted)]
+    trained, _ = train_on_live_teacher(
+        **shared, caching=SoftTargetCachingParams(min_validation_accuracy=0.0)
+    )
+    assert len(trained) == 2
+
+
+def test_a_live_teacher_teaches_what_its_cache_would(given: dict[str, Any], tmp_path: Path) -> None:
+    """Through the nodes; tests/training/test_teacher_sources.py compares logit by logit."""
+    images, splits = given["images"], given["splits"]
+    teacher = untrained_teacher(images)
     shared = {name: value for name, value in given.items() if name != "soft_targets"}
     arm = ArmParams.model_validate({"soft_weight": 1.0})
     live, _ = train_on_live_teacher(

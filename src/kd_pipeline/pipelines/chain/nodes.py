@@ -106,7 +106,7 @@ def cache_summariser(role: str) -> Callable[..., tuple[pd.DataFrame, pd.DataFram
         chain: ChainParams,
         reading: SoftTargetsParams,
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Describe how soft a hop's soft targets are, how often right, and which classes look alike.
+        """Describe how soft a hop's soft targets are, how often right, and what looks alike.
 
         Args:
             soft_targets: Of the hop before.
@@ -202,6 +202,7 @@ def evaluate_hops(
     from kd_pipeline.labelling.measuring import TestReader, describe_models, read_test_set
     from kd_pipeline.soft_targets.mixing import Mixing
 
+    mixing = Mixing(reading.mixing, reading.member_weights)
     check_fresh(
         teacher,
         hops,
@@ -211,9 +212,9 @@ def evaluate_hops(
         learnt_from=chain.learnt_from,
         paired=(chain.hops[-1].name, *chain.twins),
         rerun=RERUN,
+        mixture=mixing.described(len(teacher)),
     )
     settings = params.model_dump(include={"batch_size", "device", "precision"})
-    mixing = Mixing(reading.mixing, reading.member_weights)
     # Before the test set is opened: whatever fails here leaves it unread.
     described = describe_models(
         images, examples, splits, {"teacher": teacher, **hops}, mixing=mixing, **settings

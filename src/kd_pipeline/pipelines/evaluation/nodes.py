@@ -49,12 +49,14 @@ def evaluate_models(
     from kd_pipeline.labelling.measuring import TestReader, read_test_set
     from kd_pipeline.soft_targets.mixing import Mixing
 
+    members = Mixing(mixing.mixing, mixing.member_weights)
     check_fresh(
         teacher,
         students,
         images=images.fingerprint,
         splits=split_fingerprint(splits),
         class_names=images.class_names,
+        mixture=members.described(len(teacher)),
     )
     reader = TestReader(
         images,
@@ -65,9 +67,7 @@ def evaluate_models(
         precision=params.precision,
         num_bins=params.num_calibration_bins,
     )
-    return read_test_set(
-        reader, teacher, students, mixing=Mixing(mixing.mixing, mixing.member_weights)
-    )
+    return read_test_set(reader, teacher, students, mixing=members)
 
 
 def compare_arms(
