@@ -37,7 +37,7 @@ from kd_pipeline.training.teacher_sources import CachedTeacher, Teacher
 from kd_pipeline.training.teachers import train_teachers
 from kd_pipeline.training.training_data import TrainingData
 
-NUM_MEMBERS, NUM_STUDENTS = 10, 3
+NUM_MEMBERS = 10
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Setting:
     training: TrainingSettings
     transforms: tuple[dict[str, Any], ...]
     num_views: int
+    num_students: int
     temperature: float = 4.0
 
 
@@ -59,6 +60,7 @@ SETTINGS = {
         training=training(40, 128, 0.004, "auto"),
         transforms=EXPERIMENTS["cifar10"].transforms,
         num_views=8,
+        num_students=3,
     ),
     "digits": Setting(
         split={"test_fraction": 0.3323, "labels_per_class": 10, "relation": "equal"},
@@ -66,6 +68,7 @@ SETTINGS = {
         training=training(300, 64, 0.01, "float32"),
         transforms=(),
         num_views=1,
+        num_students=5,
     ),
 }
 
@@ -146,7 +149,7 @@ def _students(
         model=setting.model,
         settings=setting.training,
         seed=seed,
-        num_replicates=NUM_STUDENTS,
+        num_replicates=setting.num_students,
         policy=ViewPolicy(seed, setting.transforms),
         num_views=setting.num_views,
         parameters={},
@@ -175,7 +178,10 @@ def _report(rows: pd.DataFrame) -> None:
     for name in ("geometric", "arithmetic"):
         at = columns.index(name)
         share = gains[:, at].mean() / gains[:, whole].mean()
-        low, high = np.percentile(drawn[:, at] / drawn[:, whole], [2.5, 97.5])
+        # A draw in which the ensemble gains nothing has no share: it counts as unbounded.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shares = np.nan_to_num(drawn[:, at] / drawn[:, whole], nan=np.inf)
+        low, high = np.percentile(shares, [2.5, 97.5], method="nearest")
         print(f"{name}: keeps {share:.0%} of the gain, 95 % bootstrap {low:.0%} to {high:.0%}")
 
 
