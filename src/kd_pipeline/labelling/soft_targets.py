@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.views import ViewPolicy
-from kd_pipeline.errors import ParameterError, StaleArtefactError
+from kd_pipeline.errors import ParameterError
 from kd_pipeline.events import Progress, emit, part_of
 from kd_pipeline.labelling.predict import Predictor, open_predictor
-from kd_pipeline.models.checkpoint import ModelCheckpoint, check_classes
+from kd_pipeline.models.checkpoint import ModelCheckpoint, check_classes, check_origin
 from kd_pipeline.models.imported_logits import check_covers
 from kd_pipeline.models.predict import resolve_device, resolve_precision
 from kd_pipeline.soft_targets.encoding import Encoding
@@ -70,7 +70,7 @@ def label_transfer_set(
     """
     for member in teacher:
         check_classes(member, images.class_names, name="teacher.checkpoints")
-        _check_origin(member, images=images.fingerprint, splits=splits_fingerprint)
+        check_origin(member, images=images.fingerprint, splits=splits_fingerprint)
         check_covers(member, example_ids, what="the transfer set")
     if top_k is not None and len(teacher) > 1:
         rule = "be null for a teacher of several members: their best classes differ"
@@ -132,13 +132,3 @@ class _Labeller:
         with part_of(_TOLD_AS, done=done, total=manifest.num_rows):
             logits = self._predictor.logits(example_ids, view=part.view, description=_TOLD_AS)
         return logits.numpy()
-
-
-def _check_origin(member: ModelCheckpoint, **at_hand: str) -> None:
-    """A teacher of another split has learnt from examples that are held out in this one."""
-    for what, fingerprint in at_hand.items():
-        if member.facts.get(what, fingerprint) != fingerprint:
-            raise StaleArtefactError(
-                f"`teacher.checkpoints` were trained on other {what} than those at hand; "
-                "run `kedro run --pipelines=teacher_training`"
-            )

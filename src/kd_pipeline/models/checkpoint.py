@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kd_pipeline.atomic import replace_folder
-from kd_pipeline.errors import CheckpointError
+from kd_pipeline.errors import CheckpointError, StaleArtefactError
 from kd_pipeline.models.architectures import MODULE, build_network, code_digest, num_channels
 from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.exported_program import ExportedNetwork
@@ -202,6 +202,24 @@ def check_classes(checkpoint: ModelCheckpoint, class_names: tuple[str, ...], *, 
         )
         difference = f"class {at} is {given[at]!r} where the images have {class_names[at]!r}"
     raise CheckpointError(f"`{name}` must have the images' classes in their order: {difference}")
+
+
+def check_origin(teacher: ModelCheckpoint, **at_hand: str) -> None:
+    """Refuse a teacher of another split: it has learnt from examples that are held out here.
+
+    Args:
+        teacher: One that says nothing of its origin is let through.
+        at_hand: Fingerprints by the names that they have among a checkpoint's facts.
+
+    Raises:
+        StaleArtefactError: Naming what differs.
+    """
+    for what, fingerprint in at_hand.items():
+        if teacher.facts.get(what, fingerprint) != fingerprint:
+            raise StaleArtefactError(
+                f"`teacher.checkpoints` were trained on other {what} than those at hand; "
+                "run `kedro run --pipelines=teacher_training`"
+            )
 
 
 def write_checkpoint(checkpoint: ModelCheckpoint, folder: Path) -> None:

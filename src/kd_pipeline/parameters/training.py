@@ -58,4 +58,5 @@ class Training(Params):
     precision: Precision = "auto"
     """auto: bfloat16 autocast where the hardware has it, float32 elsewhere."""
     memory_budget_mb: PositiveInt = 4096
-    """More MiB of pixels, or of soft targets, than this are read from disk, batch by batch."""
+    """More MiB than this are read from disk, batch by batch. The bound is for each of training
+    pixels, validation pixels, soft targets, and the pixels of mixing partners by itself."""

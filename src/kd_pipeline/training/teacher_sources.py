@@ -12,11 +12,16 @@ import torch
 
 from kd_pipeline.data.splits import split_fingerprint
 from kd_pipeline.data.views import ViewPolicy
-from kd_pipeline.errors import ParameterError, StaleArtefactError
+from kd_pipeline.errors import ParameterError
 from kd_pipeline.losses.distillation import TEMPERATURE_FREE
 from kd_pipeline.losses.objective import Objective
 from kd_pipeline.losses.tails import TAILS, check_tail
-from kd_pipeline.models.checkpoint import ModelCheckpoint, build_classifier, check_classes
+from kd_pipeline.models.checkpoint import (
+    ModelCheckpoint,
+    build_classifier,
+    check_classes,
+    check_origin,
+)
 from kd_pipeline.models.predict import resolve_device, resolve_precision
 from kd_pipeline.soft_targets.gathering import gather_targets
 from kd_pipeline.soft_targets.manifest import check_provenance
@@ -171,12 +176,7 @@ class LiveTeacher:
         at_hand = {"images": data.images.fingerprint, "splits": split_fingerprint(data.splits)}
         for member in self.checkpoints:
             check_classes(member, data.images.class_names, name="teacher.checkpoints")
-            for what, fingerprint in at_hand.items():
-                if member.facts.get(what, fingerprint) != fingerprint:
-                    raise StaleArtefactError(
-                        f"`teacher.checkpoints` were trained on other {what} than those at hand; "
-                        "run `kedro run --pipelines=teacher_training`"
-                    )
+            check_origin(member, **at_hand)
             smoothing = member.facts.get("parameters", {}).get("label_smoothing", 0.0)
             _warn_of_smoothing(smoothing, objective)
 
