@@ -72,12 +72,9 @@ def label_transfer_set(
         check_classes(member, images.class_names, name="teacher.checkpoints")
         check_origin(member, images=images.fingerprint, splits=splits_fingerprint)
         check_covers(member, example_ids, what="the transfer set")
-    if top_k is not None and len(teacher) > 1:
-        rule = "be null for a teacher of several members: their best classes differ"
-        raise ParameterError("soft_target_caching.top_k", rule, top_k)
+    _check_top_k(top_k, num_members=len(teacher))
     device = resolve_device(device)
     precision = resolve_precision(precision, device)
-    smoothing = [m.facts.get("parameters", {}).get("label_smoothing", 0.0) for m in teacher]
     manifest = plan_store(
         example_ids,
         provenance=Provenance(
@@ -93,7 +90,7 @@ def label_transfer_set(
             "batch_size": batch_size,
             "device": device,
             "precision": precision,
-            "teacher_label_smoothing": max(smoothing, default=0.0),
+            "teacher_label_smoothing": _label_smoothing(teacher),
         },
         rows_per_part=rows_per_part or rows_within_budget(len(images.class_names)),
     )
@@ -112,6 +109,18 @@ def label_transfer_set(
     soft_targets = parts.fill(manifest, example_ids, _Labeller(open_member, manifest).logits_of)
     emit(Progress(_TOLD_AS, manifest.num_rows, manifest.num_rows, "images"))
     return soft_targets
+
+
+def _check_top_k(top_k: int | None, *, num_members: int) -> None:
+    if top_k is not None and num_members > 1:
+        rule = "be null for a teacher of several members: their best classes differ"
+        raise ParameterError("soft_target_caching.top_k", rule, top_k)
+
+
+def _label_smoothing(teacher: Sequence[ModelCheckpoint]) -> float:
+    """The most that any member was trained with."""
+    told = [member.facts.get("parameters", {}).get("label_smoothing", 0.0) for member in teacher]
+    return float(max(told, default=0.0))
 
 
 class _Labeller:
