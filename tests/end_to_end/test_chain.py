@@ -65,7 +65,8 @@ def test_the_last_hop_and_its_twins_differ_in_their_teacher_alone(finished_chain
 def test_nothing_is_left_to_be_resumed(finished_chain: Any) -> None:
     folders = ("06_models/.interrupted", "05_model_input/.interrupted")
     left = [path for folder in folders for path in (finished_chain.data / folder).rglob("*")]
-    assert [path for path in left if path.is_file()] == []
+    # Lock files stay: removing one would let two runs hold what they take for the same lock.
+    assert [path for path in left if path.is_file() and path.suffix != ".lock"] == []
 
 
 def test_every_cache_is_summed_up_for_a_reader(finished_chain: Any) -> None:
