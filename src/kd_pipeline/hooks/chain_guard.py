@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from kedro.io import CatalogProtocol
 
 from kd_pipeline.errors import ParameterError
+from kd_pipeline.hooks.soft_target_guard import check_top_k
 from kd_pipeline.parameters import (
     ChainParams,
     SoftTargetCachingParams,
@@ -37,21 +38,8 @@ def check_hops(data: "TrainingData", catalog: CatalogProtocol[Any, Any]) -> None
         training = (hop.training or student.training).model_dump(mode="json")
         model = hop.model.model_dump(mode="json")
         check_student(data, model=model, settings=TrainingSettings(**training), block=block)
-        _check_top_k(block, hop.soft_loss, hop.temperature, caching)
+        check_top_k(block, hop, caching)
     _check_members(chain, caching, reading)
-
-
-def _check_top_k(
-    block: str, soft_loss: str, temperature: float, caching: SoftTargetCachingParams
-) -> None:
-    from kd_pipeline.losses.tails import check_tail
-
-    if caching.top_k is None or caching.temperature is None:
-        return
-    try:
-        check_tail(soft_loss, temperature, cached_at=caching.temperature)
-    except ParameterError as error:
-        raise error.within(block) from error
 
 
 def _check_members(

@@ -15,6 +15,7 @@ from kd_pipeline.parameters import (
     TeacherParams,
     ViewsParams,
 )
+from kd_pipeline.parameters.chain import ChainHop
 
 
 def check_soft_targets(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:
@@ -37,21 +38,30 @@ def check_soft_targets(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -
         ViewsParams.model_validate(catalog.load("params:views")).num_cached_views()
     if made:
         caching = SoftTargetCachingParams.model_validate(catalog.load("params:soft_target_caching"))
-        _check_top_k(caching, {arm: catalog.load(f"params:{arm}") for arm in cached})
+        for arm in cached:
+            check_top_k(arm, ArmParams.model_validate(catalog.load(f"params:{arm}")), caching)
         _check_members(caching, catalog)
     if live:
         _check_live(live[0], catalog)
 
 
-def _check_top_k(caching: SoftTargetCachingParams, arms: dict[str, Any]) -> None:
+def check_top_k(block: str, taught: ArmParams | ChainHop, caching: SoftTargetCachingParams) -> None:
+    """Refuse a loss or temperature that a top-k cache cannot serve.
+
+    Args:
+        block: Of the parameters of an arm or hop, for the error.
+        taught: Whose soft targets are to come from the cache.
+        caching: How the cache is made; a dense one serves all.
+
+    Raises:
+        ParameterError: Naming the parameter within the block.
+    """
     if caching.temperature is None:
         return
-    for name, block in arms.items():
-        arm = ArmParams.model_validate(block)
-        try:
-            check_tail(arm.soft_loss, arm.temperature, cached_at=caching.temperature)
-        except ParameterError as error:
-            raise error.within(name) from error
+    try:
+        check_tail(taught.soft_loss, taught.temperature, cached_at=caching.temperature)
+    except ParameterError as error:
+        raise error.within(block) from error
 
 
 def _check_members(caching: SoftTargetCachingParams, catalog: CatalogProtocol[Any, Any]) -> None:
