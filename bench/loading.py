@@ -9,9 +9,9 @@ import numpy as np
 
 from bench.training import SETTINGS, speed
 from kd_pipeline.soft_targets.encoding import Encoding
+from kd_pipeline.soft_targets.ensemble import Mixing
 from kd_pipeline.soft_targets.gathering import gather_targets
 from kd_pipeline.soft_targets.manifest import Provenance
-from kd_pipeline.soft_targets.mixing import Mixing
 from kd_pipeline.soft_targets.store import check_store, read_soft_targets, write_soft_targets
 
 NUM_EXAMPLES, VIEWS = 50_000, (1, 4)

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_pipeline.data.views import ViewPolicy, render_views, view_parameters
 from kd_pipeline.models.checkpoint import build_untrained
 from kd_pipeline.models.predict import resolve_device, resolve_precision
 from kd_pipeline.models.preprocessing import Preprocessing
+from kd_pipeline.views import ViewPolicy, render_views, view_parameters
 
 BATCH, SIDE, ROUNDS, STEPS_DRAWN = 128, 32, 15, 16
 """Views are drawn for `STEPS_DRAWN` steps at once, as the training loop does."""

@@ -26,18 +26,18 @@ from scipy import stats
 
 from kd_pipeline.data.ingest import IngestedImages, ingest_images
 from kd_pipeline.data.splits import ids_with_role, split_examples, split_fingerprint
-from kd_pipeline.data.views import ViewPolicy
-from kd_pipeline.labelling.predict import open_predictor
+from kd_pipeline.labelling.predictor import open_predictor
 from kd_pipeline.labelling.soft_targets import label_transfer_set
 from kd_pipeline.losses.objective import Objective
 from kd_pipeline.models.checkpoint import ModelCheckpoint
 from kd_pipeline.models.state_folder import StateFolder
 from kd_pipeline.soft_targets.parts_folder import PartsFolder
+from kd_pipeline.training.data import TrainingData
 from kd_pipeline.training.settings import TrainingSettings
 from kd_pipeline.training.students import train_students
 from kd_pipeline.training.teacher_sources import CachedTeacher, LiveTeacher, Teacher
 from kd_pipeline.training.teachers import train_teachers
-from kd_pipeline.training.training_data import TrainingData
+from kd_pipeline.views import ViewPolicy
 
 LIVE = "live"
 

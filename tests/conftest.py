@@ -74,9 +74,9 @@ def make_cache() -> MakeCache:
     to the store, whatever else there is changes its provenance.
     """
     from kd_pipeline.data.splits import ids_with_role, split_fingerprint
-    from kd_pipeline.data.views import ViewPolicy
     from kd_pipeline.soft_targets.manifest import Provenance
     from kd_pipeline.soft_targets.store import write_soft_targets
+    from kd_pipeline.views import ViewPolicy
 
     def make(
         folder: Path, images: ImageSet, splits: pd.DataFrame, *, logits: Any = None, **changes: Any

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from kd_pipeline.parameters.chain import twins_of
 from kd_pipeline.pipeline_registry import ARMS, LIVE_ARMS, register_pipelines
 from kd_pipeline.pipelines.chain.hop_list import hop_names
+from kd_pipeline.training.block_settings import twins_of
 
 ENCODING = "utf-8"
 ROOT = Path(__file__).parents[1]

@@ -12,10 +12,10 @@ from kedro.validation.exceptions import ParameterValidationError
 from kedro.validation.parameter_validator import ParameterValidator
 from pydantic import ValidationError
 
-from kd_pipeline import parameters as models
 from kd_pipeline import settings
-from kd_pipeline.parameters.base import Params
+from kd_pipeline.config import Params
 from kd_pipeline.pipeline_registry import register_pipelines
+from kd_pipeline.training import block_settings as models
 
 CONF = Path(__file__).parents[1] / "conf"
 

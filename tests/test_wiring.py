@@ -15,11 +15,10 @@ from kedro.pipeline.node import Node
 from kedro.validation.parameter_validator import ParameterValidator
 from pydantic import BaseModel
 
-from kd_pipeline.parameters import ArmParams
-from kd_pipeline.parameters.chain import twins_of
 from kd_pipeline.pipeline_registry import ARMS, register_pipelines
 from kd_pipeline.pipelines.chain.hop_list import hop_names
 from kd_pipeline.settings import CONFIG_LOADER_ARGS
+from kd_pipeline.training.block_settings import ArmParams, twins_of
 
 CONF = Path(__file__).parents[1] / "conf"
 PRESETS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "local")

@@ -17,8 +17,8 @@ from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import ids_with_role, split_fingerprint
 from kd_pipeline.datasets.images import ImageSetDataset
 from kd_pipeline.soft_targets.encoding import Encoding
+from kd_pipeline.soft_targets.ensemble import Mixing, mix_logits
 from kd_pipeline.soft_targets.manifest import Provenance
-from kd_pipeline.soft_targets.mixing import Mixing, mix_logits
 from kd_pipeline.soft_targets.store import write_soft_targets
 
 PAGES = Path(__file__).parents[2] / "docs" / "how-to"

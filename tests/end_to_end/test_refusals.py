@@ -20,7 +20,7 @@ from kd_pipeline.errors import (
     ParameterError,
     StaleArtefactError,
 )
-from kd_pipeline.labelling.predict import open_predictor
+from kd_pipeline.labelling.predictor import open_predictor
 from kd_pipeline.models.checkpoint import read_checkpoint, write_checkpoint
 
 Run = Callable[..., Any]

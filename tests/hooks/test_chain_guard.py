@@ -8,7 +8,7 @@ import pytest
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.hooks.chain_guard import check_hops
-from kd_pipeline.training.training_data import TrainingData
+from kd_pipeline.training.data import TrainingData
 
 TRAINING = {"num_epochs": 2, "device": "cpu"}
 

@@ -68,7 +68,7 @@ def test_the_table_of_arms_stays_on_the_screen(
     def table(comparison: dict[str, Any], report_path: str | None) -> str:
         return f"table of {comparison['arms']}, report in {report_path}"
 
-    monkeypatch.setattr("kd_pipeline.reporting.terminal.arms_table", table)
+    monkeypatch.setattr("kd_pipeline.evaluation.terminal.arms_table", table)
     config = {"report": {"type": "text.TextDataset", "filepath": "data/report.md"}}
     hook.after_node_run({"comparison": {"arms": "two arms"}})
     hook.after_node_run({"report": "words"})

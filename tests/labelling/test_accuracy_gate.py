@@ -13,7 +13,7 @@ from kd_pipeline.errors import DataError, TeacherTooWeakError
 from kd_pipeline.labelling.accuracy_gate import check_accuracy, validation_accuracy
 from kd_pipeline.models.checkpoint import ModelCheckpoint
 from kd_pipeline.models.imported_logits import imported_checkpoint
-from kd_pipeline.soft_targets.mixing import Mixing
+from kd_pipeline.soft_targets.ensemble import Mixing
 
 
 def oracle(

@@ -15,12 +15,12 @@ import torch
 
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import ids_with_role
-from kd_pipeline.data.views import ViewPolicy
 from kd_pipeline.datasets.soft_targets import SoftTargetPartsDataset, SoftTargetsDataset
 from kd_pipeline.labelling.soft_targets import label_transfer_set
 from kd_pipeline.models.checkpoint import ModelCheckpoint, build_untrained, snapshot
 from kd_pipeline.models.preprocessing import Preprocessing
 from kd_pipeline.soft_targets.store import check_store, read_soft_targets
+from kd_pipeline.views import ViewPolicy
 
 NUM_KILLS = 30
 POLICY = ViewPolicy(5, ({"name": "shift", "max_pixels": 2},))

@@ -13,7 +13,6 @@ import torch
 
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import ids_with_role
-from kd_pipeline.data.views import ViewPolicy, render_views, view_parameters
 from kd_pipeline.errors import CheckpointError, DataError, ParameterError, StaleArtefactError
 from kd_pipeline.events import Event, Progress, listening
 from kd_pipeline.labelling import soft_targets
@@ -28,6 +27,7 @@ from kd_pipeline.models.preprocessing import Preprocessing
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.parts_folder import PartsFolder
 from kd_pipeline.soft_targets.store import SoftTargets, check_store
+from kd_pipeline.views import ViewPolicy, render_views, view_parameters
 
 POLICY = ViewPolicy(5, ({"name": "shift", "max_pixels": 2}, {"name": "horizontal_flip"}))
 
@@ -218,7 +218,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from kd_pipeline.data.images import ImageSet
-from kd_pipeline.data.views import ViewPolicy
+from kd_pipeline.views import ViewPolicy
 from kd_pipeline.labelling.soft_targets import label_transfer_set
 from kd_pipeline.models.checkpoint import build_untrained, snapshot
 from kd_pipeline.models.preprocessing import Preprocessing

@@ -14,9 +14,8 @@ from torch.nn import functional
 
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import ids_with_role
-from kd_pipeline.data.views import ViewPolicy
 from kd_pipeline.errors import CheckpointError, SoftTargetMismatchError, StaleArtefactError
-from kd_pipeline.labelling.predict import open_predictor
+from kd_pipeline.labelling.predictor import open_predictor
 from kd_pipeline.labelling.verification import (
     NOISE,
     coarser_arithmetic,
@@ -29,6 +28,7 @@ from kd_pipeline.models.preprocessing import Preprocessing
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.manifest import Provenance
 from kd_pipeline.soft_targets.store import SoftTargets, write_soft_targets
+from kd_pipeline.views import ViewPolicy
 
 SHIFTED = ViewPolicy(5, ({"name": "shift", "max_pixels": 2},))
 MIXED = ViewPolicy(5, ({"name": "shift", "max_pixels": 1}, {"name": "mixup"}))

@@ -23,7 +23,7 @@ from kd_pipeline.models.checkpoint import (
 )
 from kd_pipeline.models.given import ImagesAtHand, match_classes, read_given
 from kd_pipeline.models.preprocessing import Preprocessing
-from kd_pipeline.parameters import TeacherParams
+from kd_pipeline.training.block_settings import TeacherParams
 
 PIXELS = torch.randint(
     0, 256, (6, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)

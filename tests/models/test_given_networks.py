@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from kd_pipeline.errors import CheckpointError, ParameterError
 from kd_pipeline.models.checkpoint import ModelCheckpoint, build_classifier
 from kd_pipeline.models.given import ImagesAtHand, read_given
-from kd_pipeline.parameters import TeacherParams
+from kd_pipeline.training.block_settings import TeacherParams
 
 PIXELS = torch.randint(
     0, 256, (3, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)

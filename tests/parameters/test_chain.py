@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from kd_pipeline.parameters.chain import DIRECT, LABELS_ALONE, ChainParams, twins_of
+from kd_pipeline.training.block_settings import DIRECT, LABELS_ALONE, ChainParams, twins_of
 
 
 def hop(name: str, **settings: Any) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from kd_pipeline.parameters import SoftTargetCachingParams, SoftTargetsParams
+from kd_pipeline.labelling.settings import SoftTargetCachingParams
+from kd_pipeline.soft_targets.settings import SoftTargetsParams
 
 
 @pytest.mark.parametrize(

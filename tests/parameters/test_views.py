@@ -7,10 +7,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from kd_pipeline.data.views import ViewPolicy
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.parameters import ViewsParams
-from kd_pipeline.parameters.views import Transform
+from kd_pipeline.views import ViewPolicy
+from kd_pipeline.views.settings import Transform, ViewsParams
 
 SHOWN = Path(__file__).parents[2] / "conf/base/parameters_views.yml"
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from kd_pipeline.errors import DataError, ParameterError, StaleArtefactError
 from kd_pipeline.soft_targets.encoding import Encoding
+from kd_pipeline.soft_targets.ensemble import Mixing, mix_logits
 from kd_pipeline.soft_targets.gathering import GatheredTargets, gather_targets
-from kd_pipeline.soft_targets.mixing import Mixing, mix_logits
 from kd_pipeline.soft_targets.parts import PartRows
 from kd_pipeline.soft_targets.store import SoftTargets, write_soft_targets
 
@@ -149,7 +149,7 @@ import pyarrow as pa
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.gathering import gather_targets
 from kd_pipeline.soft_targets.manifest import Part, Provenance
-from kd_pipeline.soft_targets.mixing import Mixing
+from kd_pipeline.soft_targets.ensemble import Mixing
 from kd_pipeline.soft_targets.parts_folder import PartsFolder
 from kd_pipeline.soft_targets.store import plan_store
 

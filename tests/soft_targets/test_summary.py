@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from kd_pipeline.soft_targets import blocks
 from kd_pipeline.soft_targets.encoding import Encoding
+from kd_pipeline.soft_targets.ensemble import Mixing
 from kd_pipeline.soft_targets.manifest import Provenance
-from kd_pipeline.soft_targets.mixing import Mixing
 from kd_pipeline.soft_targets.store import SoftTargets, write_soft_targets
 from kd_pipeline.soft_targets.summary import (
     TEMPERATURES,

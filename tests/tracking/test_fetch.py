@@ -19,13 +19,13 @@ from kd_pipeline.models.checkpoint import (
 )
 from kd_pipeline.models.given import ImagesAtHand, read_given
 from kd_pipeline.models.preprocessing import Preprocessing
-from kd_pipeline.parameters import TeacherParams
 from kd_pipeline.tracking import store as store_module
 from kd_pipeline.tracking.fetch import fetch_model, fetched
 from kd_pipeline.tracking.models import fluent_uri
 from kd_pipeline.tracking.operations import LogModel, OpenRun
 from kd_pipeline.tracking.sender import Sender
 from kd_pipeline.tracking.store import Store, remember_store
+from kd_pipeline.training.block_settings import TeacherParams
 
 NAMES = ("cat", "dog", "fox")
 PIXELS = torch.randint(

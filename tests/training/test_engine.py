@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kd_pipeline.data.views import ViewPolicy
 from kd_pipeline.errors import TrainingDivergedError
 from kd_pipeline.events import EpochEnded, Event, listening
 from kd_pipeline.losses.hard import NO_LABEL
@@ -25,6 +24,7 @@ from kd_pipeline.training.rows import TrainingRows
 from kd_pipeline.training.settings import TrainingSettings
 from kd_pipeline.training.teacher_logits import CachedLogits
 from kd_pipeline.training.validation import Validation
+from kd_pipeline.views import ViewPolicy
 
 SHIFTS = ViewPolicy(1, ({"name": "shift", "max_pixels": 1},))
 

@@ -12,19 +12,19 @@ import torch
 
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import ids_with_role, split_examples, split_fingerprint
-from kd_pipeline.data.views import ViewPolicy
 from kd_pipeline.errors import DataError, ParameterError, StaleArtefactError
 from kd_pipeline.losses.objective import Objective
 from kd_pipeline.models.checkpoint import ModelCheckpoint
 from kd_pipeline.models.state_folder import StateFolder
-from kd_pipeline.soft_targets.mixing import Mixing
+from kd_pipeline.soft_targets.ensemble import Mixing
 from kd_pipeline.soft_targets.store import SoftTargets
 from kd_pipeline.training import students
+from kd_pipeline.training.data import TrainingData
 from kd_pipeline.training.engine import TrainingPlan
 from kd_pipeline.training.settings import TrainingSettings
 from kd_pipeline.training.students import train_students
 from kd_pipeline.training.teacher_sources import CachedTeacher
-from kd_pipeline.training.training_data import TrainingData
+from kd_pipeline.views import ViewPolicy
 
 PSEUDO = Objective(soft_weight=1.0, soft_loss="pseudo_label")
 

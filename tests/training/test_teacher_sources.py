@@ -13,7 +13,6 @@ from torch import Tensor
 
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import ids_with_role, split_fingerprint, student_rows
-from kd_pipeline.data.views import ViewPolicy
 from kd_pipeline.errors import CheckpointError, ParameterError, StaleArtefactError
 from kd_pipeline.labelling.soft_targets import label_transfer_set
 from kd_pipeline.losses.objective import Objective
@@ -22,17 +21,18 @@ from kd_pipeline.models.checkpoint import ModelCheckpoint, build_untrained, snap
 from kd_pipeline.models.preprocessing import Preprocessing
 from kd_pipeline.models.state_folder import StateFolder
 from kd_pipeline.soft_targets.encoding import Encoding
-from kd_pipeline.soft_targets.mixing import Mixing
+from kd_pipeline.soft_targets.ensemble import Mixing
 from kd_pipeline.soft_targets.parts_folder import PartsFolder
 from kd_pipeline.soft_targets.store import SoftTargets
 from kd_pipeline.training.arm_rows import arm_rows
+from kd_pipeline.training.data import TrainingData
 from kd_pipeline.training.replay import Replay
 from kd_pipeline.training.rows import TrainingRows
 from kd_pipeline.training.settings import TrainingSettings
 from kd_pipeline.training.students import train_students
 from kd_pipeline.training.teacher_logits import TeacherLogits
 from kd_pipeline.training.teacher_sources import CachedTeacher, LiveTeacher, Teacher
-from kd_pipeline.training.training_data import TrainingData
+from kd_pipeline.views import ViewPolicy
 
 SETTINGS = TrainingSettings(num_epochs=2, batch_size=16)
 SOFT = Objective(soft_weight=1.0, temperature=4.0)

@@ -12,14 +12,14 @@ import torch
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import ids_with_role, split_fingerprint
 from kd_pipeline.errors import CheckpointError, DataError, StaleArtefactError
-from kd_pipeline.labelling.predict import open_predictor
+from kd_pipeline.labelling.predictor import open_predictor
 from kd_pipeline.models.architectures import build_network
 from kd_pipeline.models.checkpoint import ModelCheckpoint, write_checkpoint
 from kd_pipeline.models.preprocessing import Preprocessing
 from kd_pipeline.models.state_folder import StateFolder
+from kd_pipeline.training.data import TrainingData
 from kd_pipeline.training.settings import TrainingSettings
 from kd_pipeline.training.teachers import adopt_given, initial_teacher, train_teachers
-from kd_pipeline.training.training_data import TrainingData
 
 
 @pytest.fixture

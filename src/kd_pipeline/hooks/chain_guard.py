@@ -6,16 +6,13 @@ from kedro.io import CatalogProtocol
 
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.hooks.soft_target_guard import check_top_k
-from kd_pipeline.parameters import (
-    ChainParams,
-    SoftTargetCachingParams,
-    SoftTargetsParams,
-    StudentParams,
-    ViewsParams,
-)
+from kd_pipeline.labelling.settings import SoftTargetCachingParams
+from kd_pipeline.soft_targets.settings import SoftTargetsParams
+from kd_pipeline.training.block_settings import ChainParams, StudentParams
+from kd_pipeline.views.settings import ViewsParams
 
 if TYPE_CHECKING:
-    from kd_pipeline.training.training_data import TrainingData
+    from kd_pipeline.training.data import TrainingData
 
 
 def check_hops(data: "TrainingData", catalog: CatalogProtocol[Any, Any]) -> None:

@@ -7,15 +7,11 @@ from kedro.pipeline import Pipeline
 
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.hooks.training_guard import SOFT_TARGETS, TEACHER, training_nodes
+from kd_pipeline.labelling.settings import SoftTargetCachingParams
 from kd_pipeline.losses.tails import check_tail
-from kd_pipeline.parameters import (
-    ArmParams,
-    SoftTargetCachingParams,
-    SoftTargetsParams,
-    TeacherParams,
-    ViewsParams,
-)
-from kd_pipeline.parameters.chain import ChainHop
+from kd_pipeline.soft_targets.settings import SoftTargetsParams
+from kd_pipeline.training.block_settings import ArmParams, ChainHop, TeacherParams
+from kd_pipeline.views.settings import ViewsParams
 
 
 def check_soft_targets(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:

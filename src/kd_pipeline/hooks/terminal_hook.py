@@ -84,11 +84,11 @@ class TerminalHook:
         """Print the table of arms or hops, and how long it all took."""
         self._close()
         if self._comparison is not None:
-            from kd_pipeline.reporting.terminal import arms_table
+            from kd_pipeline.evaluation.terminal import arms_table
 
             _say(arms_table(self._comparison, _report_path(catalog, "report")))
         if self._hops is not None:
-            from kd_pipeline.reporting.hop_table import terminal_hop_table
+            from kd_pipeline.evaluation.hop_table import terminal_hop_table
 
             _say(terminal_hop_table(*self._hops, _report_path(catalog, "hop_report")))
         logger.info("Done in %.1f s", time.monotonic() - self._started_at)

@@ -7,7 +7,8 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from kd_pipeline.errors import ParameterError, StaleArtefactError
-from kd_pipeline.parameters import ArmParams, StudentParams, TeacherParams, ViewsParams
+from kd_pipeline.training.block_settings import ArmParams, StudentParams, TeacherParams
+from kd_pipeline.views.settings import ViewsParams
 
 CHECKPOINTS = ".checkpoints"
 SOFT_TARGETS = "soft_targets"
@@ -76,9 +77,9 @@ def _of_namespace(cache: str, error: StaleArtefactError) -> StaleArtefactError:
 
 def _check_one(cache: str, card: str, free: set[str], catalog: CatalogProtocol[Any, Any]) -> None:
     from kd_pipeline.data.splits import split_fingerprint
-    from kd_pipeline.data.views import ViewPolicy
     from kd_pipeline.soft_targets.manifest import check_provenance
     from kd_pipeline.soft_targets.store import check_store
+    from kd_pipeline.views import ViewPolicy
 
     expected: dict[str, Any] = {}
     if card in free and catalog.exists(card):
@@ -108,8 +109,8 @@ def check_trainings(nodes: list[Node], catalog: CatalogProtocol[Any, Any]) -> No
     """
     from kd_pipeline.tracking.fetch import fetched
     from kd_pipeline.training.checks import check_student, check_teacher
+    from kd_pipeline.training.data import TrainingData
     from kd_pipeline.training.settings import TrainingSettings
-    from kd_pipeline.training.training_data import TrainingData
 
     asked = {name for node in nodes for name in node.inputs}
     data = TrainingData(*(catalog.load(name) for name in _DATA))

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import ids_with_role
 from kd_pipeline.errors import DataError, TeacherTooWeakError
-from kd_pipeline.labelling.predict import open_predictor
+from kd_pipeline.labelling.predictor import open_predictor
 from kd_pipeline.models.checkpoint import ModelCheckpoint
 from kd_pipeline.models.imported_logits import check_covers, covers
-from kd_pipeline.soft_targets.mixing import Mixing, mix_logits
+from kd_pipeline.soft_targets.ensemble import Mixing, mix_logits
 
 _BAR = "soft_target_caching.min_validation_accuracy"
 

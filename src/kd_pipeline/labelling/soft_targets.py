@@ -6,10 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kd_pipeline.data.images import ImageSet
-from kd_pipeline.data.views import ViewPolicy
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.events import Progress, emit, part_of
-from kd_pipeline.labelling.predict import Predictor, open_predictor
+from kd_pipeline.labelling.predictor import Predictor, open_predictor
 from kd_pipeline.models.checkpoint import ModelCheckpoint, check_classes, check_origin
 from kd_pipeline.models.imported_logits import check_covers
 from kd_pipeline.models.predict import resolve_device, resolve_precision
@@ -17,6 +16,7 @@ from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.manifest import Manifest, Part, Provenance
 from kd_pipeline.soft_targets.parts_folder import PartsFolder
 from kd_pipeline.soft_targets.store import SoftTargets, plan_store, rows_within_budget
+from kd_pipeline.views import ViewPolicy
 
 _TOLD_AS = "label the transfer set"
 

@@ -27,14 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kd_pipeline.data.images import ImageSet
-from kd_pipeline.data.views import ViewPolicy
 from kd_pipeline.errors import SoftTargetMismatchError
-from kd_pipeline.labelling.predict import Predictor, open_predictor
+from kd_pipeline.labelling.predictor import Predictor, open_predictor
 from kd_pipeline.models.checkpoint import ModelCheckpoint, check_classes
 from kd_pipeline.models.predict import resolve_device, resolve_precision
 from kd_pipeline.randomness import derive_seed
 from kd_pipeline.soft_targets.manifest import check_provenance
 from kd_pipeline.soft_targets.store import SoftTargets, check_store
+from kd_pipeline.views import ViewPolicy
 
 HALF_ROUNDOFF = 2.0**-11
 HALF_SUBNORMAL = 2.0**-25

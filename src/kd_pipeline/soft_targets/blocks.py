@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kd_pipeline.errors import StaleArtefactError
-from kd_pipeline.soft_targets.mixing import Mixing, mix_logits
+from kd_pipeline.soft_targets.ensemble import Mixing, mix_logits
 from kd_pipeline.soft_targets.parts import PartRows
 from kd_pipeline.soft_targets.store import SoftTargets
 

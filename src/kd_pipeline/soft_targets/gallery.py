@@ -14,7 +14,7 @@ from kd_pipeline.soft_targets.blocks import (
     readable_temperatures,
     speaker,
 )
-from kd_pipeline.soft_targets.mixing import Mixing
+from kd_pipeline.soft_targets.ensemble import Mixing
 from kd_pipeline.soft_targets.store import SoftTargets
 from kd_pipeline.soft_targets.summary import labels_of
 

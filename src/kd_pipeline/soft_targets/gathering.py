@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from kd_pipeline.errors import DataError, ParameterError, StaleArtefactError
 from kd_pipeline.soft_targets.encoding import FLOAT16_MAX
+from kd_pipeline.soft_targets.ensemble import Mixing, Mixture
 from kd_pipeline.soft_targets.manifest import Manifest, digest_of_ids
-from kd_pipeline.soft_targets.mixing import Mixing, Mixture
 from kd_pipeline.soft_targets.parts import PartRows
 from kd_pipeline.soft_targets.store import SoftTargets
 

@@ -18,7 +18,7 @@ from kd_pipeline.soft_targets.blocks import (
     speaker,
     voices,
 )
-from kd_pipeline.soft_targets.mixing import Mixing
+from kd_pipeline.soft_targets.ensemble import Mixing
 from kd_pipeline.soft_targets.store import SoftTargets
 
 TEMPERATURES = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0)

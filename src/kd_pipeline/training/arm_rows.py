@@ -8,9 +8,9 @@ from kd_pipeline.errors import DataError
 from kd_pipeline.losses.hard import NO_LABEL
 from kd_pipeline.losses.objective import Objective
 from kd_pipeline.models.predict import resolve_device
+from kd_pipeline.training.data import TrainingData
 from kd_pipeline.training.rows import TrainingRows
 from kd_pipeline.training.settings import TrainingSettings
-from kd_pipeline.training.training_data import TrainingData
 
 
 def arm_rows(

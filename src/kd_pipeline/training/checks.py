@@ -7,11 +7,11 @@ from kd_pipeline.data.splits import ids_with_role
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.predict import resolve_device
+from kd_pipeline.training.data import TrainingData
 from kd_pipeline.training.optimisation import build_optimiser, build_schedule
 from kd_pipeline.training.settings import TrainingSettings
 from kd_pipeline.training.students import untrained
 from kd_pipeline.training.teachers import adopt_given, initial_teacher
-from kd_pipeline.training.training_data import TrainingData
 
 
 def check_teacher(

@@ -15,7 +15,6 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from kd_pipeline.data.views import ViewPolicy
 from kd_pipeline.errors import TrainingDivergedError
 from kd_pipeline.events import EpochEnded, emit
 from kd_pipeline.losses.hard import MixedLabels, label_loss, labelled
@@ -30,6 +29,7 @@ from kd_pipeline.training.rows import BatchOrder, Partners, TrainingRows
 from kd_pipeline.training.settings import TrainingSettings
 from kd_pipeline.training.teacher_logits import OfStep, TeacherLogits
 from kd_pipeline.training.validation import Validation, is_better
+from kd_pipeline.views import ViewPolicy
 
 _FABRIC_PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 STEPS_PER_CHUNK = 64

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kd_pipeline.data.views import (
+from kd_pipeline.errors import ParameterError
+from kd_pipeline.losses.hard import MixedLabels
+from kd_pipeline.training.rows import Partners, TrainingRows
+from kd_pipeline.views import (
     ViewPolicy,
     mixing_of,
     render_views,
     view_parameters,
 )
-from kd_pipeline.errors import ParameterError
-from kd_pipeline.losses.hard import MixedLabels
-from kd_pipeline.training.rows import Partners, TrainingRows
 
 
 @dataclass(frozen=True)

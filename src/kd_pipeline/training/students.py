@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 
 from kd_pipeline.data.splits import split_fingerprint, student_rows
-from kd_pipeline.data.views import ViewPolicy
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.events import TrainingEnded, TrainingStarted, emit
 from kd_pipeline.losses.objective import Objective
@@ -26,10 +25,11 @@ from kd_pipeline.models.preprocessing import Preprocessing
 from kd_pipeline.models.state_folder import StateFolder
 from kd_pipeline.randomness import derive_seed
 from kd_pipeline.training.arm_rows import arm_rows
+from kd_pipeline.training.data import TrainingData
 from kd_pipeline.training.engine import TrainingPlan, TrainingRecord, train_classifier
 from kd_pipeline.training.settings import TrainingSettings
 from kd_pipeline.training.teacher_sources import Teacher
-from kd_pipeline.training.training_data import TrainingData
+from kd_pipeline.views import ViewPolicy
 
 
 def train_students(

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from kd_pipeline.losses.top_k import TopKLogits, spread_tail
 from kd_pipeline.models.classifier import Classifier
+from kd_pipeline.soft_targets.ensemble import Mixing, mix_logits
 from kd_pipeline.soft_targets.gathering import GatheredTargets
-from kd_pipeline.soft_targets.mixing import Mixing, mix_logits
 
 OfStep = Callable[[int, Tensor], Tensor | TopKLogits]
 """From a step of the chunk, and the pixels that the student is shown in it, to the teacher's

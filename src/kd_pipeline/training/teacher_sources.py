@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import torch
 
 from kd_pipeline.data.splits import split_fingerprint
-from kd_pipeline.data.views import ViewPolicy
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.losses.distillation import TEMPERATURE_FREE
 from kd_pipeline.losses.objective import Objective
@@ -23,14 +22,15 @@ from kd_pipeline.models.checkpoint import (
     check_origin,
 )
 from kd_pipeline.models.predict import resolve_device, resolve_precision
+from kd_pipeline.soft_targets.ensemble import Mixing
 from kd_pipeline.soft_targets.gathering import gather_targets
 from kd_pipeline.soft_targets.manifest import check_provenance
-from kd_pipeline.soft_targets.mixing import Mixing
 from kd_pipeline.soft_targets.store import SoftTargets
+from kd_pipeline.training.data import TrainingData
 from kd_pipeline.training.rows import TrainingRows
 from kd_pipeline.training.settings import TrainingSettings
 from kd_pipeline.training.teacher_logits import CachedLogits, LiveLogits, TeacherLogits
-from kd_pipeline.training.training_data import TrainingData
+from kd_pipeline.views import ViewPolicy
 
 logger = logging.getLogger(__name__)
 

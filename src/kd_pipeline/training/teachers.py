@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 
 from kd_pipeline.data.splits import ids_with_role, split_fingerprint
-from kd_pipeline.data.views import ViewPolicy
 from kd_pipeline.errors import CheckpointError, StaleArtefactError
 from kd_pipeline.losses.objective import Objective
 from kd_pipeline.models.checkpoint import ModelCheckpoint
@@ -28,11 +27,12 @@ from kd_pipeline.models.pretrained import (
 )
 from kd_pipeline.models.state_folder import StateFolder
 from kd_pipeline.randomness import derive_seed
+from kd_pipeline.training.data import TrainingData
 from kd_pipeline.training.engine import TrainingPlan
 from kd_pipeline.training.rows import TrainingRows
 from kd_pipeline.training.settings import TrainingSettings
 from kd_pipeline.training.students import train_each, untrained
-from kd_pipeline.training.training_data import TrainingData
+from kd_pipeline.views import ViewPolicy
 
 HISTORY_COLUMNS = ("replicate", "epoch", "step")
 NUM_IMAGES_TRIED = 8

@@ -10,9 +10,10 @@ import pytest
 
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import ids_with_role
-from kd_pipeline.parameters import ChainParams, SoftTargetsParams
 from kd_pipeline.pipelines.chain.nodes import cache_summariser
+from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.soft_targets.store import SoftTargets
+from kd_pipeline.training.block_settings import ChainParams
 
 CHAIN = ChainParams.model_validate(
     {"hops": [{"name": name, "model": {"name": "mlp"}} for name in ("first", "second")]}

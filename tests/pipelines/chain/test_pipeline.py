@@ -7,8 +7,8 @@ import pytest
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
-from kd_pipeline.parameters.chain import DIRECT, LABELS_ALONE
 from kd_pipeline.pipelines import chain, soft_target_caching
+from kd_pipeline.training.block_settings import DIRECT, LABELS_ALONE
 
 HOPS = ("large", "middle", "small")
 

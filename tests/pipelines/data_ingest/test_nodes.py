@@ -11,7 +11,7 @@ from kedro.runner import SequentialRunner
 from kedro.validation.exceptions import DataValidationError
 
 from kd_pipeline.data.images import ImageSet
-from kd_pipeline.parameters import DataIngestParams
+from kd_pipeline.data.settings import DataIngestParams
 from kd_pipeline.pipelines.data_ingest import create_pipeline
 from kd_pipeline.pipelines.data_ingest.nodes import ingest_image_source
 

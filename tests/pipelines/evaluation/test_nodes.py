@@ -11,16 +11,17 @@ import pytest
 import torch
 
 from kd_pipeline.errors import DataError, StaleArtefactError
+from kd_pipeline.evaluation.settings import EvaluationParams
+from kd_pipeline.evaluation.terminal import arms_table
 from kd_pipeline.models.checkpoint import ModelCheckpoint, build_classifier
 from kd_pipeline.models.imported_logits import imported_checkpoint
-from kd_pipeline.parameters import EvaluationParams, SoftTargetsParams
 from kd_pipeline.pipelines.evaluation.nodes import (
     compare_arms,
     draw_figures,
     evaluate_models,
     write_report,
 )
-from kd_pipeline.reporting.terminal import arms_table
+from kd_pipeline.soft_targets.settings import SoftTargetsParams
 
 PARAMS = EvaluationParams(batch_size=6, device="cpu", num_bootstrap_samples=100)
 

@@ -13,8 +13,9 @@ from kedro.io import DataCatalog, MemoryDataset
 from kedro.runner import SequentialRunner
 
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.parameters import EvaluationParams, SoftTargetsParams
+from kd_pipeline.evaluation.settings import EvaluationParams
 from kd_pipeline.pipelines.evaluation import create_pipeline
+from kd_pipeline.soft_targets.settings import SoftTargetsParams
 
 ROOT = Path(__file__).parents[3]
 ARMS = ("student_baseline", "student_kd")

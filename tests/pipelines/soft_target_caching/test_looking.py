@@ -9,14 +9,15 @@ from matplotlib.figure import Figure
 
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import ids_with_role
-from kd_pipeline.data.views import ViewPolicy
-from kd_pipeline.parameters import SoftTargetsParams, ViewsParams
 from kd_pipeline.pipelines.soft_target_caching.looking import (
     draw_soft_targets,
     summarise_soft_targets,
 )
 from kd_pipeline.soft_targets.manifest import Provenance
+from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.soft_targets.store import SoftTargets, write_soft_targets
+from kd_pipeline.views import ViewPolicy
+from kd_pipeline.views.settings import ViewsParams
 
 GEOMETRIC, ARITHMETIC = SoftTargetsParams(), SoftTargetsParams(mixing="arithmetic")
 VIEWS = ViewsParams.model_validate(

@@ -10,14 +10,16 @@ import pytest
 
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import ids_with_role, split_fingerprint
-from kd_pipeline.data.views.policy import RENDERING
 from kd_pipeline.errors import CheckpointError, ParameterError, TeacherTooWeakError
+from kd_pipeline.labelling.settings import SoftTargetCachingParams
 from kd_pipeline.models.checkpoint import ModelCheckpoint, build_untrained, snapshot
 from kd_pipeline.models.preprocessing import Preprocessing
-from kd_pipeline.parameters import SoftTargetCachingParams, SoftTargetsParams, ViewsParams
 from kd_pipeline.pipelines.soft_target_caching.nodes import cache_soft_targets
 from kd_pipeline.soft_targets.parts_folder import PartsFolder
+from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.soft_targets.store import SoftTargets
+from kd_pipeline.views.policy import RENDERING
+from kd_pipeline.views.settings import ViewsParams
 
 PARAMS = SoftTargetCachingParams(batch_size=7, device="cpu", rows_per_part=50)
 VIEWS = ViewsParams.model_validate(

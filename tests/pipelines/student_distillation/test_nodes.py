@@ -12,7 +12,6 @@ import torch
 
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import ids_with_role, split_fingerprint
-from kd_pipeline.data.views import ViewPolicy
 from kd_pipeline.errors import (
     DataError,
     ParameterError,
@@ -20,24 +19,22 @@ from kd_pipeline.errors import (
     TeacherTooWeakError,
 )
 from kd_pipeline.events import Event, TrainingStarted, listening
+from kd_pipeline.labelling.settings import SoftTargetCachingParams
 from kd_pipeline.labelling.soft_targets import label_transfer_set
 from kd_pipeline.models.checkpoint import ModelCheckpoint, build_untrained, snapshot
 from kd_pipeline.models.preprocessing import Preprocessing
 from kd_pipeline.models.state_folder import StateFolder
-from kd_pipeline.parameters import (
-    ArmParams,
-    SoftTargetCachingParams,
-    SoftTargetsParams,
-    StudentParams,
-    ViewsParams,
-)
 from kd_pipeline.pipelines.student_distillation.nodes import (
     train_on_labels,
     train_on_live_teacher,
     train_on_soft_targets,
 )
 from kd_pipeline.soft_targets.parts_folder import PartsFolder
+from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.soft_targets.store import SoftTargets
+from kd_pipeline.training.block_settings import ArmParams, StudentParams
+from kd_pipeline.views import ViewPolicy
+from kd_pipeline.views.settings import ViewsParams
 
 STUDENT: dict[str, Any] = {
     "num_replicates": 2,

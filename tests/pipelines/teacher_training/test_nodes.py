@@ -13,8 +13,8 @@ from kd_pipeline.errors import CheckpointError
 from kd_pipeline.events import Event, TrainingStarted, listening
 from kd_pipeline.models.checkpoint import ModelCheckpoint, write_checkpoint
 from kd_pipeline.models.state_folder import StateFolder
-from kd_pipeline.parameters import TeacherParams
 from kd_pipeline.pipelines.teacher_training.nodes import describe_teacher, train_teacher
+from kd_pipeline.training.block_settings import TeacherParams
 
 BLOCK: dict[str, Any] = {
     "model": {"name": "small_cnn", "arguments": {"channels": [4, 8]}},

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from kd_pipeline.data.images import ImageSet
+from kd_pipeline.data.settings import TransferSplitParams
 from kd_pipeline.data.splits import check_splits
-from kd_pipeline.parameters import TransferSplitParams
 from kd_pipeline.pipelines.transfer_split.nodes import split_transfer_set
 
 

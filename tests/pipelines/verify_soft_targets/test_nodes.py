@@ -9,19 +9,16 @@ import pytest
 
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import ids_with_role, split_fingerprint
-from kd_pipeline.data.views import ViewPolicy
 from kd_pipeline.errors import StaleArtefactError
-from kd_pipeline.labelling.predict import open_predictor
+from kd_pipeline.labelling.predictor import open_predictor
+from kd_pipeline.labelling.settings import SoftTargetCachingParams, SoftTargetVerificationParams
 from kd_pipeline.models.checkpoint import ModelCheckpoint, build_untrained, snapshot
 from kd_pipeline.models.preprocessing import Preprocessing
-from kd_pipeline.parameters import (
-    SoftTargetCachingParams,
-    SoftTargetVerificationParams,
-    ViewsParams,
-)
 from kd_pipeline.pipelines.verify_soft_targets.nodes import verify_soft_targets
 from kd_pipeline.soft_targets.manifest import Provenance
 from kd_pipeline.soft_targets.store import SoftTargets, write_soft_targets
+from kd_pipeline.views import ViewPolicy
+from kd_pipeline.views.settings import ViewsParams
 
 PARAMS = SoftTargetVerificationParams(seed=3, num_rows=10)
 CACHING = SoftTargetCachingParams(batch_size=7, device="cpu")

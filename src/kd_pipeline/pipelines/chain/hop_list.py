@@ -15,7 +15,7 @@ from kedro.utils import find_kedro_project
 from pydantic import ValidationError
 
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.parameters import ChainParams
+from kd_pipeline.training.block_settings import ChainParams
 
 BLOCK = "chain"
 BASE_FILE = Path("conf", "base", "parameters_chain.yml")

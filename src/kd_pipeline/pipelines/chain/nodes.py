@@ -6,23 +6,24 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pandas as pd
 
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.metrics.hops import compare_hops
-from kd_pipeline.parameters import (
-    ChainParams,
-    EvaluationParams,
-    SoftTargetsParams,
-    StudentParams,
-    ViewsParams,
-)
-from kd_pipeline.parameters.chain import FIRST_TEACHER, LABELS_ALONE
+from kd_pipeline.evaluation.hop_table import make_hop_table, markdown_hop_report
+from kd_pipeline.evaluation.hops import compare_hops
+from kd_pipeline.evaluation.settings import EvaluationParams
 from kd_pipeline.pipelines.chain.hop_list import hop_names
-from kd_pipeline.reporting.hop_table import make_hop_table, markdown_hop_report
+from kd_pipeline.soft_targets.settings import SoftTargetsParams
+from kd_pipeline.training.block_settings import (
+    FIRST_TEACHER,
+    LABELS_ALONE,
+    ChainParams,
+    StudentParams,
+)
+from kd_pipeline.views.settings import ViewsParams
 
 if TYPE_CHECKING:
     from kd_pipeline.data.images import ImageSet
     from kd_pipeline.models.checkpoint import ModelCheckpoint
     from kd_pipeline.models.state_folder import StateFolder
-    from kd_pipeline.soft_targets.mixing import Mixing
+    from kd_pipeline.soft_targets.ensemble import Mixing
     from kd_pipeline.soft_targets.store import SoftTargets
     from kd_pipeline.training.teacher_sources import Teacher
 else:  # Kedro resolves every hint of a node to validate its parameters; these would import torch.
@@ -198,9 +199,9 @@ def evaluate_hops(
             learnt from another model than the hop before it.
     """
     from kd_pipeline.data.splits import split_fingerprint
-    from kd_pipeline.labelling.freshness import check_fresh
-    from kd_pipeline.labelling.measuring import TestReader, describe_models, read_test_set
-    from kd_pipeline.soft_targets.mixing import Mixing
+    from kd_pipeline.evaluation.freshness import check_fresh
+    from kd_pipeline.evaluation.test_set import TestReader, describe_models, read_test_set
+    from kd_pipeline.soft_targets.ensemble import Mixing
 
     mixing = Mixing(reading.mixing, reading.member_weights)
     check_fresh(
@@ -269,7 +270,7 @@ def write_hop_report(table: pd.DataFrame, comparison: dict[str, Any]) -> str:
 
 def _mixing(role: str, chain: ChainParams, reading: SoftTargetsParams) -> Mixing:
     """The weights are those of the first teacher's members; a hop's members weigh alike."""
-    from kd_pipeline.soft_targets.mixing import Mixing
+    from kd_pipeline.soft_targets.ensemble import Mixing
 
     is_first = chain.learnt_from[role] == FIRST_TEACHER
     return Mixing(reading.mixing, reading.member_weights if is_first else None)
@@ -285,12 +286,12 @@ def _train(
     reading: SoftTargetsParams,
     teacher: Teacher | None,
 ) -> Trained:
-    from kd_pipeline.data.views import ViewPolicy
     from kd_pipeline.losses.objective import Objective
     from kd_pipeline.randomness import derive_seed
+    from kd_pipeline.training.data import TrainingData
     from kd_pipeline.training.settings import TrainingSettings
     from kd_pipeline.training.students import train_students
-    from kd_pipeline.training.training_data import TrainingData
+    from kd_pipeline.views import ViewPolicy
 
     hop = chain.hop(role)
     repeated = hop is chain.hops[-1]

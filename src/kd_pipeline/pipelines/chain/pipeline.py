@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from kedro.pipeline import Node, Pipeline
 
-from kd_pipeline.parameters.chain import FIRST_TEACHER, twins_of
 from kd_pipeline.pipelines.chain.nodes import (
     cache_summariser,
     describe_hop,
@@ -19,6 +18,7 @@ from kd_pipeline.pipelines.chain.nodes import (
     train_on_labels_alone,
     write_hop_report,
 )
+from kd_pipeline.training.block_settings import FIRST_TEACHER, twins_of
 
 _DATA = {"images", "examples", "splits"}
 _SHARED = {

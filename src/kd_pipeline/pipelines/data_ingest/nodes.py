@@ -3,7 +3,7 @@
 import pandas as pd
 
 from kd_pipeline.data.images import ImageSet
-from kd_pipeline.parameters import DataIngestParams
+from kd_pipeline.data.settings import DataIngestParams
 
 
 def ingest_image_source(

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kd_pipeline.metrics.comparison import compare
-from kd_pipeline.parameters import EvaluationParams, SoftTargetsParams
-from kd_pipeline.reporting.report import markdown_report
+from kd_pipeline.evaluation.comparison import compare
+from kd_pipeline.evaluation.report import markdown_report
+from kd_pipeline.evaluation.settings import EvaluationParams
+from kd_pipeline.soft_targets.settings import SoftTargetsParams
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,9 +46,9 @@ def evaluate_models(
         StaleArtefactError: If a checkpoint was made from other data than is at hand.
     """
     from kd_pipeline.data.splits import split_fingerprint
-    from kd_pipeline.labelling.freshness import check_fresh
-    from kd_pipeline.labelling.measuring import TestReader, read_test_set
-    from kd_pipeline.soft_targets.mixing import Mixing
+    from kd_pipeline.evaluation.freshness import check_fresh
+    from kd_pipeline.evaluation.test_set import TestReader, read_test_set
+    from kd_pipeline.soft_targets.ensemble import Mixing
 
     members = Mixing(mixing.mixing, mixing.member_weights)
     check_fresh(
@@ -99,7 +100,7 @@ def draw_figures(
         comparison: As `compare_arms` gives it.
         examples: For the names of the classes.
     """
-    from kd_pipeline.reporting import figures
+    from kd_pipeline.evaluation import figures
 
     named = examples.dropna(subset="label").drop_duplicates("label").sort_values("label")
     class_names = tuple(named["class_name"].astype(str))

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from kd_pipeline.parameters import SoftTargetsParams, ViewsParams
+from kd_pipeline.soft_targets.settings import SoftTargetsParams
+from kd_pipeline.views.settings import ViewsParams
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,9 +29,9 @@ def summarise_soft_targets(
     Returns:
         The summary, the confusable pairs, and the figures of entropy and of confidence.
     """
-    from kd_pipeline.reporting.soft_target_figures import confidence_figure, entropy_figure
+    from kd_pipeline.evaluation.soft_target_figures import confidence_figure, entropy_figure
     from kd_pipeline.soft_targets.confusions import most_confusable_pairs
-    from kd_pipeline.soft_targets.mixing import Mixing
+    from kd_pipeline.soft_targets.ensemble import Mixing
     from kd_pipeline.soft_targets.summary import known_labels, summarise
 
     labels, mixing = known_labels(examples), Mixing(reading.mixing, reading.member_weights)
@@ -61,11 +62,11 @@ def draw_soft_targets(
         reading: `soft_targets` in parameters_soft_target_caching.yml.
         views: `views` in parameters_views.yml.
     """
-    from kd_pipeline.data.views import ViewPolicy
-    from kd_pipeline.reporting.soft_target_figures import grid_figure, render_picks
+    from kd_pipeline.evaluation.soft_target_figures import grid_figure, render_picks
+    from kd_pipeline.soft_targets.ensemble import Mixing
     from kd_pipeline.soft_targets.gallery import pick_examples
-    from kd_pipeline.soft_targets.mixing import Mixing
     from kd_pipeline.soft_targets.summary import known_labels
+    from kd_pipeline.views import ViewPolicy
 
     mixing = Mixing(reading.mixing, reading.member_weights)
     picks = pick_examples(soft_targets, known_labels(examples), mixing=mixing)

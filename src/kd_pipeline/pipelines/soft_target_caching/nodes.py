@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from kd_pipeline.parameters import SoftTargetCachingParams, SoftTargetsParams, ViewsParams
+from kd_pipeline.labelling.settings import SoftTargetCachingParams
+from kd_pipeline.soft_targets.settings import SoftTargetsParams
+from kd_pipeline.views.settings import ViewsParams
 
 if TYPE_CHECKING:
     from kd_pipeline.data.images import ImageSet
@@ -43,10 +45,10 @@ def cache_soft_targets(
         The finished store where it was made; the catalog moves it into its place.
     """
     from kd_pipeline.data.splits import ids_with_role, split_fingerprint
-    from kd_pipeline.data.views import ViewPolicy
     from kd_pipeline.labelling.accuracy_gate import check_accuracy
     from kd_pipeline.labelling.soft_targets import label_transfer_set
-    from kd_pipeline.soft_targets.mixing import Mixing
+    from kd_pipeline.soft_targets.ensemble import Mixing
+    from kd_pipeline.views import ViewPolicy
 
     mixing, num_views = Mixing(reading.mixing, reading.member_weights), views.num_cached_views()
     computing = params.model_dump(include={"batch_size", "device", "precision"})

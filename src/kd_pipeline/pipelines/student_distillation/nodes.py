@@ -5,19 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kd_pipeline.parameters import (
-    ArmParams,
-    SoftTargetCachingParams,
-    SoftTargetsParams,
-    StudentParams,
-    ViewsParams,
-)
+from kd_pipeline.labelling.settings import SoftTargetCachingParams
+from kd_pipeline.soft_targets.settings import SoftTargetsParams
+from kd_pipeline.training.block_settings import ArmParams, StudentParams
+from kd_pipeline.views.settings import ViewsParams
 
 if TYPE_CHECKING:
     from kd_pipeline.data.images import ImageSet
     from kd_pipeline.models.checkpoint import ModelCheckpoint
     from kd_pipeline.models.state_folder import StateFolder
-    from kd_pipeline.soft_targets.mixing import Mixing
+    from kd_pipeline.soft_targets.ensemble import Mixing
     from kd_pipeline.soft_targets.store import SoftTargets
     from kd_pipeline.training.teacher_sources import Teacher
 else:  # Kedro resolves every hint of a node to validate its parameters; these would import torch.
@@ -135,7 +132,7 @@ def train_on_live_teacher(
 
 
 def _mixing(reading: SoftTargetsParams) -> Mixing:
-    from kd_pipeline.soft_targets.mixing import Mixing
+    from kd_pipeline.soft_targets.ensemble import Mixing
 
     return Mixing(reading.mixing, reading.member_weights)
 
@@ -151,11 +148,11 @@ def _train(
     reading: SoftTargetsParams,
     teacher: Teacher | None,
 ) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
-    from kd_pipeline.data.views import ViewPolicy
     from kd_pipeline.losses.objective import Objective
+    from kd_pipeline.training.data import TrainingData
     from kd_pipeline.training.settings import TrainingSettings
     from kd_pipeline.training.students import train_students
-    from kd_pipeline.training.training_data import TrainingData
+    from kd_pipeline.views import ViewPolicy
 
     shared, own = student.model_dump(mode="json"), arm.model_dump(mode="json")
     told = {"views": views.model_dump(mode="json"), "soft_targets": reading.model_dump(mode="json")}

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kd_pipeline.parameters import TeacherParams
+from kd_pipeline.training.block_settings import TeacherParams
 
 if TYPE_CHECKING:
     from kd_pipeline.data.images import ImageSet
@@ -34,9 +34,9 @@ def train_teacher(
         One checkpoint per member, and the history (empty for given teachers).
     """
     from kd_pipeline.tracking.fetch import fetched
+    from kd_pipeline.training.data import TrainingData
     from kd_pipeline.training.settings import TrainingSettings
     from kd_pipeline.training.teachers import HISTORY_COLUMNS, adopt_given, train_teachers
-    from kd_pipeline.training.training_data import TrainingData
 
     data = TrainingData(images, examples, splits)
     settings = params.model_dump(mode="json")

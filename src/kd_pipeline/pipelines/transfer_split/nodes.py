@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from kd_pipeline.parameters import TransferSplitParams
+from kd_pipeline.data.settings import TransferSplitParams
 
 if TYPE_CHECKING:
     from kd_pipeline.data.images import ImageSet

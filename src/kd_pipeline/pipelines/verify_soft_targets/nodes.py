@@ -4,11 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kd_pipeline.parameters import (
-    SoftTargetCachingParams,
-    SoftTargetVerificationParams,
-    ViewsParams,
-)
+from kd_pipeline.labelling.settings import SoftTargetCachingParams, SoftTargetVerificationParams
+from kd_pipeline.views.settings import ViewsParams
 
 if TYPE_CHECKING:
     from kd_pipeline.data.images import ImageSet
@@ -39,8 +36,8 @@ def verify_soft_targets(
         views: `views` in parameters_views.yml.
     """
     from kd_pipeline.data.splits import split_fingerprint
-    from kd_pipeline.data.views import ViewPolicy
     from kd_pipeline.labelling import verification
+    from kd_pipeline.views import ViewPolicy
 
     return verification.verify_soft_targets(
         soft_targets,

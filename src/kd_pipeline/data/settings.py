@@ -1,0 +1,87 @@
+"""The blocks `data_ingest` and `transfer_split`."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from kd_pipeline.config import Fraction, OpenFraction, Params, PositiveInt, Seed
+
+
+class DigitsSource(Params):
+    """scikit-learn's packaged digits: 1,797 grey images of 8 by 8 pixels, no download."""
+
+    kind: Literal["digits"]
+
+
+class TorchvisionSource(Params):
+    """Any classification data set of torchvision, by its class name."""
+
+    kind: Literal["torchvision"]
+    name: str
+    root: str
+    download: bool = False
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class ImageFolderSource(Params):
+    """`root/train/<class>/*.jpg` with `root/test/` or `root/val/`, or one tree to be split."""
+
+    kind: Literal["image_folder"]
+    root: str
+    labels_file: str | None = None
+    """CSV with columns `path` and `label`, checked against the folders."""
+
+
+class DataIngestParams(Params):
+    """`data_ingest`: where the images come from and what is done with bad ones."""
+
+    source: Annotated[
+        DigitsSource | TorchvisionSource | ImageFolderSource, Field(discriminator="kind")
+    ]
+    image_size: PositiveInt | None = None
+    """Side in pixels; null keeps the images' own size, which must then be the same for all."""
+    colour: Literal["auto", "grey", "rgb"] = "auto"
+    max_rejected_share: Fraction = 0.01
+    max_pixels_per_image: PositiveInt = 178_956_970
+    """An image with more pixels is rejected unread (Pillow's own bound is the default)."""
+    memory_budget_mb: PositiveInt = 4096
+    """More uint8 pixels than this are decoded into a memory-mapped file."""
+
+
+class TeacherShare(Params):
+    """Which labelled examples train the teacher: a number per class or a share of the pool."""
+
+    labels_per_class: PositiveInt | None = None
+    fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.labels_per_class is None) == (self.fraction is None):
+            raise ValueError("give exactly one of `labels_per_class` and `fraction`")
+        return self
+
+
+class TransferShare(Params):
+    """Which examples the student learns from."""
+
+    relation: Literal["equal", "overlapping", "disjoint"] = "overlapping"
+    """equal: the teacher's examples; overlapping: drawn from the whole pool; disjoint: from the
+    pool without the teacher's examples."""
+    fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    labelled: bool = False
+    """Whether the students may use the labels of transfer examples that the teacher did not
+    train on. The teacher's own labels are always open to them: the baseline gets every label
+    that the teacher had."""
+    excluded_classes: tuple[str, ...] = ()
+
+
+class TransferSplitParams(Params):
+    """`transfer_split`: who sees which example, by seed and example id."""
+
+    seed: Seed = 0
+    test_fraction: OpenFraction = 0.2
+    """Share of the images taken as the test set where the source brings none."""
+    validation_fraction: OpenFraction = 0.1
+    """Share of the remaining images."""
+    teacher: TeacherShare
+    transfer: TransferShare = TransferShare()

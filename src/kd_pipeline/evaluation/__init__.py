@@ -1,0 +1,1 @@
+"""The test set read once: metrics, paired statistics, report and figures."""

@@ -1,0 +1,153 @@
+"""comparison.json: its shape, hand-worked values, what is refused."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kd_pipeline.errors import DataError
+from kd_pipeline.evaluation.comparison import compare
+
+EXAMPLES = 40
+
+
+def drawn(wrong: dict[str, list[int]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Each role's number of wrong examples per replicate; the first ones are the wrong ones."""
+    tables, rows = [], []
+    for role, counts in wrong.items():
+        for replicate, count in enumerate(counts):
+            predicted = np.zeros(EXAMPLES, dtype=int)
+            predicted[:count] = 1
+            tables.append(
+                pd.DataFrame(
+                    {
+                        "role": role,
+                        "replicate": replicate,
+                        "example_id": np.arange(EXAMPLES),
+                        "label": 0,
+                        "predicted": predicted,
+                        "nll": 0.1 + predicted,
+                    }
+                )
+            )
+            rows.append(
+                {
+                    "role": role,
+                    "replicate": replicate,
+                    "data_known": True,
+                    "test/accuracy": 1 - count / EXAMPLES,
+                    "test/nll": 0.1 + count / EXAMPLES,
+                    "test/ece": 0.05,
+                    "test/errors": count,
+                    "test/teacher_agreement": 0.9,
+                }
+            )
+    return pd.concat(tables, ignore_index=True), pd.DataFrame(rows)
+
+
+USUAL = {
+    "teacher": [0],
+    "student_kd": [4, 5, 6],
+    "student_baseline": [14, 15, 16],
+    "student_pseudo": [4, 6, 5],
+}
+
+
+def compared(wrong: dict[str, list[int]] = USUAL, *, level: float = 0.95) -> dict[str, Any]:
+    return compare(*drawn(wrong), num_samples=300, confidence_level=level, seed=0)
+
+
+def test_has_the_shape_that_others_rely_on() -> None:
+    comparison = compared()
+    assert list(comparison)[:5] == ["group", "env", "arms", "teacher", "gains"]
+    assert comparison["group"] is None
+    assert comparison["env"] is None
+    assert list(comparison["arms"]) == ["student_kd", "student_baseline", "student_pseudo"]
+    for spreads in [*comparison["arms"].values(), comparison["teacher"]]:
+        assert set(spreads) == {"accuracy", "nll", "ece", "errors", "teacher_agreement"}
+        assert all(set(spread) == {"mean", "std", "values"} for spread in spreads.values())
+    assert list(comparison["gains"]) == ["student_kd", "student_pseudo"]
+    for gain in comparison["gains"].values():
+        assert set(gain) == {"accuracy", "nll", "gap_recovered"}
+        assert set(gain["nll"]) == {"mean", "ci95", "p_value", "wins", "replicates"}
+    assert list(comparison["distilled_over"]) == ["student_pseudo"]
+    assert comparison["method"]["num_comparisons"] == 2
+    assert comparison["method"]["num_test_examples"] == EXAMPLES
+
+
+def test_matches_values_worked_by_hand() -> None:
+    comparison = compared()
+    errors = comparison["arms"]["student_kd"]["errors"]
+    assert errors == {"mean": 5.0, "std": 1.0, "values": [4, 5, 6]}
+    gain = comparison["gains"]["student_kd"]
+    assert gain["accuracy"]["mean"] == pytest.approx(10 / EXAMPLES)
+    assert gain["accuracy"]["wins"] == gain["nll"]["wins"] == 3
+    assert gain["nll"]["mean"] == pytest.approx(-10 / EXAMPLES)
+    assert comparison["teacher_gap"]["accuracy"]["mean"] == pytest.approx(15 / EXAMPLES)
+    assert gain["gap_recovered"] == pytest.approx(10 / 15)
+
+
+def test_a_teacher_that_cannot_be_measured_is_null_and_the_rest_stands() -> None:
+    whole, without = compared(USUAL), compared({k: v for k, v in USUAL.items() if k != "teacher"})
+    assert without["teacher"] is None
+    assert without["teacher_gap"] is None
+    assert not without["method"]["teacher_measured"]
+    assert whole["method"]["teacher_measured"]
+    for arm, gain in without["gains"].items():
+        assert gain == {**whole["gains"][arm], "gap_recovered": None}
+    assert without["arms"] == whole["arms"]
+
+
+def test_no_gap_is_recovered_from_a_teacher_that_is_no_better() -> None:
+    comparison = compared({**USUAL, "teacher": [15]})
+    assert comparison["gains"]["student_kd"]["gap_recovered"] is None
+
+
+def test_is_strict_json_also_with_one_replicate_and_unknown_values() -> None:
+    predictions, metrics = drawn({role: counts[:1] for role, counts in USUAL.items()})
+    metrics.loc[metrics["role"] == "teacher", "test/teacher_agreement"] = np.nan
+    comparison = compare(predictions, metrics, num_samples=100, confidence_level=0.95, seed=0)
+    text = json.dumps(comparison, allow_nan=False)
+    assert json.loads(text) == comparison
+    assert comparison["arms"]["student_kd"]["accuracy"]["std"] is None
+    assert comparison["teacher"]["teacher_agreement"]["mean"] is None
+
+
+def test_another_level_is_named_beside_the_interval() -> None:
+    usual, strict = compared(), compared(level=0.99)
+    assert "confidence_level" not in usual["gains"]["student_kd"]["accuracy"]
+    gain = strict["gains"]["student_kd"]["accuracy"]
+    assert gain["confidence_level"] == 0.99
+    assert gain["ci95"][0] < usual["gains"]["student_kd"]["accuracy"]["ci95"][0]
+
+
+def test_the_order_of_rows_does_not_matter() -> None:
+    predictions, metrics = drawn(USUAL)
+    once, again = (
+        compare(rows, metrics, num_samples=200, confidence_level=0.95, seed=0)
+        for rows in (predictions, predictions.sample(frac=1, random_state=0))
+    )
+    assert once["gains"] == again["gains"]
+    assert once["arms"] == again["arms"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"teacher": [0], "student_kd": [4]}, "must hold student_baseline"),
+        ({**USUAL, "student_kd": [4, 5]}, "must have the same shape"),
+    ],
+)
+def test_refuses_what_cannot_be_compared(wrong: dict[str, list[int]], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        compared(wrong)
+
+
+def test_refuses_other_examples() -> None:
+    predictions, metrics = drawn(USUAL)
+    gone = (predictions["role"] == "student_kd") & (predictions["replicate"] == 1)
+    short = predictions[~(gone & (predictions["example_id"] == 3))]
+    with pytest.raises(DataError, match="must be finite"):
+        compare(short, metrics, num_samples=100, confidence_level=0.95, seed=0)

@@ -1,0 +1,184 @@
+"""The paired interval: laws, and that it holds the truth as often as it says."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from kd_pipeline.errors import DataError
+from kd_pipeline.evaluation.paired import PairedDifference, gap_recovered, paired_difference
+
+Cells = NDArray[np.float64]
+
+
+def paired(arm: Cells, baseline: Cells, **changes: Any) -> PairedDifference:
+    options: dict[str, Any] = {"num_samples": 400, "confidence_level": 0.95, "seed": 0}
+    return paired_difference(arm, baseline, **(options | changes))
+
+
+def two_way(
+    generator: np.random.Generator, spreads: tuple[float, float, float], shape: tuple[int, int]
+) -> Cells:
+    """Differences whose true mean is 0: effects of replicate, example and cell."""
+    of_replicate, of_example, of_cell = spreads
+    return (
+        of_replicate * generator.normal(size=(shape[0], 1))
+        + of_example * generator.normal(size=(1, shape[1]))
+        + of_cell * generator.normal(size=shape)
+    )
+
+
+def covered_and_rejected(
+    spreads: tuple[float, float, float], *, shape: tuple[int, int], experiments: int
+) -> tuple[float, float]:
+    generator = np.random.default_rng(0)
+    covered = rejected = 0
+    for _ in range(experiments):
+        cells = two_way(generator, spreads, shape)
+        result = paired(cells, np.zeros(shape), seed=int(generator.integers(2**31)))
+        covered += result.ci_low <= 0 <= result.ci_high
+        rejected += result.p_value < 0.05
+    return covered / experiments, rejected / experiments
+
+
+@given(seed=st.integers(0, 2**16), shift=st.floats(-1, 1))
+@settings(max_examples=30)
+def test_the_interval_leaves_out_0_where_p_is_small(seed: int, shift: float) -> None:
+    cells = two_way(np.random.default_rng(seed), (0.3, 0.3, 0.3), (4, 20)) + shift
+    result = paired(cells, np.zeros_like(cells))
+    assert result.ci_low <= result.mean <= result.ci_high
+    assert result.mean == pytest.approx(cells.mean())
+    if result.p_value < 0.045:
+        assert result.ci_low > 0 or result.ci_high < 0
+    if result.p_value > 0.055:
+        assert result.ci_low <= 0 <= result.ci_high
+
+
+def test_swapping_the_arms_mirrors_the_result() -> None:
+    generator = np.random.default_rng(0)
+    arm, baseline = generator.random((5, 40)), generator.random((5, 40))
+    there, back = paired(arm, baseline), paired(baseline, arm)
+    assert there.mean == pytest.approx(-back.mean)
+    assert there.ci_low == pytest.approx(-back.ci_high)
+    assert there.p_value == back.p_value
+    assert there.wins + back.wins == 5
+
+
+def test_is_paired_by_example() -> None:
+    """What two arms share cancels, however large it is."""
+    generator = np.random.default_rng(0)
+    shared = 100 * generator.normal(size=(5, 40))
+    result = paired(shared + 0.5 + 0.01 * generator.normal(size=(5, 40)), shared)
+    assert 0.45 < result.ci_low < result.ci_high < 0.55
+
+
+def test_the_order_of_replicates_and_of_examples_does_not_matter_in_kind() -> None:
+    cells = two_way(np.random.default_rng(0), (0.1, 0.1, 0.1), (5, 200))
+    width, other = (
+        result.ci_high - result.ci_low
+        for result in (
+            paired(cells, np.zeros_like(cells), num_samples=10_000),
+            paired(cells[::-1, ::-1].copy(), np.zeros_like(cells), num_samples=10_000),
+        )
+    )
+    assert width == pytest.approx(other, rel=0.05)
+
+
+def test_equal_arms_differ_by_nothing() -> None:
+    cells = np.ones((3, 10))
+    result = paired(cells, cells)
+    assert (result.mean, result.ci_low, result.ci_high) == (0.0, 0.0, 0.0)
+    assert (result.p_value, result.wins, result.replicates) == (1.0, 0, 3)
+
+
+def test_p_is_never_0_and_says_how_many_samples_there_were() -> None:
+    result = paired(np.ones((3, 10)), np.zeros((3, 10)), num_samples=99)
+    assert result.p_value == 1 / 100
+
+
+def test_a_win_is_the_larger_accuracy_and_the_smaller_loss() -> None:
+    arm, baseline = np.array([[1.0, 1.0], [0.0, 0.0], [0.0, 1.0]]), np.full((3, 2), 0.5)
+    assert paired(arm, baseline).wins == 1
+    assert paired(arm, baseline, lower_is_better=True).wins == 1
+    assert paired(np.ones((3, 2)), baseline, lower_is_better=True).wins == 0
+
+
+def test_one_replicate_resamples_examples_alone() -> None:
+    cells = np.random.default_rng(0).normal(size=(1, 400))
+    result = paired(cells, np.zeros_like(cells), num_samples=4000)
+    expected = norm.ppf(0.975) * cells.std() / math.sqrt(400)
+    assert (result.ci_high - result.ci_low) / 2 == pytest.approx(expected, rel=0.05)
+    assert result.replicates == 1
+
+
+def test_replicates_alone_give_the_tails_of_student() -> None:
+    """No example differs from another: the interval is that of R = 5 numbers, t and not normal."""
+    means = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+    cells = np.repeat(means[:, None], 3, axis=1)
+    result = paired(cells, np.zeros_like(cells), num_samples=20_000)
+    standard_error = means.std(ddof=1) / math.sqrt(5)
+    assert 2.5 < result.ci_high / standard_error < 3.2  # normal 1.96, t with 4 degrees 2.78
+
+
+def test_the_same_seed_gives_the_same_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = two_way(np.random.default_rng(0), (0.1, 0.1, 0.1), (3, 50))
+    once = paired(cells, np.zeros_like(cells), seed=3)
+    assert paired(cells, np.zeros_like(cells), seed=3) == once
+    assert paired(cells, np.zeros_like(cells), seed=4) != once
+    monkeypatch.setattr("kd_pipeline.evaluation.paired._CHUNK_CELLS", 500)
+    assert paired(cells, np.zeros_like(cells), seed=3).ci_low == pytest.approx(once.ci_low, rel=0.2)
+
+
+def test_covers_the_truth_with_few_replicates() -> None:
+    """The plain percentile bootstrap holds it in 90 of 100 here, that of examples alone in 45."""
+    covered, rejected = covered_and_rejected((0.03, 0.1, 0.1), shape=(5, 200), experiments=400)
+    assert 0.93 <= covered <= 0.995
+    assert rejected <= 0.07
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("spreads", "num_replicates"),
+    [
+        ((0.03, 0.1, 0.1), 3),
+        ((0.03, 0.1, 0.1), 5),
+        ((0.03, 0.1, 0.1), 10),
+        ((0.01, 0.25, 0.3), 5),
+        ((0.0, 0.3, 0.3), 5),
+    ],
+)
+def test_covers_the_truth(spreads: tuple[float, float, float], num_replicates: int) -> None:
+    covered, rejected = covered_and_rejected(spreads, shape=(num_replicates, 600), experiments=2000)
+    assert covered >= 0.935
+    assert rejected <= 0.065
+
+
+@pytest.mark.parametrize(
+    ("arm", "baseline", "message"),
+    [
+        (np.zeros((2, 3)), np.zeros((2, 4)), r"got \(2, 3\) and \(2, 4\)"),
+        (np.zeros(3), np.zeros(3), r"got \(3,\) and \(3,\)"),
+        (np.zeros((0, 3)), np.zeros((0, 3)), "must have the same shape"),
+        (np.full((2, 3), np.nan), np.zeros((2, 3)), "must be finite"),
+    ],
+)
+def test_refuses_what_cannot_be_paired(arm: Cells, baseline: Cells, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        paired(arm, baseline)
+
+
+def difference(mean: float, ci_low: float) -> PairedDifference:
+    return PairedDifference(mean, ci_low, 2 * mean - ci_low, 0.01, 5, 5)
+
+
+def test_the_gap_recovered_is_a_share_of_a_gap_that_is_there() -> None:
+    gain = difference(0.03, 0.02)
+    assert gap_recovered(gain, difference(0.06, 0.04)) == pytest.approx(0.5)
+    assert gap_recovered(gain, difference(0.06, 0.0)) is None
+    assert gap_recovered(gain, difference(0.01, -0.02)) is None
+    assert gap_recovered(gain, difference(-0.06, -0.08)) is None

@@ -1,0 +1,45 @@
+"""The table a run ends with."""
+
+from collections.abc import Callable
+from typing import Any
+
+from kd_pipeline.evaluation.terminal import arms_table
+
+PATH = "data/08_reporting/report.md"
+
+
+def test_shows_every_role_aligned_and_where_the_report_is(result: Any) -> None:
+    lines = arms_table(result.comparison, PATH).splitlines()
+    assert [line.split("  ")[0] for line in lines[2:7]] == [
+        "teacher",
+        "distilled (student_kd)",
+        "hard labels (student_baseline)",
+        "label smoothing (student_smoothed)",
+        "pseudo-labels (student_pseudo)",
+    ]
+    assert len({len(line) for line in lines[:7]}) == 1
+    assert lines[-1] == f"Report: {PATH}"
+    for column in ("accuracy %", "NLL", "ECE", "agreement %", "gain in points [95 % interval]"):
+        assert column in lines[0]
+
+
+def test_a_gain_has_its_interval_and_the_baseline_none(result: Any) -> None:
+    lines = arms_table(result.comparison, PATH).splitlines()
+    gain = result.comparison["gains"]["student_kd"]["accuracy"]
+    low, high = (f"{100 * bound:+.2f}" for bound in gain["ci95"])
+    assert f"{100 * gain['mean']:+.2f} [{low}, {high}]" in lines[3]
+    assert "[" not in lines[4]
+
+
+def test_says_nothing_of_a_report_that_is_not_kept(result: Any) -> None:
+    assert "Report" not in arms_table(result.comparison, None)
+
+
+def test_names_another_level(draw: Callable[..., Any]) -> None:
+    table = arms_table(draw(confidence_level=0.9).comparison, PATH)
+    assert "[90 % interval]" in table.splitlines()[0]
+
+
+def test_a_baseline_alone_is_a_table_too(draw: Callable[..., Any]) -> None:
+    alone = draw({"teacher": 0.99, "student_baseline": 0.9})
+    assert "hard labels" in arms_table(alone.comparison, PATH)

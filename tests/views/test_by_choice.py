@@ -1,0 +1,28 @@
+"""Operations by row: each row goes through its own and no other."""
+
+import torch
+
+from kd_pipeline.views.by_choice import change_by_choice
+
+
+def test_every_row_goes_through_its_own_operation() -> None:
+    images = torch.arange(5.0).view(5, 1, 1, 1)
+    seen: list[list[int]] = []
+
+    def add_ten(rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        seen.append(positions.tolist())
+        return rows + 10
+
+    choices = torch.tensor([2, 0, 1, 2, 1])
+    change_by_choice(images, choices, (None, lambda rows, _: rows * 0 - 1, add_ten))
+    assert images.flatten().tolist() == [10, 1, -1, 13, -1]
+    assert seen == [[0, 3]]
+
+
+def test_an_operation_that_nobody_chose_is_not_called() -> None:
+    def fail(rows: torch.Tensor, _positions: torch.Tensor) -> torch.Tensor:
+        raise AssertionError
+
+    images = torch.zeros(2, 1, 1, 1)
+    change_by_choice(images, torch.tensor([0, 0]), (None, fail, fail))
+    assert images.sum() == 0
