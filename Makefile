@@ -34,7 +34,7 @@ check: $(STAMP)  ## Lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(STAMP)  ## Put the code into the house's shape
+format: $(STAMP)  ## Format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

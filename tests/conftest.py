@@ -13,6 +13,8 @@ from hypothesis import settings
 from kd_pipeline.data.images import ImageSet
 
 if TYPE_CHECKING:
+    from kd_pipeline.data.dataset import LabelledImages
+    from kd_pipeline.models.checkpoint import ModelCheckpoint
     from kd_pipeline.soft_targets.store import SoftTargets
 
 # Tests run on busy machines: a slow one is not a wrong one.
@@ -51,16 +53,47 @@ def examples(images: ImageSet) -> pd.DataFrame:
 @pytest.fixture(scope="session")
 def splits(images: ImageSet, examples: pd.DataFrame) -> pd.DataFrame:
     """Four labels per class for the teacher, the pool as transfer set."""
+    from kd_pipeline.data.settings import TransferSplitParams
     from kd_pipeline.data.splits import split_examples
 
-    return split_examples(
-        examples,
-        class_names=images.class_names,
-        seed=0,
-        test_fraction=0.3,
-        validation_fraction=0.1,
-        labels_per_class=4,
+    params = TransferSplitParams(
+        test_fraction=0.3, validation_fraction=0.1, teacher={"labels_per_class": 4}
     )
+    return split_examples(examples, images.class_names, params)
+
+
+@pytest.fixture(scope="session")
+def data(images: ImageSet, examples: pd.DataFrame, splits: pd.DataFrame) -> "LabelledImages":
+    """Images, examples and splits together."""
+    from kd_pipeline.data.dataset import LabelledImages
+
+    return LabelledImages(images, examples, splits)
+
+
+@pytest.fixture(scope="session")
+def untrained(images: ImageSet) -> "Callable[..., ModelCheckpoint]":
+    """Make a checkpoint of a network with initial weights, dropout and batch norm.
+
+    Called with a seed; `class_names`, `shape` and the `facts` may differ from those of `images`.
+    """
+    from kd_pipeline.models.checkpoint import build_untrained, snapshot
+    from kd_pipeline.models.preprocessing import Preprocessing
+    from kd_pipeline.models.settings import Model
+
+    model = Model(name="small_cnn", arguments={"channels": [4, 8], "dropout": 0.5})
+
+    def make(
+        seed: int = 0,
+        *,
+        class_names: tuple[str, ...] = images.class_names,
+        shape: tuple[int, int, int] = (1, 8, 8),
+        **facts: Any,
+    ) -> "ModelCheckpoint":
+        preprocessing = Preprocessing(shape, (0.5,) * shape[0], (0.3,) * shape[0])
+        made = build_untrained(model, preprocessing, num_classes=len(class_names), seed=seed)
+        return snapshot(made, model, class_names=class_names, facts=facts)
+
+    return make
 
 
 MakeCache = Callable[..., "SoftTargets"]

@@ -1,4 +1,4 @@
-"""docs/architecture.md says what the code does: its tables, its paths and its links."""
+"""docs/architecture.md agrees with the code: its tables, its paths and its links."""
 
 import re
 import tomllib
@@ -8,9 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
-from kd_pipeline.pipeline_registry import ARMS, LIVE_ARMS, register_pipelines
-from kd_pipeline.pipelines.chain.hop_list import hop_names
-from kd_pipeline.training.block_settings import twins_of
+from kd_pipeline.pipeline_registry import (
+    BORN_AGAIN,
+    DISTILL,
+    DISTILL_LIVE,
+    TEACHER_ASSISTANT,
+    register_pipelines,
+)
+from kd_pipeline.pipelines.student_distillation import Student
 
 ENCODING = "utf-8"
 ROOT = Path(__file__).parents[1]
@@ -22,11 +27,15 @@ DOCUMENTS = [
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
-WHOLE_RUNS = {"__default__", "distill", "distill_live"}
-BESIDE_DISTILL = {"verify_soft_targets", "chain"}
-HOPS = hop_names()
-# What a placeholder on the page stands for.
-NAMES = {"<arm>": list(ARMS), "<hop>": list(HOPS), "<twin>": list(twins_of(len(HOPS)))}
+STUDENTS = {
+    "distill": DISTILL,
+    "distill_live": DISTILL_LIVE,
+    "teacher_assistant": TEACHER_ASSISTANT,
+    "born_again": BORN_AGAIN,
+}
+WHOLE_RUNS = {"__default__", *STUDENTS}
+BESIDE_DISTILL = "verify_soft_targets"
+PLACEHOLDER = "<student>"
 CONTRACTS: list[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text(ENCODING))[
     "tool"
 ]["importlinter"]["contracts"]
@@ -40,33 +49,29 @@ def table(heading: str) -> list[list[str]]:
 
 
 def names(cell: str) -> set[str]:
-    """What stands in backticks, `<arm>` and its like written out for every one of them."""
-    found = set(re.findall(r"`([^`]+)`", cell))
-    for placeholder, instances in NAMES.items():
-        meant = {name for name in found if placeholder in name}
-        found -= meant
-        found |= {name.replace(placeholder, one) for name in meant for one in instances}
-    return found
+    """What stands in backticks, `<student>` written out for every student of `distill`."""
+    found = re.findall(r"`([^`]+)`", cell)
+    return {name.replace(PLACEHOLDER, one.name) for name in found for one in DISTILL}
 
 
-def test_the_floors_are_those_of_import_linter() -> None:
-    layers = CONTRACTS[0]["layers"]
+def test_the_layers_are_those_of_import_linter() -> None:
     linted = [
-        {room.removeprefix("kd_pipeline.") for room in layer.split(" | ")} for layer in layers
+        {name.removeprefix("kd_pipeline.") for name in re.split(" [|:] ", layer)}
+        for layer in CONTRACTS[0]["layers"]
     ]
-    rooms = [names(row[1]) for row in table("Floors")]
-    assert [{room.removesuffix(".py").rstrip("/") for room in row} for row in rooms] == linted
+    rows = [names(row[1]) for row in table("Layers")]
+    assert [{name.removesuffix(".py").rstrip("/") for name in row} for row in rows] == linted
 
 
-def test_the_floors_name_every_room_of_the_package() -> None:
+def test_the_layers_hold_everything_in_the_package() -> None:
     folders = {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
     modules = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"}
-    told = [room for row in table("Floors") for room in names(row[1])]
-    assert sorted(told) == sorted(folders | modules)
+    named = [name for row in table("Layers") for name in names(row[1])]
+    assert sorted(named) == sorted(folders | modules)
 
 
 def test_the_stages_are_the_registered_pipelines_in_order() -> None:
-    stages = [next(iter(names(row[0]))) for row in table("Data flow")]
+    stages = [next(iter(names(row[0]))) for row in table("Stages")]
     registered = [name for name in register_pipelines() if name not in WHOLE_RUNS]
     assert stages == registered
     folders = {path.parent.name for path in (PACKAGE / "pipelines").glob("*/__init__.py")}
@@ -74,13 +79,9 @@ def test_the_stages_are_the_registered_pipelines_in_order() -> None:
     assert [f"kd_pipeline.pipelines.{stage}" for stage in stages] == CONTRACTS[1]["modules"]
 
 
-@pytest.mark.parametrize("row", table("Data flow"), ids=lambda row: row[0].strip("`"))
-def test_a_stage_takes_and_gives_what_the_page_says(row: list[str]) -> None:
-    pipelines = register_pipelines()
-    pipeline = pipelines[row[0].strip("`")]
-    if row[0] == "`chain`":
-        for stage in ("data_ingest", "transfer_split", "teacher_training"):
-            pipeline -= pipelines[stage]
+@pytest.mark.parametrize("row", table("Stages"), ids=lambda row: row[0].strip("`"))
+def test_a_stage_takes_and_gives_what_is_on_the_page(row: list[str]) -> None:
+    pipeline = register_pipelines()[row[0].strip("`")]
     inputs = {name for name in pipeline.inputs() if not name.startswith("params:")}
     settings = {name.removeprefix("params:") for name in pipeline.inputs() - inputs}
     assert names(row[1]) == inputs
@@ -90,38 +91,48 @@ def test_a_stage_takes_and_gives_what_the_page_says(row: list[str]) -> None:
 
 def test_distill_is_all_stages_and_the_default() -> None:
     pipelines = register_pipelines()
-    stages = [n for n in pipelines if n not in WHOLE_RUNS | BESIDE_DISTILL]
+    stages = [n for n in pipelines if n not in WHOLE_RUNS | {BESIDE_DISTILL}]
     assert set(pipelines["distill"].nodes) == {
         n for stage in stages for n in pipelines[stage].nodes
     }
     assert pipelines["__default__"] == pipelines["distill"]
 
 
-def test_the_arms_are_the_registered_ones() -> None:
-    told = {row[0].strip("`"): row[1] for row in table("Arms")}
-    assert told == ARMS
+def source(student: Student) -> str:
+    """What a student learns from, as the page writes it."""
+    if student.learns_from == "labels":
+        return "labels"
+    if student.learns_from == "teacher":
+        return "the live teacher" if student.live else "the teacher's cache"
+    return f"the cache of `{student.learns_from}`"
 
 
-def test_every_artefact_lies_where_the_page_says() -> None:
+def test_the_students_are_the_registered_ones() -> None:
+    assert [row[:3] for row in table("Students")] == [
+        [f"`{pipeline}`", f"`{student.name}`", source(student)]
+        for pipeline, students in STUDENTS.items()
+        for student in students
+    ]
+
+
+def test_every_artefact_lies_where_the_page_puts_it() -> None:
     catalogs = [
         yaml.safe_load(path.read_text(ENCODING)) for path in (ROOT / "conf/base").glob("catalog_*")
     ]
     entries = {
-        name: (entry["filepath"], entry["metadata"]["kedro-viz"]["layer"])
+        name: (entry.get("filepath", "memory"), entry["metadata"]["kedro-viz"]["layer"])
         for catalog in catalogs
         for name, entry in catalog.items()
         if not name.startswith("_")
     }
-    told = [
-        [row[0].strip("`"), row[1].strip("`"), row[2]] for row in table("Where each artefact lies")
-    ]
-    assert {name: (path, layer) for name, path, layer in told} == entries
+    rows = table("Where each artefact lies")
+    assert {row[0].strip("`"): (row[1].strip("`"), row[2]) for row in rows} == entries
 
 
 def test_every_output_of_a_stage_is_kept() -> None:
-    kept = {row[0].strip("`") for row in table("Where each artefact lies")}
-    roles = [*ARMS, *LIVE_ARMS, *HOPS, *NAMES["<twin>"]]
-    kept |= {name.replace("{arm}", role).replace("{hop}", role) for name in kept for role in roles}
+    entries = {row[0].strip("`") for row in table("Where each artefact lies")}
+    roles = {student.name for students in STUDENTS.values() for student in students}
+    kept = {name.replace("{student}", role) for name in entries for role in roles}
     outputs = {
         name for pipeline in register_pipelines().values() for name in pipeline.all_outputs()
     }

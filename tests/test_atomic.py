@@ -1,11 +1,24 @@
 """Files and folders: whole or not at all."""
 
+import os
+import re
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from kd_pipeline.atomic import Lock, move_folder, replace_file, replace_folder
+from kd_pipeline.atomic import is_alive, move_folder, replace_file, replace_folder
+
+KILLED = """
+import sys, time
+from kd_pipeline.atomic import replace_folder
+with replace_folder(sys.argv[1]) as folder:
+    (folder / "half.txt").write_text("x")
+    print("filling", flush=True)
+    time.sleep(60)
+"""
 
 
 def write(path: Path, text: str) -> None:
@@ -22,6 +35,12 @@ def test_makes_parents_and_replaces_what_was_there(tmp_path: Path) -> None:
     assert (path / "inner" / "a.txt").read_text() == "second"
     assert not (path / "stale.txt").exists()
     assert [p.name for p in path.parent.iterdir()] == ["store"]
+
+
+def test_a_folder_has_the_permissions_of_any_other(tmp_path: Path) -> None:
+    write(tmp_path / "store", "x")
+    (tmp_path / "usual").mkdir()
+    assert (tmp_path / "store").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
 def test_an_error_leaves_the_old_folder_and_no_litter(tmp_path: Path) -> None:
@@ -137,33 +156,62 @@ def test_a_link_to_another_disk_stays_and_what_it_points_to_is_replaced(tmp_path
     assert sorted(p.name for p in tmp_path.iterdir()) == ["large", "store"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked there")
+def kill_a_run_that_fills(path: Path) -> Path:
+    """What it leaves."""
+    command = [sys.executable, "-c", KILLED, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "filling\n"
+        assert is_alive(run.pid)
+        run.kill()
+    assert not is_alive(run.pid)
+    (left,) = path.parent.glob(f".{path.name}.new-*")
+    return left
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no process can be looked up there")
 @pytest.mark.parametrize("move", [False, True])
 def test_what_a_killed_run_left_is_swept_and_what_a_living_one_fills_is_not(
     tmp_path: Path, move: bool
 ) -> None:
     path = tmp_path / "store"
-    dead, other = tmp_path / ".store.new-dead0000", tmp_path / ".store2.new-dead0000"
-    dead.mkdir()
-    (dead / "half.txt").write_text("x")
-    other.mkdir()
+    other = kill_a_run_that_fills(tmp_path / "store2")
+    dead = kill_a_run_that_fills(path)
+    write(tmp_path / "filled", "second")
     with replace_folder(path) as alive:
+        assert not dead.exists()
         (alive / "a.txt").write_text("alive")
-        dead.mkdir(exist_ok=True)
         if move:
-            write(tmp_path / "filled", "second")
             move_folder(tmp_path / "filled", path)
         else:
             write(path, "second")
-        assert not dead.exists()
         assert (alive / "a.txt").read_text() == "alive"
     assert (path / "a.txt").read_text() == "alive"
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".store2.new-dead0000", "store"]
+    assert other.exists()
 
 
-def test_a_lock_is_held_until_it_is_let_go(tmp_path: Path) -> None:
-    first = Lock(tmp_path / "lock")
-    with pytest.raises(BlockingIOError):
-        Lock(tmp_path / "lock")
-    first.release()
-    Lock(tmp_path / "lock").release()
+@pytest.mark.skipif(sys.platform == "win32", reason="no process can be looked up there")
+def test_what_another_machine_fills_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = kill_a_run_that_fills(tmp_path / "store")
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: "elsewhere")
+        write(tmp_path / "store", "second")
+    assert (left / "half.txt").exists()
+    write(tmp_path / "store", "third")
+    assert not left.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no process can be looked up there")
+def test_what_an_earlier_process_of_this_number_left_is_swept(tmp_path: Path) -> None:
+    """A container that is started again has the same host name and process ids."""
+    left = kill_a_run_that_fills(tmp_path / "store")
+    left.rename(tmp_path / re.sub(r"new-\d+", f"new-{os.getpid()}", left.name))
+    write(tmp_path / "store", "second")
+    assert [p.name for p in tmp_path.iterdir()] == ["store"]
+
+
+def test_no_process_has_the_number_0_or_below() -> None:
+    assert is_alive(os.getpid())
+    if os.name != "nt":
+        assert not is_alive(0)
+        assert not is_alive(-1)

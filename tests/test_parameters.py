@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from kd_pipeline import settings
 from kd_pipeline.config import Params
 from kd_pipeline.pipeline_registry import register_pipelines
-from kd_pipeline.training import block_settings as models
+from kd_pipeline.training.settings import TeacherParams
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -74,6 +74,13 @@ BLOCKS = (
     "student_baseline",
     "student_smoothed",
     "student_pseudo",
+    "student_live",
+    "assistant",
+    "assistant.model",
+    "student_assisted",
+    "generation_1",
+    "soft_targets",
+    "soft_target_verification",
     "evaluation",
 )
 
@@ -118,6 +125,7 @@ def test_an_unknown_key_is_refused_by_name(
         ("views.num_views", 2),
         ("views.num_views", 40_000),
         ("views.transforms", [{"name": "twirl"}]),
+        ("views.transforms", [{"name": "mixup"}, {"name": "cutmix"}]),
         ("views.transforms", [{"name": "shift", "max_pixels": 0}]),
         ("views.transforms", [{"name": "horizontal_flip", "probability": 1.5}]),
         ("views.transforms", [{"name": "affine", "max_scale": 0.5}]),
@@ -165,6 +173,7 @@ def test_an_unknown_key_is_refused_by_name(
         ("teacher.model", None),
         ("teacher.training", None),
         ("teacher.label_smoothing", 1.0),
+        ("teacher.transforms", [{"name": "mixup"}, {"name": "cutmix"}]),
         ("teacher.pretrained", {}),
         ("teacher.pretrained", {"weights": "DEFAULT", "file": "weights.pth"}),
         ("teacher.pretrained", {"file": "weights.pth", "trainable_layers": 0}),
@@ -174,6 +183,11 @@ def test_an_unknown_key_is_refused_by_name(
         ("teacher.training.device", "gpu"),
         ("soft_target_caching.batch_size", -1),
         ("soft_target_caching.precision", "float16"),
+        ("soft_target_caching.top_k", 3),
+        ("soft_target_caching.temperature", 2.0),
+        ("soft_targets.ensemble_average", "median"),
+        ("soft_targets.member_weights", [0.0, 0.0]),
+        ("soft_targets.tail", "none"),
         ("student.num_replicates", 0),
         ("student.num_replicates", -1),
         ("student.num_replicates", 2.5),
@@ -192,6 +206,9 @@ def test_an_unknown_key_is_refused_by_name(
         ("student_kd.soft_weight", 1.5),
         ("student_kd.soft_weight", -0.1),
         ("student_kd.soft_loss", "kld"),
+        ("student_kd.soft_loss", {"name": "kl", "gamma": 2.0}),
+        ("assistant.num_replicates", 0),
+        ("generation_1.training", {"batch_size": 8}),
         ("student_smoothed.label_smoothing", 1.0),
         ("student_pseudo.soft_loss", "student"),
         ("evaluation.num_bootstrap_samples", 10),
@@ -254,7 +271,9 @@ def test_a_missing_block_part_is_refused(
     assert "model" in message
 
 
-def test_all_mistakes_are_told_at_once(validator: ParameterValidator, base: dict[str, Any]) -> None:
+def test_all_mistakes_are_named_at_once(
+    validator: ParameterValidator, base: dict[str, Any]
+) -> None:
     values = changed(changed(base, "student_kd.temperature", 0), "student.num_replicates", 0)
     message = refusal(validator, values)
     assert "Parameter 'student'" in message
@@ -263,12 +282,15 @@ def test_all_mistakes_are_told_at_once(validator: ParameterValidator, base: dict
 
 def test_a_list_of_nothing_is_no_teacher() -> None:
     with pytest.raises(ValidationError, match="give `model` and `training`, or `given`"):
-        models.TeacherParams()
+        TeacherParams()
 
 
-def test_every_model_is_frozen_and_knows_no_other_key() -> None:
-    classes = Params.__subclasses__()
-    assert len(classes) > 20
+def test_every_block_is_frozen_and_has_no_other_key(validator: ParameterValidator) -> None:
+    def below(base: type[Params]) -> set[type[Params]]:
+        return {base}.union(*(below(kind) for kind in base.__subclasses__()))
+
+    classes = below(Params)
+    assert len(classes) > 30
     for kind in classes:
         assert kind.model_config["frozen"]
         assert kind.model_config["extra"] == "forbid"

@@ -15,21 +15,35 @@ from kedro.pipeline.node import Node
 from kedro.validation.parameter_validator import ParameterValidator
 from pydantic import BaseModel
 
-from kd_pipeline.pipeline_registry import ARMS, register_pipelines
-from kd_pipeline.pipelines.chain.hop_list import hop_names
+from kd_pipeline.config import Params
+from kd_pipeline.errors import ParameterError
+from kd_pipeline.pipeline_registry import (
+    BORN_AGAIN,
+    DISTILL,
+    DISTILL_LIVE,
+    TEACHER_ASSISTANT,
+    register_pipelines,
+)
+from kd_pipeline.pipelines import evaluation
+from kd_pipeline.pipelines.student_distillation import Student, teaching_students
 from kd_pipeline.settings import CONFIG_LOADER_ARGS
-from kd_pipeline.training.block_settings import ArmParams, twins_of
+from kd_pipeline.training.settings import ArmParams
 
 CONF = Path(__file__).parents[1] / "conf"
 PRESETS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "local")
 LAYERS = ("raw", "primary", "teacher", "soft targets", "student", "reporting")
 FIGURES = {"accuracy_figure", "reliability_figure", "confusion_figure", "class_gain_figure"}
-SOFT_TARGET_FIGURES = {f"soft_target_{what}_figure" for what in ("entropy", "confidence", "grid")}
-WITH_TEACHER = {arm for arm, source in ARMS.items() if source == "cache"}
+CACHE = {"soft_targets", "soft_target_summary", "soft_target_confusions"}
+CACHE |= {f"soft_target_{what}_figure" for what in ("entropy", "confidence", "grid")}
+REPORT = {"predictions", "metrics", "comparison", "report"} | FIGURES
 
-SOFT_TARGET_TABLES = ("soft_target_summary", "soft_target_confusions")
-HOPS = hop_names()
-TWINS = tuple(twins_of(len(HOPS)))
+STUDENTS: dict[str, tuple[Student, ...]] = {
+    "distill": DISTILL,
+    "distill_live": DISTILL_LIVE,
+    "teacher_assistant": TEACHER_ASSISTANT,
+    "born_again": BORN_AGAIN,
+}
+ARMS = [student.name for student in DISTILL]
 
 # The design's table, section 2: what each registered stage takes and gives.
 STAGES: dict[str, tuple[set[str], set[str]]] = {
@@ -39,10 +53,7 @@ STAGES: dict[str, tuple[set[str], set[str]]] = {
         {"images", "examples", "splits"},
         {"teacher.checkpoints", "teacher.history", "teacher.card"},
     ),
-    "soft_target_caching": (
-        {"teacher.checkpoints", "images", "splits", "examples"},
-        {"soft_targets", "soft_target_summary", "soft_target_confusions"} | SOFT_TARGET_FIGURES,
-    ),
+    "soft_target_caching": ({"teacher.checkpoints", "images", "splits", "examples"}, CACHE),
     "student_distillation": (
         {"images", "examples", "splits", "soft_targets", "teacher.card"},
         {f"{arm}.{what}" for arm in ARMS for what in ("checkpoints", "history")},
@@ -50,27 +61,15 @@ STAGES: dict[str, tuple[set[str], set[str]]] = {
     "evaluation": (
         {"images", "examples", "splits", "teacher.checkpoints"}
         | {f"{arm}.checkpoints" for arm in ARMS},
-        {"predictions", "metrics", "comparison", "report"} | FIGURES,
+        REPORT,
     ),
-}
-
-
-# Registered as stages, and no part of `distill`.
-BESIDE_DISTILL: dict[str, tuple[set[str], set[str]]] = {
     "verify_soft_targets": (
-        {"teacher.checkpoints", "images", "splits", "soft_targets"},
+        {"teacher.checkpoints", "images", "examples", "splits", "soft_targets"},
         {"soft_target_verification"},
     ),
-    "chain": (
-        {"images", "examples", "splits", "teacher.checkpoints", "teacher.card"},
-        {f"{hop}.{what}" for hop in HOPS for what in ("soft_targets", "card", *SOFT_TARGET_TABLES)}
-        | {f"{role}.{what}" for role in (*HOPS, *TWINS) for what in ("checkpoints", "history")}
-        | {"hop_predictions", "hop_metrics", "hop_table", "hop_comparison", "hop_report"},
-    ),
 }
-# Registered with the stages up to the teacher, without which it would be of no use.
-FROM_THE_BEGINNING = ("data_ingest", "transfer_split", "teacher_training")
-DATA_STAGES = STAGES | BESIDE_DISTILL
+# Registered as a stage, and no part of `distill`.
+BESIDE_DISTILL = "verify_soft_targets"
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +89,15 @@ def all_nodes() -> list[Node]:
 
 
 def everything(pipelines: dict[str, Pipeline]) -> Pipeline:
-    """All stages together."""
-    return sum((pipelines[stage] for stage in BESIDE_DISTILL), pipelines["distill"])
+    """All pipelines together; `evaluate_models` of one of them."""
+    nodes = {node.name: node for pipeline in pipelines.values() for node in pipeline.nodes}
+    return Pipeline(nodes.values())
 
 
 def data_of(names: set[str]) -> set[str]:
-    """Data sets that cross between nodes: neither parameters nor what resumes a killed run."""
-    resumes = (".training_states", "soft_target_parts")
-    return {n for n in names if not n.startswith("params:") and not n.endswith(resumes)}
+    """Data sets that cross between nodes: no parameters, resumed work, or facts of the run."""
+    others = (".training_states", "soft_target_parts", "tracking_store", "run_identity")
+    return {n for n in names if not n.startswith("params:") and not n.endswith(others)}
 
 
 def load(env: str) -> dict[str, Any]:
@@ -115,83 +115,100 @@ def catalog_config() -> dict[str, Any]:
     return {name: entry for name, entry in entries.items() if not name.startswith("_")}
 
 
-def test_the_runs_that_a_person_types_are_registered(pipelines: dict[str, Pipeline]) -> None:
-    assert set(pipelines) == {"__default__", "distill", "distill_live", *DATA_STAGES}
+def test_the_runs_that_users_type_are_registered(pipelines: dict[str, Pipeline]) -> None:
+    assert set(pipelines) == {"__default__", *STUDENTS, *STAGES}
     assert pipelines["__default__"] == pipelines["distill"]
 
 
-@pytest.mark.parametrize("stage", DATA_STAGES)
-def test_a_stage_takes_and_gives_what_the_design_says(
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_takes_and_gives_what_the_design_lists(
     stage: str, pipelines: dict[str, Pipeline]
 ) -> None:
-    takes, gives = DATA_STAGES[stage]
-    pipeline = pipelines[stage]
-    if stage == "chain":
-        pipeline = pipeline - sum((pipelines[name] for name in FROM_THE_BEGINNING), Pipeline([]))
-    assert data_of(pipeline.inputs()) == takes
-    assert data_of(pipeline.all_outputs()) == gives
+    takes, gives = STAGES[stage]
+    assert data_of(pipelines[stage].inputs()) == takes
+    assert data_of(pipelines[stage].all_outputs()) == gives
 
 
-def test_distill_is_all_stages_and_starts_from_nothing(pipelines: dict[str, Pipeline]) -> None:
-    distill = pipelines["distill"]
-    assert {node.name for node in distill.nodes} == {
-        node.name for stage in STAGES for node in pipelines[stage].nodes
+def test_distill_is_all_stages(pipelines: dict[str, Pipeline]) -> None:
+    stages = [stage for stage in STAGES if stage != BESIDE_DISTILL]
+    assert {node.name for node in pipelines["distill"].nodes} == {
+        node.name for stage in stages for node in pipelines[stage].nodes
     }
-    assert data_of(distill.inputs()) == set()
+    assert pipelines["__default__"] == pipelines["distill"]
 
 
-def test_no_student_opens_the_teacher(pipelines: dict[str, Pipeline]) -> None:
-    for node in pipelines["student_distillation"].nodes:
-        assert "teacher.checkpoints" not in node.inputs
-        takes_soft_targets = {"soft_targets", "teacher.card"} <= set(node.inputs)
-        assert takes_soft_targets == (node.namespace in WITH_TEACHER)
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_whole_run_starts_from_nothing_and_trains_its_list_of_students(
+    name: str, pipelines: dict[str, Pipeline]
+) -> None:
+    pipeline, students = pipelines[name], STUDENTS[name]
+    assert data_of(pipeline.inputs()) == set()
+    outputs = pipeline.all_outputs()
+    trained = {n.removesuffix(".checkpoints") for n in outputs if n.endswith(".checkpoints")}
+    assert trained == {"teacher", *(student.name for student in students)}
+    assert outputs >= REPORT
+    caches = {n for n in outputs if n.endswith("soft_targets")}
+    of_teacher = any(one.learns_from == "teacher" and not one.live for one in students)
+    of_students = {f"{student}.soft_targets" for student in teaching_students(students)}
+    assert caches == of_students | ({"soft_targets"} if of_teacher else set())
 
 
-def test_all_arms_share_all_but_their_own_block(pipelines: dict[str, Pipeline]) -> None:
+@pytest.mark.parametrize("name", STUDENTS)
+def test_every_student_takes_what_it_learns_from_and_its_teachers_files_only_live(
+    name: str, pipelines: dict[str, Pipeline]
+) -> None:
+    nodes = {node.namespace: node for node in pipelines[name].nodes if "train_student" in node.name}
+    for student in STUDENTS[name]:
+        source, inputs = student.learns_from, data_of(set(nodes[student.name].inputs))
+        cache = "soft_targets" if source == "teacher" else f"{source}.soft_targets"
+        of_source = {"teacher.checkpoints"} if student.live else {cache, f"{source}.card"}
+        taught = set() if source == "labels" else of_source
+        assert inputs == {"images", "examples", "splits"} | taught
+
+
+def test_a_comparison_needs_the_baseline() -> None:
+    with pytest.raises(ParameterError, match="student_baseline"):
+        evaluation.create_pipeline(["student_kd"])
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_all_arms_share_all_but_their_own_block(name: str, pipelines: dict[str, Pipeline]) -> None:
     """The design's ninth mistake: hyper-parameters of the arms that differ unseen."""
-    of_arm = {
-        node.namespace: {n for n in node.inputs if n.startswith("params:")}
-        for node in pipelines["student_distillation"].nodes
-    }
     shared = {"params:student", "params:views", "params:soft_targets"}
-    assert of_arm == {arm: shared | {f"params:{arm}"} for arm in ARMS}
-    shared_knobs = {
-        "seed",
-        "model",
-        "training",
-        "optimiser",
-        "schedule",
-        "num_epochs",
-        "batch_size",
-    }
-    assert not shared_knobs & set(ArmParams.model_fields)
+    for student in STUDENTS[name]:
+        (node,) = [n for n in pipelines[name].nodes if n.name == f"{student.name}.train_student"]
+        blocks = {n for n in node.inputs if n.startswith("params:")}
+        live = {"params:soft_target_caching"} if student.live else set()
+        assert blocks == shared | live | {f"params:{student.name}"}
+    own = set(ArmParams.model_fields) - {"model", "training", "num_replicates"}
+    assert own == {"soft_loss", "temperature", "soft_weight", "label_smoothing"}
 
 
 @pytest.mark.parametrize("node", all_nodes(), ids=lambda node: node.name)
 def test_every_parameter_is_typed_by_a_model_that_kedro_can_resolve(node: Node) -> None:
-    """Where a hint cannot be resolved or is no pydantic model, Kedro validates nothing, unsaid."""
+    """Where a hint cannot be resolved or is no pydantic model, Kedro silently validates nothing."""
     hints = get_type_hints(node.func)
     bound = node._inputs
     assert isinstance(bound, dict), "inputs are wired by name, so that no order can be got wrong"
     for argument, dataset in bound.items():
         if dataset.startswith("params:"):
-            assert issubclass(hints[argument], BaseModel), argument
-            assert hints[argument].model_config["extra"] == "forbid"
-            assert hints[argument].model_config["frozen"]
+            assert issubclass(hints[argument], Params), argument
 
 
 def test_kedro_finds_every_block_that_conf_sets(pipelines: dict[str, Pipeline]) -> None:
     typed = ParameterValidator(pipelines).type_extractor.extract_types_from_pipelines()
     assert set(typed) == set(load("base"))
+    arms = {student.name for students in STUDENTS.values() for student in students}
+    assert {name for name, kind in typed.items() if kind is ArmParams} == arms
 
 
-def test_node_names_are_unique_and_tell_what_runs(pipelines: dict[str, Pipeline]) -> None:
+def test_node_names_are_unique_and_name_what_runs(pipelines: dict[str, Pipeline]) -> None:
     nodes = everything(pipelines).nodes
     assert len({node.name for node in nodes}) == len(nodes)
     for node in nodes:
         short = node.name.removeprefix(f"{node.namespace}.")
         assert re.fullmatch(r"[a-z_]+", short)
-        if short not in ("train_student", "ingest"):
+        if short != "train_student":
             assert short == node.func.__name__
 
 
@@ -203,7 +220,8 @@ def test_every_data_set_has_a_catalog_entry_with_a_layer(pipelines: dict[str, Pi
         entry = config.get(name) or resolver.resolve_pattern(name)
         assert entry, f"{name} would live in memory only"
         assert entry["metadata"]["kedro-viz"]["layer"] in LAYERS, name
-        assert str(entry["filepath"]).startswith("data/0"), name
+        if entry["type"] != "MemoryDataset":
+            assert str(entry["filepath"]).startswith("data/0"), name
     unused = {name for name in config if "{" not in name} - data
     assert unused == set()
 
@@ -212,7 +230,8 @@ def test_no_two_data_sets_share_a_file(pipelines: dict[str, Pipeline]) -> None:
     config = catalog_config()
     resolver = CatalogConfigResolver(config)
     data = sorted(n for n in everything(pipelines).datasets() if not n.startswith("params:"))
-    files = [(config.get(n) or resolver.resolve_pattern(n))["filepath"] for n in data]
+    entries = [config.get(n) or resolver.resolve_pattern(n) for n in data]
+    files = [entry["filepath"] for entry in entries if entry["type"] != "MemoryDataset"]
     assert len(set(files)) == len(files)
 
 
@@ -229,7 +248,7 @@ def test_every_preset_is_valid(env: str, pipelines: dict[str, Pipeline]) -> None
 
 @pytest.mark.parametrize("env", PRESETS)
 def test_a_preset_sets_only_blocks_that_base_has(env: str) -> None:
-    """Kedro skips a block that no node asks for: a misspelt name would be ignored unsaid."""
+    """Kedro skips a block that no node asks for: a misspelt name would be silently ignored."""
     assert set(load(env)) == set(load("base"))
 
 

@@ -2,35 +2,29 @@
 
 import glob
 import os
+import re
 import secrets
 import shutil
-import sys
-import tempfile
-import weakref
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
-
 _NEW = ".new-"
 _OLD = ".old-"
+_PROCESS = secrets.token_hex(4)
 
 
 @contextmanager
 def replace_folder(path: str | Path) -> Iterator[Path]:
     """Write a folder beside its final place and swap it in once it is whole and on disk.
 
-    If the block raises, the temporary folder is removed and the folder at `path` stays as it
-    was. If the machine dies between the two renames, `path` is missing: never half written.
-    What a run that was killed has left beside `path` is removed.
+    If the block raises, the folder at `path` stays as it was. A process killed between the two
+    renames leaves no folder at `path`, never half of one. Temporary folders left beside `path` by
+    killed processes of this machine are removed.
 
     Args:
-        path: Where the folder is to be; parents are made, a folder there is replaced. A link is
-            followed: what it points to is replaced, and the link stays.
+        path: Parents are made; a folder there is replaced. Of a link its target is replaced.
 
     Yields:
         An empty folder on the same file system, to be filled.
@@ -39,29 +33,24 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         NotADirectoryError: If `path` is there and is not a folder.
     """
     path = Path(path).resolve()
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"{path} is in the way: it is not a folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
-    temporary, lock = _new_folder(path)
+    _prepare(path)
+    owner = f"{os.getpid()}-{_PROCESS}-{secrets.token_hex(4)}@{socket.gethostname()}"
+    temporary = path.parent / f".{path.name}{_NEW}{owner}"
+    temporary.mkdir()
     try:
-        # mkdtemp makes folders that only their owner may read; these are meant to be shared.
-        temporary.chmod(0o777 & ~_umask())
         yield temporary
         _sync_tree(temporary)
         _swap_in(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        lock.release()
 
 
 @contextmanager
 def replace_file(path: str | Path) -> Iterator[Path]:
     """Write a file beside its final place and rename it over that once it is on disk.
 
-    If the block raises, the file at `path` stays as it was. Killed at any instant, `path` is the
-    old file or the whole new one; what may be left is a hidden `.new` file beside it, which the
-    next writing takes over.
+    If the block raises, the file at `path` stays as it was. If the process is killed, `path` is the
+    old file or the whole new one, and a hidden `.new` file may stay beside it until the next write.
 
     Yields:
         Where to write the file.
@@ -78,110 +67,66 @@ def replace_file(path: str | Path) -> Iterator[Path]:
 
 
 def move_folder(filled: str | Path, path: str | Path) -> None:
-    """Put a folder that is already filled where another one is, whole or not at all.
+    """Move a filled folder to its place, whole or not at all.
 
     Args:
-        filled: The folder; it is gone afterwards. From another file system it is copied first.
-        path: Where it is to be; parents are made, a folder there is replaced. Links are followed,
-            so that a store stays on the disk that it was linked to.
+        filled: From another file system it is copied first.
+        path: Parents are made; a folder there is replaced. Of a link its target is replaced, so
+            that a store stays on the disk that it was linked to.
 
     Raises:
         NotADirectoryError: If `path` is there and is not a folder.
     """
     filled, path = Path(filled).resolve(), Path(path).resolve()
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"{path} is in the way: it is not a folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _prepare(path)
     if filled.stat().st_dev != path.parent.stat().st_dev:
         with replace_folder(path) as temporary:
             shutil.copytree(filled, temporary, dirs_exist_ok=True)
         shutil.rmtree(filled)
         return
-    _sweep(path)
     _sync_tree(filled)
     _swap_in(filled, path)
     _sync(filled.parent)
 
 
-class Lock:
-    """Says that a run is at work; the system lets go of it however that run ends.
-
-    Another taking of it is refused while it is held, also within the same process.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Take the lock, without waiting for it.
-
-        Args:
-            path: A file, which is made if missing and stays, or a folder that is there.
-
-        Raises:
-            BlockingIOError: If it is held.
-            OSError: If the file system has no locks, or the path is not there.
-        """
-        flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
-        descriptor = os.open(path, flags, 0o666)
-        try:
-            _lock(descriptor)
-        except OSError:
-            os.close(descriptor)
-            raise
-        self._release = weakref.finalize(self, os.close, descriptor)
-
-    def release(self) -> None:
-        """Let go, which happens at the latest when nothing refers to the lock any more."""
-        self._release()
-
-    def __deepcopy__(self, memo: object) -> "Lock":
-        """A copy of what is locked is still the same thing."""
-        return self
+def is_alive(pid: int) -> bool:
+    """Whether a process of this id runs on this machine; always true on Windows."""
+    if os.name == "nt":
+        return True  # `os.kill` with signal 0 would end the process there.
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # It runs, as another user.
+    return True
 
 
-class NoLock:
-    """Where a file system has no locks: nothing is refused, and nothing is swept."""
-
-    def release(self) -> None:
-        """Nothing is held."""
-
-
-def _lock(descriptor: int) -> None:
-    if sys.platform == "win32":
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except PermissionError as error:
-            raise BlockingIOError(*error.args) from error
-    else:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _prepare(path: Path) -> None:
+    """Make the parents of `path`, and remove the temporary folders of killed processes."""
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{path} is in the way: it is not a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    start = f".{path.name}{_NEW}"
+    for left in path.parent.glob(f"{glob.escape(start)}*"):
+        if _is_left_over(left.name.removeprefix(start)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
-def _new_folder(path: Path) -> tuple[Path, Lock | NoLock]:
-    """A folder beside `path`, locked so that nobody sweeps it while it is filled."""
-    while True:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}{_NEW}", dir=path.parent))
-        try:
-            lock = Lock(temporary)
-        except (BlockingIOError, FileNotFoundError):
-            continue  # Swept between its making and its locking.
-        except OSError:
-            return temporary, NoLock()
-        if temporary.is_dir():
-            return temporary, lock
-        lock.release()
-
-
-def _sweep(path: Path) -> None:
-    """Remove half-filled folders of runs that were killed: a lock still held is a run at work."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}{_NEW}*"):
-        try:
-            lock = Lock(left)
-        except OSError:
-            continue
-        shutil.rmtree(left, ignore_errors=True)
-        lock.release()
+def _is_left_over(owner: str) -> bool:
+    """Whether a temporary folder was filled by a process of this machine that has ended."""
+    named = re.fullmatch(r"(\d+)-(\w+)-\w+@(.*)", owner)
+    if named is None or named[3] != socket.gethostname():
+        return False
+    pid = int(named[1])
+    # A container that is started again has the same host name and process ids as before.
+    return not is_alive(pid) or (pid == os.getpid() and named[2] != _PROCESS)
 
 
 def _swap_in(temporary: Path, path: Path) -> None:
-    # POSIX cannot rename onto a folder that has files in it: the old one steps aside first.
+    # POSIX cannot rename onto a folder that has files in it: the old one is moved away first.
     old = path.parent / f".{path.name}{_OLD}{secrets.token_hex(4)}"
     had_old = path.exists()
     if had_old:
@@ -193,7 +138,7 @@ def _swap_in(temporary: Path, path: Path) -> None:
             old.rename(path)
         raise
     _sync(path.parent)
-    # Also what a run that was killed between its renames left aside.
+    # Also those of processes that were killed between their renames.
     for left in path.parent.glob(f".{glob.escape(path.name)}{_OLD}*"):
         shutil.rmtree(left, ignore_errors=True)
 
@@ -207,15 +152,9 @@ def _sync_tree(folder: Path) -> None:
 
 def _sync(path: Path) -> None:
     if path.is_dir() and os.name == "nt":
-        return  # Windows has no file descriptors of folders.
+        return  # Windows cannot open folders.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,7 +1,7 @@
 """The base of all typed settings: strictness, and the types of numbers.
 
-Each package declares the blocks of YAML that it reads in its `settings.py`. Kedro validates a
-block before any node runs; nodes and domain functions take the validated object whole.
+Each package declares its blocks of YAML in its `settings.py`. Kedro validates a block before any
+node runs; nodes and domain functions take the validated object whole.
 """
 
 from typing import Annotated, Literal
@@ -20,4 +20,12 @@ Precision = Literal["auto", "float32", "bfloat16"]
 class Params(BaseModel):
     """Frozen, and strict about names: a typing mistake is an error, not a default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Computing(Params):
+    """How a model is run over images: fields that several blocks share."""
+
+    batch_size: PositiveInt = 1024
+    device: Device = "auto"
+    precision: Precision = "float32"

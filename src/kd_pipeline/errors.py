@@ -1,4 +1,4 @@
-"""The project's errors: each says which name broke which rule with which value."""
+"""The project's errors; those of parameters read "`name` must rule, got value"."""
 
 from collections.abc import Iterable
 from typing import Self
@@ -20,21 +20,21 @@ class ParameterError(KdPipelineError, ValueError):
         super().__init__(f"`{name}` must {rule}, got {value!r}{choices}")
 
     def within(self, block: str) -> Self:
-        """The same error with the name spelt from its block in YAML on."""
-        name = self.name if self.name.startswith(f"{block}.") else f"{block}.{self.name}"
+        """The same error with its name prefixed by its block in YAML, unless it is already."""
+        name = f"{block}.{self.name.removeprefix(f'{block}.')}"
         return type(self)(name, self.rule, self.value, legal=self.legal)
 
 
 class DataError(KdPipelineError, ValueError):
-    """The images, labels or splits on hand cannot be used as asked."""
+    """The images, labels or splits at hand cannot be used as the settings demand."""
 
 
 class StaleArtefactError(KdPipelineError):
-    """An artefact on disk was made from something else than what the run would use it with."""
+    """An artefact on disk was made from other inputs than those of this run."""
 
 
 class SoftTargetMismatchError(StaleArtefactError):
-    """Cached logits are not what the teacher that they are said to be of says."""
+    """Cached logits differ from those that their teacher computes."""
 
 
 class CheckpointError(KdPipelineError):
@@ -42,7 +42,7 @@ class CheckpointError(KdPipelineError):
 
 
 class TeacherTooWeakError(KdPipelineError):
-    """The teacher is less accurate on the validation set than the run asks for."""
+    """The teacher's validation accuracy is below the required one."""
 
 
 class TrainingDivergedError(KdPipelineError):
@@ -50,7 +50,7 @@ class TrainingDivergedError(KdPipelineError):
 
 
 def our_cause(error: BaseException | None) -> KdPipelineError | None:
-    """The error of ours that an error is or was raised from: Kedro wraps what datasets raise."""
+    """The project's error that an error is, or was raised from: Kedro wraps what datasets raise."""
     while error is not None and not isinstance(error, KdPipelineError):
         error = error.__cause__
     return error

@@ -1,7 +1,7 @@
-"""What training and long loops say while they go on, and who listens.
+"""Events of training and of long loops, and their listeners.
 
-The rooms that do the work know neither the terminal nor MLflow: they emit events, and the hooks
-listen. An event has no role: the listener knows which Kedro node, and so which namespace, runs.
+Packages that train or label depend on neither the terminal nor MLflow: they emit events, and hooks
+subscribe. Events carry no role (teacher, student): hooks take that from the running Kedro node.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,18 +12,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TrainingStarted:
-    """One model begins to train."""
+    """The training of one model begins."""
 
     replicate: int
     parameters: Mapping[str, Any]
-    """Nested or flat settings that this model trains under, as in YAML."""
+    """Settings of this training as in YAML, nested or flat."""
     num_epochs: int
     steps_per_epoch: int
 
 
 @dataclass(frozen=True)
 class EpochEnded:
-    """One pass is over; `metrics` are named as in MLflow (`train/loss`, ...)."""
+    """One epoch is over; `metrics` are named as in MLflow (`train/loss`, ...)."""
 
     replicate: int
     epoch: int
@@ -33,18 +33,17 @@ class EpochEnded:
 
 @dataclass(frozen=True)
 class TrainingEnded:
-    """One model is trained; its checkpoint has this fingerprint."""
+    """The training of one model is over; `fingerprint` is its checkpoint's."""
 
     replicate: int
     fingerprint: str
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Facts measured once: `model/parameters`, `model/macs`, `model/size_bytes`,
-    `cost/train_seconds`."""
+    """`model/parameters`, `model/macs`, `model/size_bytes`, `cost/train_seconds`."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A long loop got further. A loop ends with done == total."""
+    """Progress of a long loop; the last one has done == total."""
 
     description: str
     done: int
@@ -61,7 +60,7 @@ _longer_loops: list[tuple[str, int, int]] = []
 
 
 def emit(event: Event) -> None:
-    """Hand an event to every listener, in the order in which they came."""
+    """Pass an event to every listener, in the order of subscription."""
     if isinstance(event, Progress):
         for description, done, total in reversed(_longer_loops):
             event = replace(event, description=description, done=done + event.done, total=total)
@@ -71,12 +70,12 @@ def emit(event: Event) -> None:
 
 @contextmanager
 def part_of(description: str, *, done: int, total: int) -> Iterator[None]:
-    """Tell every `Progress` emitted inside the block as a stretch of one longer loop.
+    """Turn each `Progress` emitted inside the block into progress of one longer loop.
 
     Args:
         description: Of the longer loop.
-        done: How far it was before.
-        total: How long it is.
+        done: Of the longer loop, before the block.
+        total: Of the longer loop.
     """
     _longer_loops.append((description, done, total))
     try:
@@ -87,7 +86,7 @@ def part_of(description: str, *, done: int, total: int) -> Iterator[None]:
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Hear every event emitted inside the block."""
+    """Subscribe a listener inside the block."""
     subscribe(listener)
     try:
         yield
@@ -96,11 +95,11 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 def subscribe(listener: Listener) -> None:
-    """Hear every event from now on."""
+    """Call a listener with every event until it is unsubscribed."""
     _listeners.append(listener)
 
 
 def unsubscribe(listener: Listener) -> None:
-    """Hear no more; a listener that never subscribed is ignored."""
+    """End a subscription; a listener without one is ignored."""
     if listener in _listeners:
         _listeners.remove(listener)

@@ -1,17 +1,15 @@
-"""Every pipeline that `kedro run --pipeline=` knows, written out by hand.
+"""Every pipeline that `kedro run --pipelines=` can name, written out by hand.
 
 Kedro's `find_pipelines` imports only a folder of the requested name, so that
-`kedro run --pipeline=distill` would find nothing.
+`kedro run --pipelines=distill` would find nothing.
 """
 
 import warnings
-from contextlib import suppress
+from collections.abc import Sequence
 
 from kedro.pipeline import Pipeline
 
-from kd_pipeline.errors import ParameterError
 from kd_pipeline.pipelines import (
-    chain,
     data_ingest,
     evaluation,
     soft_target_caching,
@@ -20,56 +18,78 @@ from kd_pipeline.pipelines import (
     transfer_split,
     verify_soft_targets,
 )
-from kd_pipeline.pipelines.chain.hop_list import hop_names
+from kd_pipeline.pipelines.student_distillation import Student
 
-# Stages read the data of other namespaces, which is what the dots say here.
+# Stages read the data of other namespaces: the dots in their names are meant.
 warnings.filterwarnings("ignore", message="One or more dataset names contain '.'")
 
-ARMS = {
-    "student_kd": "cache",
-    "student_baseline": "labels",
-    "student_smoothed": "labels",
-    "student_pseudo": "cache",
-}
-"""Each arm, and what it learns from; the YAML block of its name sets it up."""
+BASELINE = Student("student_baseline", learns_from="labels")
 
-LIVE_ARMS = {"student_live": "live", "student_baseline": "labels", "student_smoothed": "labels"}
+DISTILL = (
+    Student("student_kd"),
+    BASELINE,
+    Student("student_smoothed", learns_from="labels"),
+    Student("student_pseudo"),
+)
+"""The arms of `distill`: the distilled student, the baseline and the controls."""
+
+DISTILL_LIVE = (
+    Student("student_live", live=True),
+    BASELINE,
+    Student("student_smoothed", learns_from="labels"),
+)
 """The arms of `distill_live`, which caches nothing: the teacher runs beside the student."""
+
+TEACHER_ASSISTANT = (
+    Student("assistant"),
+    Student("student_assisted", learns_from="assistant"),
+    Student("student_kd"),
+    BASELINE,
+)
+"""A model of a size between teacher and student (Mirzadeh et al. 2020, arXiv:1902.03393)."""
+
+BORN_AGAIN = (
+    Student("generation_1"),
+    Student("generation_2", learns_from="generation_1"),
+    Student("generation_3", learns_from="generation_2"),
+    Student("student_kd"),
+    BASELINE,
+)
+"""Generations of the teacher's own kind (Furlanello et al. 2018, arXiv:1805.04770)."""
 
 
 def register_pipelines() -> dict[str, Pipeline]:
     """Map names to pipelines; `distill` is the whole run and the default."""
+    experiments = {
+        "distill": _experiment(DISTILL),
+        "distill_live": _experiment(DISTILL_LIVE),
+        "teacher_assistant": _experiment(TEACHER_ASSISTANT),
+        "born_again": _experiment(BORN_AGAIN),
+    }
     stages = {
         "data_ingest": data_ingest.create_pipeline(),
         "transfer_split": transfer_split.create_pipeline(),
         "teacher_training": teacher_training.create_pipeline(),
         "soft_target_caching": soft_target_caching.create_pipeline(),
-        "student_distillation": student_distillation.create_pipeline(ARMS),
-        "evaluation": evaluation.create_pipeline(ARMS),
-    }
-    distill = sum(stages.values(), Pipeline([]))
-    # Stages that are asked for by name, and no part of a whole run.
-    beside = {
+        "student_distillation": student_distillation.create_pipeline(DISTILL),
+        "evaluation": evaluation.create_pipeline(student.name for student in DISTILL),
         "verify_soft_targets": verify_soft_targets.create_pipeline(),
-        "chain": _chain(stages),
     }
-    whole = {"distill": distill, "distill_live": _distill_live(stages)}
-    return {"__default__": distill, **whole, **stages, **beside}
+    return {"__default__": experiments["distill"], **experiments, **stages}
 
 
-def _distill_live(stages: dict[str, Pipeline]) -> Pipeline:
-    students = student_distillation.create_pipeline(LIVE_ARMS)
-    return _up_to_the_teacher(stages) + students + evaluation.create_pipeline(LIVE_ARMS)
-
-
-def _chain(stages: dict[str, Pipeline]) -> Pipeline:
-    """Its hops are those of the list in the parameters."""
-    with suppress(ParameterError):  # All pipelines are wired for any: the others need no list.
-        if hops := hop_names():
-            wired = chain.create_pipeline(hops, stages["soft_target_caching"])
-            return _up_to_the_teacher(stages) + wired
-    return chain.without_list()
-
-
-def _up_to_the_teacher(stages: dict[str, Pipeline]) -> Pipeline:
-    return stages["data_ingest"] + stages["transfer_split"] + stages["teacher_training"]
+def _experiment(students: Sequence[Student]) -> Pipeline:
+    """A whole run with these students: from images to the report."""
+    cached = {one.learns_from for one in students if not one.live}
+    labelling = [name for name in ("teacher", *(one.name for one in students)) if name in cached]
+    return sum(
+        (
+            data_ingest.create_pipeline(),
+            transfer_split.create_pipeline(),
+            teacher_training.create_pipeline(),
+            *(soft_target_caching.create_pipeline(model) for model in labelling),
+            student_distillation.create_pipeline(students),
+            evaluation.create_pipeline(student.name for student in students),
+        ),
+        Pipeline([]),
+    )

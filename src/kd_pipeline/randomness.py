@@ -1,8 +1,8 @@
 """Counter-based randomness: every draw is a pure function of its keys, never of global state.
 
-SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators") mixes a
-64-bit counter into 64 well-scrambled bits. Keyed by seed, stream and example id it gives the
-same draw on any worker, in any order, after any restart.
+SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators") maps a
+64-bit counter to 64 pseudorandom bits. Keyed by seed, stream and example id, a draw is the same on
+any worker, in any order, after any restart.
 """
 
 import hashlib
@@ -19,25 +19,21 @@ _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 
 def derive_seed(seed: int, *keys: object) -> int:
-    """Derive an independent seed from a seed and any JSON-able keys.
-
-    Returns:
-        An integer in [0, 2**63).
-    """
+    """Derive an independent seed in [0, 2**63) from a seed and any JSON-able keys."""
     text = json.dumps([seed, *keys], sort_keys=True)
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def random_bits(example_ids: Tensor, *, stream: int) -> Tensor:
-    """Mix example ids and a stream into 64 pseudorandom bits each.
+    """Draw 64 pseudorandom bits per example id.
 
     Args:
         example_ids: int64, any shape, any device.
-        stream: Seed of this family of draws, as `derive_seed` gives it.
+        stream: Seed of this family of draws, from `derive_seed`.
 
     Returns:
-        int64 of the same shape: all 64 bits are random, so the sign is too.
+        int64 of the same shape; all 64 bits are random, the sign included.
     """
     state = _mix(example_ids * _GOLDEN_GAMMA + stream)
     # A second round, so that streams that differ by a multiple of the gamma do not overlap.
@@ -50,13 +46,11 @@ def uniform(example_ids: Tensor, *, stream: int) -> Tensor:
 
 
 def shuffled_order(example_ids: Tensor, *, stream: int) -> Tensor:
-    """Positions that put the example ids into a random order keyed by the ids themselves.
-
-    Two sets of the same ids give the same sequence of ids however their rows are stored.
+    """Positions that shuffle example ids into an order that does not depend on their storage order.
 
     Args:
         example_ids: int64 [num_examples], unique.
-        stream: Seed of this shuffle, as `derive_seed` gives it.
+        stream: Seed of this shuffle, from `derive_seed`.
 
     Returns:
         int64 [num_examples], a permutation of the positions.
@@ -68,7 +62,7 @@ def shuffled_order(example_ids: Tensor, *, stream: int) -> Tensor:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run a block under a fixed global torch seed and give the old random state back after."""
+    """Run a block under a fixed global torch seed; the old random state is restored after it."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
@@ -81,5 +75,5 @@ def _mix(state: Tensor) -> Tensor:
 
 
 def _shift_right(bits: Tensor, count: int) -> Tensor:
-    """Logical shift: torch's `>>` on int64 drags the sign in."""
+    """Logical shift: torch's `>>` on int64 is arithmetic, it copies the sign bit."""
     return (bits >> count) & ((1 << (64 - count)) - 1)

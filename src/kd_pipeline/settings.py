@@ -25,17 +25,7 @@ class LayeredConfigLoader(OmegaConfigLoader):
     Kedro merges runtime parameters into the preset's files alone: with `--env=smoke
     --params=student_kd.temperature=4` the block of a preset that does not name it would consist
     of nothing but the temperature, and the arm would train with `soft_weight` 0.
-
-    It also tells the registry whose list of hops is to be wired. No hook could: Kedro-Viz loads a
-    session without any.
     """
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        """Make this the configuration that the pipelines are wired from."""
-        super().__init__(*arguments, **named)
-        from kd_pipeline.pipelines.chain.hop_list import follow
-
-        follow(self)
 
     def __getitem__(self, key: str) -> dict[str, Any]:
         """Load one kind of configuration."""

@@ -81,3 +81,11 @@ def test_exif_orientation_is_applied() -> None:
     assert pixels.shape == (1, 16, 8)
     assert pixels[0, 2, 4] > 250
     assert pixels[0, 13, 4] < 5
+
+
+def test_an_exif_orientation_without_meaning_is_no_turn() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 9
+    image = saved(Image.new("L", (16, 8)), "JPEG", exif=exif)
+    assert upright_size(image) == (16, 8)
+    assert image_to_pixels(image, colour="grey", image_size=None).shape == (1, 8, 16)

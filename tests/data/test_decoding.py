@@ -8,26 +8,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd_pipeline.data import decoding, pixel_store
+from kd_pipeline.data import decoding
 from kd_pipeline.data.decoding import DecodedImages, decode_images, hash_images
+from kd_pipeline.data.listing import ImageListing
+from kd_pipeline.data.settings import DataIngestParams, ImageFolderSource
 from kd_pipeline.data.sources_image_folder import list_image_folder
 from kd_pipeline.errors import DataError
 from kd_pipeline.events import Event, Progress, listening
 
 
+def listed(root: Path) -> ImageListing:
+    return list_image_folder(ImageFolderSource(kind="image_folder", root=str(root)))
+
+
 def decode(root: Path, **changes: Any) -> DecodedImages:
-    settings: dict[str, Any] = {
-        "image_size": None,
-        "colour": "auto",
-        "max_pixels_per_image": 10_000,
-        "memory_budget_mb": 16,
-        **changes,
-    }
-    return decode_images(list_image_folder(str(root)), **settings)
+    source = ImageFolderSource(kind="image_folder", root=str(root))
+    params = DataIngestParams(source=source, **{"max_pixels_per_image": 10_000, **changes})
+    return decode_images(listed(root), params)
 
 
 def reasons_by_source(root: Path, decoded: DecodedImages) -> dict[str, str]:
-    sources = list_image_folder(str(root)).sources
+    sources = listed(root).sources
     return {sources[at]: reason for at, reason in decoded.reasons.items()}
 
 
@@ -35,9 +36,9 @@ def test_every_file_is_found_at_its_own_position(
     tmp_path: Path, make_tree: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_tree("", num_each=20)
-    monkeypatch.setattr(decoding, "_CHUNK_BYTES", 3 * 192)  # several chunks, the last one short
+    monkeypatch.setattr(decoding, "CHUNK_BYTES", 3 * 192)  # several chunks, the last one short
     decoded = decode(tmp_path)
-    for path, pixels in zip(list_image_folder(str(tmp_path)).sources, decoded.pixels, strict=True):
+    for path, pixels in zip(listed(tmp_path).sources, decoded.pixels, strict=True):
         expected = np.asarray(Image.open(tmp_path / path)).transpose(2, 0, 1)
         np.testing.assert_array_equal(pixels, expected)
     assert decoded.content_hashes == hash_images(decoded.pixels)
@@ -50,8 +51,7 @@ def test_processes_and_threads_give_the_same(
     make_tree("", num_each=6)
     (tmp_path / "cat" / "bad.png").write_bytes(b"no image")
     in_threads = decode(tmp_path)
-    monkeypatch.setattr(decoding, "_num_cores", lambda: 1)
-    monkeypatch.setattr(decoding, "_MIN_IMAGES_FOR_PROCESSES", 1)
+    monkeypatch.setattr(decoding, "MIN_IMAGES_FOR_PROCESSES", 1)
     in_processes = decode(tmp_path)
     np.testing.assert_array_equal(in_threads.pixels, in_processes.pixels)
     assert in_threads.content_hashes == in_processes.content_hashes
@@ -66,7 +66,7 @@ def test_threads_take_over_where_processes_break(
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise PermissionError("no semaphores here")
 
-    monkeypatch.setattr(decoding, "_MIN_IMAGES_FOR_PROCESSES", 1)
+    monkeypatch.setattr(decoding, "MIN_IMAGES_FOR_PROCESSES", 1)
     monkeypatch.setattr(decoding, "ProcessPoolExecutor", refuse)
     assert len(decode(tmp_path).pixels) == 8
 
@@ -76,7 +76,7 @@ def test_above_the_budget_pixels_go_to_disk(
 ) -> None:
     for seed in range(6):
         write_image(f"images/{'ab'[seed % 2]}/{seed}.png", seed=seed, size=(300, 300))
-    monkeypatch.setattr(pixel_store, "_scratch_folder", lambda: str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     on_disk = decode(tmp_path / "images", max_pixels_per_image=10**6, memory_budget_mb=1)
     assert isinstance(on_disk.pixels, np.memmap)
     in_memory = decode(tmp_path / "images", max_pixels_per_image=10**6)
@@ -128,7 +128,7 @@ def test_an_oversized_image_is_never_decoded(
     assert loaded == [(8, 8)]
 
 
-@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("LA", 1), ("RGB", 3)])
 def test_auto_is_grey_only_where_all_images_are(
     tmp_path: Path, write_image: Callable[..., Path], mode: str, channels: int
 ) -> None:
@@ -148,6 +148,15 @@ def test_sizes_that_differ_need_image_size(
     assert decode(tmp_path, image_size=8).pixels.shape == (3, 3, 8, 8)
 
 
+def test_grey_images_of_more_than_8_bits_are_grey(tmp_path: Path) -> None:
+    for name, kind in (("a", np.uint16), ("b", np.int32)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.full((8, 8), 32896, kind)).save(tmp_path / name / "x.tif")
+    decoded = decode(tmp_path)
+    assert decoded.pixels.shape[1] == 1
+    assert set(decoded.pixels.flatten()) == {128}
+
+
 def test_no_readable_image_at_all(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -165,11 +174,11 @@ def test_equal_hashes_mean_equal_pixels_and_shape() -> None:
 
 def test_progress_rises_to_the_total(tmp_path: Path, make_tree: Callable[..., None]) -> None:
     make_tree("", num_each=4)
-    heard: list[Event] = []
-    with listening(heard.append):
+    emitted: list[Event] = []
+    with listening(emitted.append):
         decode(tmp_path)
-    assert all(isinstance(event, Progress) and event.total == 8 for event in heard)
-    done = [event.done for event in heard if isinstance(event, Progress)]
+    assert all(isinstance(event, Progress) and event.total == 8 for event in emitted)
+    done = [event.done for event in emitted if isinstance(event, Progress)]
     assert done == sorted(done)
     assert done[-1] == 8
 

@@ -8,18 +8,32 @@ import pandas as pd
 import pytest
 
 from kd_pipeline.data.examples import check_examples, make_examples, make_rejected
+from kd_pipeline.data.listing import ArrayReader, ImageListing
 from kd_pipeline.errors import DataError
 
 
-def table() -> pd.DataFrame:
-    return make_examples(
-        example_ids=np.array([2, 5, 7], dtype=np.int64),
-        labels=np.array([1, -1, 0], dtype=np.int64),
+def listing() -> ImageListing:
+    pixels = np.zeros((4, 1, 2, 2), dtype=np.uint8)
+    return ImageListing(
+        example_ids=np.array([2, 5, 6, 7], dtype=np.int64),
+        sources=["a", "b", "bad", "c"],
+        labels=np.array([1, -1, 0, 0], dtype=np.int64),
+        partitions=np.array(["train", "train", "train", "test"]),
         class_names=("cat", "dog"),
-        sources=["a", "b", "c"],
-        partitions=np.array(["train", "train", "test"]),
-        content_hashes=["x", "y", "z"],
+        keys=range(4),
+        reader=ArrayReader(pixels),
     )
+
+
+def table() -> pd.DataFrame:
+    kept = np.array([True, True, False, True])
+    return make_examples(listing(), kept, ("cat", "dog"), ["x", "y", "", "z"])
+
+
+def test_what_is_built_is_accepted() -> None:
+    examples = table()
+    assert check_examples(examples) is examples
+    assert examples["source"].tolist() == ["a", "b", "c"]
 
 
 def test_labels_become_names_and_no_label_becomes_null() -> None:
@@ -59,6 +73,12 @@ def test_broken_tables_are_refused(
         check_examples(damage(table()))
 
 
+def test_rejected_images_are_in_the_order_of_the_listing() -> None:
+    rejected = make_rejected(listing(), {2: "no image", 0: "oversized"})
+    assert rejected["example_id"].tolist() == [2, 6]
+    assert rejected["reason"].tolist() == ["oversized", "no image"]
+
+
 def test_an_empty_rejected_table_keeps_its_columns(tmp_path: Path) -> None:
-    make_rejected([]).to_csv(tmp_path / "r.csv", index=False)
+    make_rejected(listing(), {}).to_csv(tmp_path / "r.csv", index=False)
     assert list(pd.read_csv(tmp_path / "r.csv").columns) == ["source", "example_id", "reason"]

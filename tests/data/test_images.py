@@ -8,7 +8,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd_pipeline.data import images as module
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.errors import DataError
 
@@ -42,16 +41,38 @@ def test_an_unknown_id_is_refused(unknown: int) -> None:
         make([3, 5, 9]).positions([3, unknown])
 
 
-def test_fingerprint_is_of_content_not_of_storage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fingerprint_is_of_content_not_of_storage(tmp_path: Path) -> None:
     images = make([1, 2, 3])
     np.save(tmp_path / "p.npy", images.pixels)
     mapped = np.load(tmp_path / "p.npy", mmap_mode="c")
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 12)
     assert (
         ImageSet(images.example_ids, mapped, images.class_names).fingerprint == images.fingerprint
     )
+
+
+def test_a_stored_fingerprint_is_not_computed_again() -> None:
+    images = make([1, 2])
+    stored = ImageSet(images.example_ids, images.pixels, images.class_names, "stored")
+    assert stored.fingerprint == "stored"
+
+
+@pytest.mark.parametrize(("budget", "is_loaded"), [(0, False), (35, False), (36, True)])
+def test_a_reader_gives_the_same_from_memory_and_from_the_array(
+    budget: int, is_loaded: bool
+) -> None:
+    images = make([3, 5, 9, 12])
+    pixels = images.reader([5, 9, 12], device="cpu", budget_bytes=budget)
+    assert (pixels.loaded is not None) == is_loaded
+    assert pixels.example_ids.tolist() == [5, 9, 12]
+    assert pixels.image_size == (2, 2)
+    asked = torch.tensor([2, 0, 2])
+    assert torch.equal(pixels(asked), images.take([12, 5, 12]))
+    assert torch.equal(pixels(asked[:, None]), images.take([12, 5, 12])[:, None])
+
+
+def test_a_reader_of_an_unknown_id_is_refused() -> None:
+    with pytest.raises(DataError, match="1 unknown ones"):
+        make([3, 5]).reader([4], device="cpu")
 
 
 def test_fingerprint_changes_with_each_part() -> None:

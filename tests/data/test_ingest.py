@@ -8,40 +8,45 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torchvision
 from PIL import Image
 
-from kd_pipeline.data import decoding, ingest, pixel_store
+from kd_pipeline.config import Params
+from kd_pipeline.data import ingest
 from kd_pipeline.data.examples import check_examples
 from kd_pipeline.data.ingest import IngestedImages, ingest_images
-from kd_pipeline.errors import DataError, ParameterError
+from kd_pipeline.data.settings import (
+    DataIngestParams,
+    DigitsSource,
+    ImageFolderSource,
+    TorchvisionSource,
+)
+from kd_pipeline.errors import DataError
 
 Make = Callable[..., None]
 
 
+def ingest_from(source: Params, **changes: Any) -> IngestedImages:
+    return ingest_images(DataIngestParams.model_validate({"source": source, **changes}))
+
+
 def from_folder(root: Path, **changes: Any) -> IngestedImages:
-    return ingest_images({"kind": "image_folder", "root": str(root)}, **settings(**changes))
+    source = ImageFolderSource(kind="image_folder", root=str(root))
+    return ingest_from(source, **{"max_rejected_share": 0.2, **changes})
 
 
-def settings(**changes: Any) -> dict[str, Any]:
-    return {
-        "image_size": None,
-        "colour": "auto",
-        "max_rejected_share": 0.2,
-        "max_pixels_per_image": 10**6,
-        "memory_budget_mb": 16,
-        **changes,
-    }
+DIGITS = DigitsSource(kind="digits")
 
 
 def test_digits() -> None:
-    ingested = ingest_images({"kind": "digits"}, **settings())
+    ingested = ingest_from(DIGITS)
     assert ingested.images.pixels.shape == (1797, 1, 8, 8)
     assert len(ingested.rejected) == 0
     assert ingested.examples["label"].tolist()[:4] == [0, 1, 2, 3]
 
 
 def test_digits_resized_and_in_colour() -> None:
-    ingested = ingest_images({"kind": "digits"}, **settings(image_size=16, colour="rgb"))
+    ingested = ingest_from(DIGITS, image_size=16, colour="rgb")
     assert ingested.images.pixels.shape == (1797, 3, 16, 16)
 
 
@@ -67,7 +72,7 @@ def test_above_the_budget_the_same_comes_from_disk(
     for seed in range(6):
         write_image(f"i/{'ab'[seed % 2]}/{seed}.png", seed=seed, size=(300, 300))
     (tmp_path / "i" / "a" / "bad.png").write_text("no image")
-    monkeypatch.setattr(pixel_store, "_scratch_folder", lambda: str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     on_disk = from_folder(tmp_path / "i", memory_budget_mb=1)
     in_memory = from_folder(tmp_path / "i")
     assert isinstance(on_disk.images.pixels, np.memmap)
@@ -146,12 +151,6 @@ def test_more_classes_in_test_than_in_train(tmp_path: Path, make_tree: Make) -> 
         from_folder(tmp_path)
 
 
-@pytest.mark.usefixtures("_never_decode")
-def test_an_unknown_kind() -> None:
-    with pytest.raises(ParameterError, match=r"`data_ingest.source.kind` must .*legal: digits, im"):
-        ingest_images({"kind": "webcam"}, **settings())
-
-
 def test_a_class_whose_images_are_all_unreadable(tmp_path: Path, make_tree: Make) -> None:
     make_tree(".", num_each=4)
     (tmp_path / "emu").mkdir()
@@ -160,23 +159,24 @@ def test_a_class_whose_images_are_all_unreadable(tmp_path: Path, make_tree: Make
         from_folder(tmp_path)
 
 
-def test_class_names_come_from_labels_where_nothing_else_tells(
-    monkeypatch: pytest.MonkeyPatch,
+class Unnamed:
+    """A data set without class names, whose labels come with its images."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, position: int) -> tuple[Image.Image, int]:
+        return Image.new("L", (2, 2), position), position % 2
+
+
+def test_class_names_are_numbers_where_the_labels_come_with_the_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dataclasses import replace
-
-    from kd_pipeline.data.sources_digits import list_digits
-
-    listing = list_digits()
-    unnamed = replace(listing, class_names=(), labels=np.full_like(listing.labels, -1))
-
-    def decode(given: Any, **_: Any) -> decoding.DecodedImages:
-        given.labels[:] = listing.labels  # as a reader does that learns them on the way
-        assert listing.decoded is not None
-        hashes = decoding.hash_images(listing.decoded)
-        return decoding.DecodedImages(listing.decoded, hashes, {})
-
-    monkeypatch.setattr(ingest, "SOURCES", {"digits": lambda: replace(unnamed, decoded=None)})
-    monkeypatch.setattr(ingest, "decode_images", decode)
-    ingested = ingest_images({"kind": "digits"}, **settings())
-    assert ingested.images.class_names == tuple("0123456789")
+    monkeypatch.setattr(torchvision.datasets, "SEMEION", Unnamed)
+    source = TorchvisionSource(kind="torchvision", name="SEMEION", root=str(tmp_path))
+    ingested = ingest_from(source)
+    assert ingested.images.class_names == ("0", "1")
+    assert ingested.examples["label"].tolist() == [0, 1, 0, 1]

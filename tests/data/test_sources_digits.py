@@ -2,13 +2,14 @@
 
 import numpy as np
 
+from kd_pipeline.data.settings import DigitsSource
 from kd_pipeline.data.sources_digits import list_digits
 
 
 def test_values_0_to_16_become_0_to_255() -> None:
     from sklearn.datasets import load_digits
 
-    listing = list_digits()
+    listing = list_digits(DigitsSource(kind="digits"))
     assert listing.decoded is not None
     assert listing.decoded.shape == (1797, 1, 8, 8)
     assert listing.class_names == tuple("0123456789")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from kd_pipeline.data import sources_image_folder
 from kd_pipeline.data.listing import ImageListing
+from kd_pipeline.data.settings import ImageFolderSource
 from kd_pipeline.data.sources_image_folder import (
     example_id_of_path,
     example_ids_of_paths,
@@ -20,6 +21,13 @@ from kd_pipeline.data.sources_image_folder import (
 from kd_pipeline.errors import DataError
 
 Make = Callable[..., None]
+
+
+def listed(root: Path, labels_file: Path | None = None) -> ImageListing:
+    file = None if labels_file is None else str(labels_file)
+    return list_image_folder(
+        ImageFolderSource(kind="image_folder", root=str(root), labels_file=file)
+    )
 
 
 def partitions(listing: ImageListing) -> dict[str, str]:
@@ -41,12 +49,12 @@ def test_partitions(
     tmp_path: Path, make_tree: Make, trees: tuple[str, ...], expected: dict[str, str]
 ) -> None:
     make_tree(*trees)
-    assert partitions(list_image_folder(str(tmp_path))) == expected
+    assert partitions(listed(tmp_path)) == expected
 
 
 def test_labels_are_the_sorted_folder_names(tmp_path: Path, make_tree: Make) -> None:
     make_tree("", classes=("zebra", "ant", "Bee"))
-    listing = list_image_folder(str(tmp_path))
+    listing = listed(tmp_path)
     assert listing.class_names == ("Bee", "ant", "zebra")
     for source, label in zip(listing.sources, listing.labels, strict=True):
         assert source.split("/")[0] == listing.class_names[label]
@@ -56,9 +64,9 @@ def test_ids_are_stable_when_files_are_added(
     tmp_path: Path, make_tree: Make, write_image: Callable[..., Path]
 ) -> None:
     make_tree("")
-    before = list_image_folder(str(tmp_path))
+    before = listed(tmp_path)
     write_image("ant/0.png", seed=99)
-    after = list_image_folder(str(tmp_path))
+    after = listed(tmp_path)
     old = dict(zip(before.sources, before.example_ids, strict=True))
     new = dict(zip(after.sources, after.example_ids, strict=True))
     assert {source: new[source] for source in old} == old
@@ -75,7 +83,7 @@ def test_ids_are_narrow_and_pinned() -> None:
 
 @given(num_ids=st.integers(1, 30), seed=st.integers(0, 99))
 def test_paths_of_one_hash_get_ids_of_their_own(num_ids: int, seed: int) -> None:
-    """The order of walking does not matter, and whoever does not collide keeps its id."""
+    """The order of walking does not matter, and a path that does not collide keeps its id."""
     paths = [f"a/{number}.jpg" for number in range(num_ids)]
 
     def few(path: str, *, attempt: int = 0) -> int:
@@ -104,7 +112,7 @@ def test_extensions_in_any_case_nested_folders_and_no_hidden_files(
     write_image("cat/._hidden.png", seed=3)
     (tmp_path / "cat" / "notes.txt").write_text("no image")
     (tmp_path / ".cache").mkdir()
-    assert sorted(list_image_folder(str(tmp_path)).sources) == [
+    assert sorted(listed(tmp_path).sources) == [
         "cat/0.png",
         "cat/UPPER.JPG",
         "cat/deeper/x.webp",
@@ -117,31 +125,31 @@ def test_folders_beside_train_are_named(
 ) -> None:
     make_tree("train", "test", "extra")
     with caplog.at_level(logging.WARNING):
-        list_image_folder(str(tmp_path))
+        listed(tmp_path)
     assert "left out: extra" in caplog.text
 
 
 def test_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"`data_ingest.source.root` must be a folder, got .*gone"):
-        list_image_folder(str(tmp_path / "gone"))
+        listed(tmp_path / "gone")
 
 
 def test_no_images(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="must hold a folder of images per class, got none"):
-        list_image_folder(str(tmp_path))
+        listed(tmp_path)
 
 
 def test_an_empty_class(tmp_path: Path, make_tree: Make) -> None:
     make_tree("train", "test")
     (tmp_path / "train" / "emu").mkdir()
     with pytest.raises(DataError, match="an empty class: train/emu"):
-        list_image_folder(str(tmp_path))
+        listed(tmp_path)
 
 
 def test_test_without_train(tmp_path: Path, make_tree: Make) -> None:
     make_tree("test")
     with pytest.raises(DataError, match="must hold `train` beside `test`"):
-        list_image_folder(str(tmp_path))
+        listed(tmp_path)
 
 
 AGREEING = "path,label\ncat/0.png,cat\ndog/0.png,dog\n"
@@ -161,13 +169,12 @@ def test_labels_that_disagree(tmp_path: Path, make_tree: Make, text: str, messag
     make_tree("images", num_each=1)
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(DataError, match=message):
-        list_image_folder(str(tmp_path / "images"), labels_file=str(tmp_path / "labels.csv"))
+        listed(tmp_path / "images", tmp_path / "labels.csv")
 
 
 def test_labels_that_agree(tmp_path: Path, make_tree: Make) -> None:
     make_tree("images", num_each=1)
     (tmp_path / "labels.csv").write_text(AGREEING)
-    root, file = str(tmp_path / "images"), str(tmp_path / "labels.csv")
-    assert list_image_folder(root, labels_file=file).sources
+    assert listed(tmp_path / "images", tmp_path / "labels.csv").sources
     with pytest.raises(DataError, match=r"`data_ingest.source.labels_file` must be a CSV file"):
-        list_image_folder(root, labels_file=str(tmp_path / "gone.csv"))
+        listed(tmp_path / "images", tmp_path / "gone.csv")

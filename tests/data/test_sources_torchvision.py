@@ -10,14 +10,25 @@ import pytest
 import torchvision
 from PIL import Image
 
-from kd_pipeline.data import sources_torchvision
-from kd_pipeline.data.decoding import decode_images
-from kd_pipeline.data.ingest import ingest_images
+from kd_pipeline.data.ingest import IngestedImages, ingest_images
 from kd_pipeline.data.listing import ImageListing
+from kd_pipeline.data.settings import DataIngestParams, TorchvisionSource
 from kd_pipeline.data.sources_torchvision import CLASSIFICATION_DATA_SETS, list_torchvision
 from kd_pipeline.errors import DataError, ParameterError
 
 REAL_MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist"
+
+
+def source(name: str, root: Path, **more: Any) -> TorchvisionSource:
+    return TorchvisionSource(kind="torchvision", name=name, root=str(root), **more)
+
+
+def listed(name: str, root: Path, **more: Any) -> ImageListing:
+    return list_torchvision(source(name, root, **more))
+
+
+def ingested(name: str, root: Path, **changes: Any) -> IngestedImages:
+    return ingest_images(DataIngestParams(source=source(name, root), **changes))
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -75,9 +86,9 @@ def count(listing: ImageListing) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST"])
-def test_mnist_and_its_kin(tmp_path: Path, name: str) -> None:
+def test_mnist_and_data_sets_like_it(tmp_path: Path, name: str) -> None:
     write_mnist(tmp_path, name)
-    listing = list_torchvision(name, root=str(tmp_path))
+    listing = listed(name, tmp_path)
     assert count(listing) == {"train": 20, "test": 10}
     assert listing.decoded is not None
     np.testing.assert_array_equal(listing.decoded[:20, 0], noise(20, 28, 28, seed=1))
@@ -90,8 +101,8 @@ def test_mnist_and_its_kin(tmp_path: Path, name: str) -> None:
 def test_emnist_takes_its_own_argument(tmp_path: Path) -> None:
     write_mnist(tmp_path, "EMNIST", "emnist-digits-")
     with pytest.raises(ParameterError, match=r"`data_ingest.source.arguments` must have \['split'"):
-        list_torchvision("EMNIST", root=str(tmp_path))
-    listing = list_torchvision("EMNIST", root=str(tmp_path), arguments={"split": "digits"})
+        listed("EMNIST", tmp_path)
+    listing = listed("EMNIST", tmp_path, arguments={"split": "digits"})
     assert count(listing) == {"train": 20, "test": 10}
 
 
@@ -99,7 +110,7 @@ def test_emnist_takes_its_own_argument(tmp_path: Path) -> None:
 def test_cifar(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cifar(tmp_path, name)
     monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)
-    listing = list_torchvision(name, root=str(tmp_path))
+    listing = listed(name, tmp_path)
     num_train = {"CIFAR10": 50, "CIFAR100": 100}[name]
     assert count(listing) == {"train": num_train, "test": 10 if name == "CIFAR10" else 100}
     assert listing.decoded is not None
@@ -111,47 +122,42 @@ def test_cifar(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_imagenette_is_decoded_and_its_synonyms_shortened(tmp_path: Path) -> None:
     write_imagenette(tmp_path)
-    source = {"kind": "torchvision", "name": "Imagenette", "root": str(tmp_path)}
-    ingested = ingest_images(source, **settings(image_size=8))
-    assert ingested.images.pixels.shape == (20, 3, 8, 8)
-    assert ingested.images.class_names[:2] == ("tench", "English springer")
-    assert ingested.examples["label"].tolist() == [*range(10), *range(10)]
-    assert ingested.examples["partition"].tolist() == ["train"] * 10 + ["test"] * 10
+    made = ingested("Imagenette", tmp_path, image_size=8)
+    assert made.images.pixels.shape == (20, 3, 8, 8)
+    assert made.images.class_names[:2] == ("tench", "English springer")
+    assert made.examples["label"].tolist() == [*range(10), *range(10)]
+    assert made.examples["partition"].tolist() == ["train"] * 10 + ["test"] * 10
     with pytest.raises(ParameterError, match=r"`data_ingest.source.arguments` must be values"):
-        list_torchvision("Imagenette", root=str(tmp_path), arguments={"size": "tiny"})
+        listed("Imagenette", tmp_path, arguments={"size": "tiny"})
 
 
 def test_caltech_has_no_test_set(tmp_path: Path) -> None:
     write_caltech(tmp_path)
     broken = tmp_path / "caltech256" / "256_ObjectCategories" / "003.cup" / "003_0002.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
-    source = {"kind": "torchvision", "name": "Caltech256", "root": str(tmp_path)}
-    ingested = ingest_images(source, **settings(max_rejected_share=0.5))
-    assert set(ingested.examples["partition"]) == {"pool"}
-    assert ingested.examples["class_name"].tolist() == [
+    made = ingested("Caltech256", tmp_path, max_rejected_share=0.5)
+    assert set(made.examples["partition"]) == {"pool"}
+    assert made.examples["class_name"].tolist() == [
         "001.ak47", "001.ak47", "002.flag", "002.flag", "003.cup",
     ]  # fmt: skip
-    assert ingested.rejected["source"].tolist() == ["Caltech256/pool/5"]
+    assert made.rejected["source"].tolist() == ["Caltech256/pool/5"]
 
 
 def test_arrays_are_resized_and_recoloured_like_files(tmp_path: Path) -> None:
     write_mnist(tmp_path)
-    listing = list_torchvision("MNIST", root=str(tmp_path))
-    decoded = decode_images(
-        listing, image_size=14, colour="rgb", max_pixels_per_image=10**4, memory_budget_mb=1
-    )
-    assert decoded.pixels.shape == (30, 3, 14, 14)
+    pixels = ingested("MNIST", tmp_path, image_size=14, colour="rgb").images.pixels
+    assert pixels.shape == (30, 3, 14, 14)
     first = Image.fromarray(noise(20, 28, 28, seed=1)[0]).resize(
         (14, 14), Image.Resampling.BILINEAR
     )
-    np.testing.assert_array_equal(decoded.pixels[0, 2], np.asarray(first))
+    np.testing.assert_array_equal(pixels[0, 2], np.asarray(first))
 
 
 @pytest.mark.parametrize("name", ["MNIST", "CIFAR10", "Imagenette", "Caltech256", "Food101"])
 def test_missing_files_say_how_to_fetch_them(tmp_path: Path, name: str) -> None:
     for root in (tmp_path, tmp_path / "gone"):
         with pytest.raises(DataError, match=r"`data_ingest.source.root`.*set `download: true`"):
-            list_torchvision(name, root=str(root))
+            listed(name, root)
     assert not (tmp_path / "gone").exists()
 
 
@@ -160,65 +166,61 @@ def test_missing_files_say_how_to_fetch_them(tmp_path: Path, name: str) -> None:
 )
 def test_an_unknown_name_gets_close_ones(tmp_path: Path, name: str, suggested: str) -> None:
     with pytest.raises(ParameterError, match=f"`data_ingest.source.name` must .*{suggested}"):
-        list_torchvision(name, root=str(tmp_path))
+        listed(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["CocoDetection", "VisionDataset", "__name__"])
 def test_what_is_no_classification_data_set_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ParameterError, match=r"`data_ingest.source.name` must"):
-        list_torchvision(name, root=str(tmp_path))
+        listed(name, tmp_path)
 
 
 @pytest.mark.parametrize("argument", ["trian", "train", "transform", "root", "download"])
 def test_unknown_arguments_are_refused(tmp_path: Path, argument: str) -> None:
     with pytest.raises(ParameterError, match=rf"`data_ingest.source.arguments`.*{argument}"):
-        list_torchvision("MNIST", root=str(tmp_path), arguments={argument: 1})
+        listed("MNIST", tmp_path, arguments={argument: 1})
 
 
 def test_a_data_set_that_cannot_be_downloaded_says_so(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match=r"`data_ingest.source.download` must be false"):
-        list_torchvision("ImageNet", root=str(tmp_path), download=True)
+        listed("ImageNet", tmp_path, download=True)
 
 
 @pytest.mark.parametrize("name", CLASSIFICATION_DATA_SETS)
-def test_every_legal_name_is_a_class_with_a_root(name: str) -> None:
-    _, accepted = sources_torchvision._find_class(name)
-    assert "root" in accepted
+def test_every_legal_name_is_a_class_with_a_root(tmp_path: Path, name: str) -> None:
+    with pytest.raises((DataError, ParameterError), match=r"does not exist|must have \['split'"):
+        listed(name, tmp_path / "gone")
 
 
-def test_synonyms_that_are_not_unique_are_numbered() -> None:
-    class Cranes:
-        classes = (("crane",), ("crane", "hoist"), "heron")
+class Cranes:
+    """Three classes, two of one name; it gives other images than its array holds."""
 
-    names = sources_torchvision._class_names(Cranes(), np.array([0]))
-    assert names == ("crane (0)", "crane (1)", "heron")
+    classes = (("crane",), ("crane", "hoist"), "heron")
+
+    def __init__(self, root: str, train: bool = True) -> None:
+        self.data = noise(4, 5, 5)
+        self.targets = (0, 1, 0, 1)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, at: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.data[at].T.copy()), self.targets[at]
 
 
-def test_a_class_that_hands_out_other_pixels_than_its_array_is_decoded() -> None:
-    class Flipped:
-        data = noise(4, 5, 5)
-        targets = (0, 1, 0, 1)
-
-        def __getitem__(self, at: int) -> tuple[Image.Image, int]:
-            return Image.fromarray(self.data[at].T.copy()), self.targets[at]
-
-    assert sources_torchvision._in_memory(Flipped()) is None
+def test_a_class_of_odd_arrays_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its images are read one by one, and synonyms that are not unique are numbered."""
+    monkeypatch.setattr(torchvision.datasets, "USPS", Cranes)
+    listing = listed("USPS", tmp_path)
+    assert listing.class_names == ("crane (0)", "crane (1)", "heron")
+    assert listing.decoded is None
+    np.testing.assert_array_equal(np.asarray(listing.reader(5)), noise(4, 5, 5)[1].T)
+    assert listing.labels[5] == 1
 
 
 @pytest.mark.skipif(not REAL_MNIST.is_dir(), reason="shared/data/mnist is not here")
 def test_real_mnist() -> None:
-    listing = list_torchvision("MNIST", root=str(REAL_MNIST))
+    listing = listed("MNIST", REAL_MNIST)
     assert count(listing) == {"train": 60_000, "test": 10_000}
     assert listing.labels[:5].tolist() == [5, 0, 4, 1, 9]
     assert listing.decoded is not None
-
-
-def settings(**changes: Any) -> dict[str, Any]:
-    return {
-        "image_size": None,
-        "colour": "auto",
-        "max_rejected_share": 0.01,
-        "max_pixels_per_image": 10**6,
-        "memory_budget_mb": 16,
-        **changes,
-    }

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kd_pipeline.data.settings import TeacherShare, TransferShare, TransferSplitParams
 from kd_pipeline.data.splits import (
     check_splits,
     ids_with_role,
@@ -37,14 +38,15 @@ def table(num: int = 90, partition: str = "pool", first: int = 0) -> pd.DataFram
 
 
 def split(examples: pd.DataFrame, **changes: Any) -> pd.DataFrame:
-    settings: dict[str, Any] = {
-        "class_names": CLASSES,
-        "seed": 0,
-        "test_fraction": 0.3,
-        "validation_fraction": 0.1,
-        "labels_per_class": 5,
-    }
-    return split_examples(examples, **(settings | changes))
+    """Settings of the transfer set are given without their block."""
+    teacher = changes.pop("teacher", {"labels_per_class": 5})
+    transfer = {key: changes.pop(key) for key in TransferShare.model_fields.keys() & changes.keys()}
+    params = TransferSplitParams(
+        teacher=TeacherShare(**teacher),
+        transfer=TransferShare(**transfer),
+        **{"test_fraction": 0.3, "validation_fraction": 0.1, **changes},
+    )
+    return split_examples(examples, CLASSES, params)
 
 
 def ids(splits: pd.DataFrame, role: str) -> set[int]:
@@ -146,11 +148,14 @@ def test_unlabelled_images_serve_as_transfer_set_only() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels_per_class": 500}, "labels_per_class` must be at most the .* of class 'a'"),
+        (
+            {"teacher": {"labels_per_class": 500}},
+            "labels_per_class` must be at most the .* of class 'a'",
+        ),
         ({"excluded_classes": ["z"]}, "excluded_classes` must name classes of the images, got 'z'"),
         ({"excluded_classes": list(CLASSES)}, "must leave at least one class"),
         (
-            {"labels_per_class": None, "fraction": 1.0, "relation": "disjoint"},
+            {"teacher": {"fraction": 1.0}, "relation": "disjoint"},
             "must leave at least one example in the transfer set",
         ),
     ],
@@ -165,7 +170,7 @@ def test_a_class_of_which_the_teacher_would_see_nothing_is_refused() -> None:
     rare = examples["example_id"].isin(range(5, 90, 3))  # One image of class c is left.
     few = examples[~rare]
     with pytest.raises(ParameterError, match=r"an example of every class, .* got 'none of c'"):
-        split(few, labels_per_class=None, fraction=0.5)
+        split(few, teacher={"fraction": 0.5})
 
 
 @pytest.mark.parametrize(

@@ -11,23 +11,14 @@ from kd_pipeline.datasets.checkpoints import CheckpointsDataset
 from kd_pipeline.models import checkpoint as models
 from kd_pipeline.models.checkpoint import ModelCheckpoint, build_untrained, snapshot
 from kd_pipeline.models.preprocessing import Preprocessing
+from kd_pipeline.models.settings import Model
 
 
 def make(seed: int) -> ModelCheckpoint:
-    classifier = build_untrained(
-        architecture="mlp",
-        arguments={"hidden": [3]},
-        preprocessing=Preprocessing((1, 4, 4), (0.5,), (0.3,)),
-        num_classes=2,
-        seed=seed,
-    )
-    return snapshot(
-        classifier,
-        architecture="mlp",
-        arguments={"hidden": [3]},
-        class_names=("a", "b"),
-        facts={"replicate": seed},
-    )
+    model = Model(name="mlp", arguments={"hidden": [3]})
+    preprocessing = Preprocessing((1, 4, 4), (0.5,), (0.3,))
+    classifier = build_untrained(model, preprocessing, num_classes=2, seed=seed)
+    return snapshot(classifier, model, class_names=("a", "b"), facts={"replicate": seed})
 
 
 @pytest.fixture
@@ -35,7 +26,7 @@ def dataset(tmp_path: Path) -> CheckpointsDataset:
     return CheckpointsDataset(filepath=str(tmp_path / "models/arm"), metadata={"layer": "student"})
 
 
-@pytest.mark.parametrize("count", [1, 3, 12])
+@pytest.mark.parametrize("count", [0, 1, 3, 12])
 def test_a_round_trip_keeps_every_checkpoint_in_its_place(
     dataset: CheckpointsDataset, count: int
 ) -> None:

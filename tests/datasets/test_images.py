@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from kedro.io import DatasetError
 
-from kd_pipeline.data import pixel_store
 from kd_pipeline.data.images import ImageSet
-from kd_pipeline.data.pixel_store import allocate_pixels
+from kd_pipeline.data.pixel_store import allocate_pixels, keep_rows
 from kd_pipeline.datasets.images import ImageSetDataset
 
 
@@ -49,7 +48,7 @@ def test_what_was_loaded_can_be_saved_over_itself(tmp_path: Path) -> None:
 def test_a_scratch_file_is_moved_not_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pixel_store, "_scratch_folder", lambda: str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     pixels = allocate_pixels((2, 3, 512, 512), memory_budget_mb=1)
     pixels[:] = 7
     scratch = next(tmp_path.glob("*.npy"))
@@ -63,6 +62,18 @@ def test_a_scratch_file_is_moved_not_copied(
     assert loaded.min() == loaded.max() == 7
 
 
+def test_what_is_left_of_a_scratch_file_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    pixels = allocate_pixels((4, 3, 512, 512), memory_budget_mb=1)
+    pixels[:] = np.arange(4, dtype=np.uint8)[:, None, None, None]
+    fewer = keep_rows(pixels, np.array([False, True, False, True]))
+    dataset = ImageSetDataset(filepath=str(tmp_path / "images"))
+    dataset.save(ImageSet(np.arange(2, dtype=np.int64), fewer, ("a", "b")))
+    assert dataset.load().pixels[:, 0, 0, 0].tolist() == [1, 3]
+
+
 def test_a_save_that_fails_keeps_the_old_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,8 +84,8 @@ def test_a_save_that_fails_keeps_the_old_folder(
         raise OSError("disk full")
 
     monkeypatch.setattr(json, "dumps", fail)
-    fresh = images(num=3)
-    fresh.__dict__["fingerprint"] = "given, for it needs json too"
+    made = images(num=3)
+    fresh = ImageSet(made.example_ids, made.pixels, made.class_names, "its computing takes json")
     with pytest.raises(DatasetError, match="disk full"):
         dataset.save(fresh)
     monkeypatch.undo()
@@ -105,5 +116,5 @@ def test_pixels_of_another_shape_than_described_are_refused(tmp_path: Path) -> N
     dataset = ImageSetDataset(filepath=str(tmp_path / "images"))
     dataset.save(images())
     np.save(tmp_path / "images" / "pixels.npy", images(num=4).pixels)
-    with pytest.raises(DatasetError, match=r"images.json says \[5, 3, 4, 4\]"):
+    with pytest.raises(DatasetError, match=r"shape \(4, 3, 4, 4\), in images.json \[5, 3, 4, 4\]"):
         dataset.load()

@@ -38,7 +38,7 @@ def test_what_is_saved_is_moved_and_opened(dataset: SoftTargetsDataset, tmp_path
     assert not (tmp_path / "staged").exists()
     read = dataset.load()
     assert read.folder == tmp_path / "soft_targets"
-    stored = np.concatenate([part.logits for part in read.parts()])
+    stored = np.concatenate([part.rows.logits for part in read.parts()])
     np.testing.assert_array_equal(stored, LOGITS.astype(np.float16))
     assert read.manifest.provenance == PROVENANCE
 
@@ -55,10 +55,16 @@ def test_a_new_cache_replaces_the_old_one_whole(
     assert sorted(path.name for path in read.folder.iterdir()) == ["manifest.json", PART]
 
 
-def test_saving_what_is_there_already_keeps_it(dataset: SoftTargetsDataset, tmp_path: Path) -> None:
+def test_saving_what_is_there_already_checks_and_keeps_it(
+    dataset: SoftTargetsDataset, tmp_path: Path
+) -> None:
     dataset.save(make(tmp_path / "staged", 9))
     dataset.save(dataset.load())
     assert len(dataset.load().example_ids) == 9
+    here = dataset.load()
+    (here.folder / PART).write_bytes(b"")
+    with pytest.raises(DatasetError, match=f"{PART} is damaged"):
+        dataset.save(here)
 
 
 def test_a_missing_manifest_and_a_damaged_part_are_refused(
@@ -100,19 +106,15 @@ def test_a_broken_store_does_not_replace_a_good_one(
 CATALOGS = Path(__file__).parents[2] / "conf/base"
 
 
-@pytest.mark.parametrize("name", ["soft_target_caching", "chain"])
 def test_the_finished_store_is_found_from_any_folder(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a run from a subfolder would: Kedro makes paths absolute by the names of their keys."""
-    entries = yaml.safe_load((CATALOGS / f"catalog_{name}.yml").read_text(encoding="utf-8"))
+    text = (CATALOGS / "catalog_soft_target_caching.yml").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    absolute = _convert_paths_to_absolute_posix(Path("/project"), entries)
+    absolute = _convert_paths_to_absolute_posix(Path("/project"), yaml.safe_load(text))
     catalog = DataCatalog.from_config(absolute)
-    prefix = "hop_1." if name == "chain" else ""
-    parts, store = (
-        catalog.get(f"{prefix}{what}") for what in ("soft_target_parts", "soft_targets")
-    )
+    parts, store = catalog.get("soft_target_parts"), catalog.get("soft_targets")
     assert isinstance(parts, SoftTargetPartsDataset)
     assert isinstance(store, SoftTargetsDataset)
     assert str(parts.load().finished) == store._describe()["filepath"]

@@ -1,4 +1,4 @@
-"""Every code block of the how-to pages runs, on a small cache, and gives what the page says."""
+"""Every code block of the how-to pages runs, on a small cache, and gives what is on the page."""
 
 import json
 import re
@@ -17,8 +17,9 @@ from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import ids_with_role, split_fingerprint
 from kd_pipeline.datasets.images import ImageSetDataset
 from kd_pipeline.soft_targets.encoding import Encoding
-from kd_pipeline.soft_targets.ensemble import Mixing, mix_logits
+from kd_pipeline.soft_targets.ensemble import average_logits
 from kd_pipeline.soft_targets.manifest import Provenance
+from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.soft_targets.store import write_soft_targets
 
 PAGES = Path(__file__).parents[2] / "docs" / "how-to"
@@ -27,7 +28,7 @@ TEMPERATURE = 4.0
 
 @dataclass(frozen=True)
 class Code:
-    """A fenced block, and what the comment right above it says it needs."""
+    """A fenced block, and what it needs by the comment right above it."""
 
     language: str
     marker: str
@@ -69,7 +70,7 @@ def make(images: ImageSet, splits: pd.DataFrame, tmp_path: Path) -> Make:
         shape = (num_members, num_views, len(ids), num_classes)
         logits = rng.normal(0, 4, shape).astype(np.float16).astype(np.float32)
         if num_classes == len(images.class_names):
-            # Told apart by what the pixels show, so that a student can learn it.
+            # As the classes of the pixels, so that a student can learn them.
             logits[..., np.arange(len(ids)), (ids // 2) % num_classes] += 8
             logits = logits.astype(np.float16).astype(np.float32)
         transforms = [{"name": "shift", "max_pixels": 1}] if num_views > 1 else []
@@ -98,7 +99,7 @@ def make(images: ImageSet, splits: pd.DataFrame, tmp_path: Path) -> Make:
 def run_python(
     page: str, cached: Cached, monkeypatch: pytest.MonkeyPatch, *, marker: str = ""
 ) -> dict[str, Any]:
-    """Run a page's Python blocks one after another, as a person would in a notebook."""
+    """Run a page's Python blocks one after another, as in a notebook."""
     monkeypatch.chdir(cached.root)
     names: dict[str, Any] = {}
     for code in blocks(page):
@@ -117,7 +118,7 @@ def test_every_block_is_of_a_kind_that_is_run() -> None:
         assert page.read_text(encoding="utf-8").count("```") == 2 * len(blocks(page.name))
 
 
-def test_pandas_and_polars_give_the_soft_targets_and_the_mixtures(
+def test_pandas_and_polars_give_the_soft_targets_and_the_ensemble_averages(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached = make(Encoding())
@@ -129,8 +130,9 @@ def test_pandas_and_polars_give_the_soft_targets_and_the_mixtures(
     assert found["softened"]["top_class"].to_list() == flat.argmax(axis=1).tolist()
     by_member = cached.logits.reshape(2, -1, 3)
     for kind in ("geometric", "arithmetic"):
-        mixed = mix_logits(by_member, mixing=Mixing(kind=kind), temperature=TEMPERATURE)
-        np.testing.assert_allclose(found[kind], cached.softened(mixed), rtol=1e-4)
+        params = SoftTargetsParams.model_validate({"ensemble_average": kind})
+        average = average_logits(by_member, params, temperature=TEMPERATURE)
+        np.testing.assert_allclose(found[kind], cached.softened(average), rtol=1e-4)
 
 
 def test_a_damaged_file_stops_the_page(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +170,7 @@ def test_duckdb_opens_the_files_as_they_are(make: Make, monkeypatch: pytest.Monk
         np.testing.assert_allclose(logits, mean[view, at_hand[example]], atol=1e-6)
 
 
-def test_the_top_k_and_their_tail_add_up_to_what_the_teacher_says(
+def test_the_top_k_and_their_tail_add_up_to_the_teachers_soft_targets(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached = make(Encoding(top_k=5, temperature=TEMPERATURE), num_members=1, num_classes=20)
@@ -190,7 +192,7 @@ def test_a_student_trains_on_the_files_alone(make: Make, monkeypatch: pytest.Mon
     assert "kd_pipeline" not in script
 
 
-def test_the_script_says_what_it_cannot_train_on(
+def test_the_script_refuses_a_cache_of_several_views(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached = make(Encoding())

@@ -1,11 +1,13 @@
-"""Temporary copies of the project, run as a person runs it; one finished run serves many tests."""
+"""Temporary copies of the project, run as users run it; one finished run serves many tests."""
 
+import io
 import os
 import shutil
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import chdir, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,6 @@ from typing import Any
 import pytest
 
 from kd_pipeline import events
-from kd_pipeline.pipelines.chain.hop_list import follow
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -35,7 +36,7 @@ class Project:
         return subprocess.run(
             typed.split(),
             cwd=self.path,
-            env=clean_environment() | (environment or {}),
+            env=self.environment | (environment or {}),
             capture_output=True,
             text=True,
             timeout=280,
@@ -48,14 +49,23 @@ class Project:
         assert done.returncode == 0, f"{typed}\n{done.stdout}\n{done.stderr}"
         return Project(self.path, done.stdout, done.stderr)
 
+    def copy(self, folder: Path) -> "Project":
+        """A copy to be changed; its MLflow artifacts stay with the original."""
+        return Project(shutil.copytree(self.path, folder / "project"))
+
     @property
     def data(self) -> Path:
         return self.path / "data"
 
-
-def clean_environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name not in NEVER_MEANT}
-    return kept | {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of its commands: none of the machine's own settings, and the copy's own source."""
+        kept = {name: value for name, value in os.environ.items() if name not in NEVER_MEANT}
+        return kept | {
+            "OMP_NUM_THREADS": "1",
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(self.path / "src"),
+        }
 
 
 def copy_project(path: Path) -> Project:
@@ -71,25 +81,31 @@ def copy_project(path: Path) -> Project:
     return Project(path)
 
 
-@pytest.fixture(autouse=True)
-def only_this_project(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def only_this_project() -> Iterator[None]:
     """Nothing of the machine's own settings reaches a run."""
-    for name in NEVER_MEANT:
-        monkeypatch.delenv(name, raising=False)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in NEVER_MEANT:
+            patch.delenv(name, raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The main job, once, as the issue types it. Tests only look at it."""
+    """The main job, once, as a user types it. No test changes it."""
     project = copy_project(tmp_path_factory.mktemp("finished") / "project")
-    return project.after("kedro run --pipeline=distill --env=smoke")
+    return project.after("kedro run --pipelines=distill --env=smoke")
 
 
 @pytest.fixture(scope="session")
 def finished_chain(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The chain of the smoke preset, once. Tests only look at it."""
+    """The pipeline `teacher_assistant` of the smoke preset, once, but for most of its figures."""
     project = copy_project(tmp_path_factory.mktemp("chain") / "project")
-    return project.after("kedro run --pipelines=chain --env=smoke")
+    ends = ["write_report", "summarise_soft_targets", "assistant.summarise_soft_targets"]
+    outcome = run_in_this_process(project, ["teacher_assistant"], tracked=True, to_nodes=ends)
+    if outcome.error is not None:
+        raise outcome.error
+    return Project(project.path, outcome.stdout)
 
 
 @pytest.fixture
@@ -105,14 +121,15 @@ def another() -> Callable[[Path], Project]:
 
 
 @pytest.fixture
-def environment() -> dict[str, str]:
-    return clean_environment()
+def finished(finished_run: Project, tmp_path: Path) -> Project:
+    """A copy of the finished run, to be changed."""
+    return finished_run.copy(tmp_path)
 
 
 @pytest.fixture
-def finished(finished_run: Project, tmp_path: Path) -> Project:
-    """A copy of the finished run, to be changed; its MLflow artifacts stay with the original."""
-    return Project(shutil.copytree(finished_run.path, tmp_path / "project"))
+def chained(finished_chain: Project, tmp_path: Path) -> Project:
+    """A copy of the finished chain, to be changed."""
+    return finished_chain.copy(tmp_path)
 
 
 @dataclass
@@ -124,6 +141,7 @@ class Outcome:
     num_epochs: int = 0
     """Epochs that were trained, of all models together."""
     error: BaseException | None = None
+    stdout: str = ""
 
     def refused(self, kind: type[BaseException]) -> str:
         """The message of the error that stopped the run before anything trained an epoch."""
@@ -140,49 +158,62 @@ class TrainedTooEarlyError(Exception):
     """Raised in place of a training that a refusal should have come before."""
 
 
-Run = Callable[..., Outcome]
+def run_in_this_process(
+    project: Project,
+    pipelines: Iterable[str] = ("distill",),
+    *,
+    env: str = "smoke",
+    params: dict[str, Any] | None = None,
+    stop_at_training: bool = False,
+    tracked: bool = False,
+    **selection: Any,
+) -> Outcome:
+    """Run pipelines of a project here, which spares the imports of a command.
 
-
-@pytest.fixture
-def run_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """Runs pipelines of a project in this process, which spares the imports of a command."""
+    Args:
+        project: Where.
+        pipelines: By name.
+        env: The preset.
+        params: As after `--params`.
+        stop_at_training: Whether the first epoch that is trained ends the run with an error.
+        tracked: Whether MLflow has it too, which takes longer than to train such models.
+        selection: Of nodes, as `KedroSession.run` takes it.
+    """
     from kedro.framework.project import configure_project
     from kedro.framework.session import KedroSession
 
-    def run(
-        project: Project,
-        pipelines: Iterable[str] = ("distill",),
-        *,
-        env: str = "smoke",
-        params: dict[str, Any] | None = None,
-        stop_at_training: bool = False,
-        **selection: Any,
-    ) -> Outcome:
-        outcome = Outcome()
+    outcome, printed = Outcome(), io.StringIO()
 
-        def hear(event: events.Event) -> None:
-            if isinstance(event, events.TrainingStarted):
-                outcome.trained.append(event.replicate)
-            if isinstance(event, events.EpochEnded):
-                outcome.num_epochs += 1
-                if stop_at_training:
-                    raise TrainedTooEarlyError
+    def count(event: events.Event) -> None:
+        if isinstance(event, events.TrainingStarted):
+            outcome.trained.append(event.replicate)
+        if isinstance(event, events.EpochEnded):
+            outcome.num_epochs += 1
+            if stop_at_training:
+                raise TrainedTooEarlyError
 
-        monkeypatch.chdir(project.path)
-        with warnings.catch_warnings(), events.listening(hear):
-            # Kedro's and MLflow's own, which pytest would turn into errors here.
-            warnings.simplefilter("ignore")
-            configure_project("kd_pipeline")
-            try:
-                with KedroSession.create(project.path, env=env, runtime_params=params) as session:
-                    session.run(pipeline_names=list(pipelines), **selection)
-            except Exception as error:
-                outcome.error = error
-        return outcome
+    settings = project.path / "conf" / env / "mlflow.yml"
+    settings.write_text(f"enabled: {str(tracked).lower()}\n")
+    with warnings.catch_warnings(), chdir(project.path), events.listening(count):
+        # Kedro's and MLflow's own, which pytest would turn into errors here.
+        warnings.simplefilter("ignore")
+        configure_project("kd_pipeline")
+        try:
+            with (
+                redirect_stdout(printed),
+                KedroSession.create(project.path, env=env, runtime_params=params) as session,
+            ):
+                session.run(pipeline_names=list(pipelines), **selection)
+        except Exception as error:
+            outcome.error = error
+    outcome.stdout = printed.getvalue()
+    return outcome
 
-    yield run
-    # Pipelines are wired from the list of the last session's project, which is gone by then.
-    follow(None)
+
+@pytest.fixture
+def run_here() -> Callable[..., Outcome]:
+    """`run_in_this_process`."""
+    return run_in_this_process
 
 
 @pytest.fixture(scope="session")

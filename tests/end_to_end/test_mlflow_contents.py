@@ -1,4 +1,4 @@
-"""What a person finds in MLflow after the main job, and after one that failed."""
+"""The contents of MLflow after the main job, and after one that failed."""
 
 import json
 import subprocess
@@ -73,11 +73,13 @@ def test_every_arm_has_the_same_parameters_and_shares_all_but_its_own(students: 
     different = {key for key in keys[0] if len({run.data.params[key] for run in students}) > 1}
     assert different <= {
         "soft_weight", "soft_loss", "temperature", "label_smoothing",
-        "num_training_rows",
+        "num_training_rows", "learnt_from",
     }  # fmt: skip
     by_role = {run.data.tags["kd.role"]: run.data.params for run in students}
     assert float(by_role["student_baseline"]["soft_weight"]) == 0
     assert float(by_role["student_kd"]["soft_weight"]) == 1
+    assert by_role["student_baseline"]["learnt_from"] == "labels"
+    assert by_role["student_kd"]["learnt_from"] == "teacher"
 
 
 def test_a_model_has_the_metrics_that_the_design_names(
@@ -126,7 +128,7 @@ def test_the_comparison_has_the_gains_figures_and_the_report(
     assert json.loads((folder / "comparison.json").read_text()) == comparison
 
 
-def test_inputs_are_known_by_their_digests(runs: dict[str, Any], finished_run: Any) -> None:
+def test_inputs_are_identified_by_their_digests(runs: dict[str, Any], finished_run: Any) -> None:
     images = json.loads((finished_run.data / "02_intermediate/images/images.json").read_text())
     for name, run in runs.items():
         if name == "comparison":
@@ -210,7 +212,7 @@ def test_a_failure_marks_what_was_open_as_failed(
     damaged[-1] ^= 1
     part.write_bytes(damaged)
     before = {run.info.run_id for run in fetch_runs(finished)}
-    message = run_here(finished, ["evaluation"]).refused(CheckpointError)
+    message = run_here(finished, ["evaluation"], tracked=True).refused(CheckpointError)
     assert "student_kd/1 is damaged: its fingerprint differs" in message
     (run,) = [run for run in fetch_runs(finished) if run.info.run_id not in before]
     assert run.data.tags["kd.role"] == "comparison"
@@ -223,9 +225,8 @@ def test_a_training_that_fails_is_failed_and_the_others_stay_finished(
 ) -> None:
     before = {run.info.run_id for run in fetch_runs(finished)}
     arguments = {"optimiser": {"name": "SGD", "arguments": {"lr": 1e30}}}
-    outcome = run_here(
-        finished, ["student_distillation"], params={"student": {"training": arguments}}
-    )
+    params = {"student": {"training": arguments}}
+    outcome = run_here(finished, ["student_distillation"], tracked=True, params=params)
     assert type(outcome.error).__name__ == "TrainingDivergedError"
     (run,) = [run for run in fetch_runs(finished) if run.info.run_id not in before]
     assert (run.info.status, run.data.tags["kd.replicate"]) == ("FAILED", "0")
@@ -237,9 +238,8 @@ def test_a_tracking_server_that_is_away_costs_a_warning_and_the_run_goes_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    outcome = run_here(
-        finished, ["student_distillation"], params={"student": {"num_replicates": 1}}
-    )
+    params = {"student": {"num_replicates": 1}}
+    outcome = run_here(finished, ["student_distillation"], tracked=True, params=params)
     assert outcome.error is None
     assert outcome.trained == [0] * len(ARMS)
     warned = [r for r in caplog.records if r.levelname == "WARNING" and "MLflow" in r.message]

@@ -1,4 +1,4 @@
-"""What cannot end well is refused before anything trains, and the message says why."""
+"""What cannot end well is refused before anything trains, and the message gives the reason."""
 
 import json
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import pytest
 from kedro.validation.exceptions import ParameterValidationError
 from PIL import Image
 
+from kd_pipeline.config import Computing
 from kd_pipeline.datasets.images import ImageSetDataset
 from kd_pipeline.errors import (
     CheckpointError,
@@ -20,8 +21,8 @@ from kd_pipeline.errors import (
     ParameterError,
     StaleArtefactError,
 )
-from kd_pipeline.labelling.predictor import open_predictor
-from kd_pipeline.models.checkpoint import read_checkpoint, write_checkpoint
+from kd_pipeline.models.checkpoint import build_classifier, read_checkpoint, write_checkpoint
+from kd_pipeline.models.predict import predict_batches
 
 Run = Callable[..., Any]
 
@@ -47,7 +48,7 @@ def test_stale_soft_targets_are_refused_before_any_arm_trains(
         changes = {}
     outcome = run_here(finished, ["student_distillation"], params=changes, stop_at_training=True)
     message = outcome.refused(StaleArtefactError)
-    assert f"this run's {what}" in message or f" and {what} (cached" in message
+    assert f"this run's {what}" in message or f" and {what} (" in message
     assert "kedro run --pipelines=soft_target_caching" in message
 
 
@@ -102,6 +103,7 @@ def test_a_given_teacher_is_used_as_it_is(finished: Any, tmp_path: Path, run_her
         ({"student_smoothed": {"soft_weight": 0.5}}, "soft_weight"),
         ({"student_pseudo": {"temperature": 4.0}}, "temperature"),
         ({"student_kd": {"soft_loss": "logit_mse", "temperature": 4.0}}, "temperature"),
+        ({"student_kd": {"model": {"name": "mlp"}}}, "student_kd.model"),
         ({"transfer_split": {"teacher": {"labels_per_class": 10**6}}}, "labels_per_class"),
         ({"transfer_split": {"transfer": {"excluded_classes": ["cat"]}}}, "excluded_classes"),
     ],
@@ -127,13 +129,13 @@ def test_values_and_names_of_blocks_are_refused_before_the_first_node(
     params: dict[str, Any], name: str, fresh: Any, run_here: Run
 ) -> None:
     """Kedro skips a block that no node asks for: `--params=studnet.seed=1` would do nothing."""
-    outcome = run_here(fresh, params=params, to_nodes=["split_transfer_set"])
+    outcome = run_here(fresh, params=params, tracked=True, to_nodes=["split_transfer_set"])
     assert outcome.error is not None, "it was ignored"
     assert name in str(outcome.error)
     assert list(fresh.data.iterdir()) == []
 
 
-def test_the_command_line_says_it_in_words(fresh: Any) -> None:
+def test_the_command_line_names_the_block_and_the_key(fresh: Any) -> None:
     done = fresh.command("kedro run --env=smoke --params=student_kd.temperature=0")
     assert done.returncode != 0
     assert "Parameter 'student_kd'" in done.stderr
@@ -182,7 +184,7 @@ def test_own_images_in_a_folder_work(fresh: Any, run_here: Run) -> None:
 def test_a_data_folder_that_cannot_be_written_is_refused(fresh: Any, run_here: Run) -> None:
     fresh.data.rmdir()
     fresh.data.write_text("in the way")
-    outcome = run_here(fresh)
+    outcome = run_here(fresh, tracked=True)
     assert "must be writable" in outcome.refused(DataError)
     assert not (fresh.path / "mlflow.db").exists()
 
@@ -194,7 +196,7 @@ def test_models_of_other_splits_are_not_measured(finished: Any, run_here: Run) -
     assert "splits" in message
 
 
-def test_soft_targets_that_are_missing_say_which_stage_makes_them(
+def test_the_refusal_of_missing_soft_targets_names_their_stage(
     finished: Any, run_here: Run
 ) -> None:
     (finished.data / "05_model_input/soft_targets/manifest.json").unlink()
@@ -203,11 +205,11 @@ def test_soft_targets_that_are_missing_say_which_stage_makes_them(
 
 
 def imported(finished: Any, folder: Path, role: str) -> dict[str, Any]:
-    """The finished run's own teacher, as logits that somebody else computed for one role."""
+    """The finished run's own teacher, as logits computed elsewhere for one role."""
     ids = finished_splits(finished).query("role == @role")["example_id"].sort_values().to_numpy()
     images = ImageSetDataset(filepath=str(finished.data / "02_intermediate/images")).load()
     teacher = read_checkpoint(finished.data / "06_models/teacher/0")
-    logits = open_predictor(teacher, images, batch_size=512).logits(ids).numpy()
+    logits = predict_batches(build_classifier(teacher), [images.take(ids)], Computing()).numpy()
     names = np.array(images.class_names)
     np.savez(folder / "logits.npz", example_ids=ids, logits=logits, class_names=names)
     return {"teacher": {"given": [{"kind": "logits", "file": str(folder / "logits.npz")}]}}
@@ -238,14 +240,14 @@ def test_imported_logits_that_cannot_teach_are_refused_before_anything_trains(
     assert message in outcome.refused(kind)
 
 
-def test_students_learn_from_imported_logits_and_the_report_says_what_is_not_known(
+def test_students_learn_from_imported_logits_and_the_report_names_what_is_missing(
     finished: Any, tmp_path: Path, run_here: Run
 ) -> None:
     params = {
         **imported(finished, tmp_path, "transfer"),
         "student": {"num_replicates": 1, "training": {"num_epochs": 1}},
     }
-    outcome = run_here(finished, params=params)
+    outcome = run_here(finished, params=params, to_nodes=["write_report"])
     assert outcome.error is None
     comparison = json.loads((finished.data / "08_reporting/comparison.json").read_text())
     assert comparison["teacher"] is None

@@ -21,11 +21,11 @@ TYPED = (
 HEAD_START_SECONDS = 10_000.0
 
 
-def kill_once_a_state_is_saved(project: Any, role: str, environment: dict[str, str]) -> Path:
+def kill_once_a_state_is_saved(project: Any, role: str) -> Path:
     """Run, `kill -9` as soon as the role has a state on disk, and give that state's folder."""
     folder = project.data / "06_models/.interrupted" / role
     process = subprocess.Popen(
-        TYPED.split(), cwd=project.path, env=environment,
+        TYPED.split(), cwd=project.path, env=project.environment,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -63,14 +63,14 @@ def measured(project: Any) -> pd.DataFrame:
 @pytest.mark.timeout(900)
 def test_killed_twice_and_started_again_equals_an_unbroken_run(
     fresh: Any, tmp_path: Path, fetch_runs: Callable[[Any], list[Any]],
-    environment: dict[str, str], another: Callable[[Path], Any],
+    another: Callable[[Path], Any],
 ) -> None:  # fmt: skip
     unbroken = measured(another(tmp_path / "unbroken").after(TYPED))
-    teacher_epoch = mark(kill_once_a_state_is_saved(fresh, "teacher", environment))
+    teacher_epoch = mark(kill_once_a_state_is_saved(fresh, "teacher"))
     assert 0 < teacher_epoch < 600
     left = {run.info.run_name: run.info.status for run in fetch_runs(fresh)}
     assert left["teacher-0"] == "RUNNING"
-    student_epoch = mark(kill_once_a_state_is_saved(fresh, "student_kd", environment))
+    student_epoch = mark(kill_once_a_state_is_saved(fresh, "student_kd"))
     assert 0 < student_epoch < 60
     resumed = measured(fresh.after(TYPED))
 

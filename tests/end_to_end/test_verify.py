@@ -17,10 +17,10 @@ def test_a_run_s_own_cache_is_verified(finished: Any, run_here: Any) -> None:
 
 
 def test_a_well_made_cache_of_other_logits_is_found(finished: Any, run_here: Any) -> None:
-    """Its checksums and its provenance are right: only the teacher can tell."""
+    """Its checksums and its provenance are right: only labelling again finds it."""
     folder = finished.data / "05_model_input/soft_targets"
     made = read_soft_targets(folder)
-    logits = np.concatenate([part.logits for part in made.parts()]).astype(np.float32)
+    logits = np.concatenate([part.rows.logits for part in made.parts()]).astype(np.float32)
     manifest = made.manifest
     write_soft_targets(
         folder,

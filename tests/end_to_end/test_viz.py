@@ -38,22 +38,19 @@ def details(built: Any) -> dict[str, dict[str, Any]]:
 
 
 def test_layers_are_there_in_the_order_of_the_work(graph: dict[str, Any]) -> None:
-    """Layers that form a circle are all switched off, unsaid."""
+    """Layers that form a circle are all switched off, without a message."""
     layers = graph["layers"]
     assert len(layers) >= 5
     assert layers == [layer for layer in LAYERS if layer in layers]
 
 
-def test_a_chain_has_its_layers_too(built: Any) -> None:
-    """A hop is student and teacher in turn: layers of their own for both would form a circle."""
-    graph = json.loads((built / "pipelines/chain").read_text())
+def test_a_teacher_assistant_has_its_layers_too(built: Any) -> None:
+    """It is student and teacher in turn: layers of their own for both would form a circle."""
+    graph = json.loads((built / "pipelines/teacher_assistant").read_text())
     used = {node["layer"] for node in graph["nodes"] if node["type"] == "data"}
-    assert used == {"raw", "primary", "teacher", "student", "reporting"}
-    # Kedro-Viz lists the other pipelines' layers among them.
-    assert [layer for layer in graph["layers"] if layer in used] == [
-        layer for layer in LAYERS if layer in used
-    ]
-    assert {"assistant", "assisted", "chain_direct"} <= set(graph["modular_pipelines"])
+    assert used == set(LAYERS)
+    assert [layer for layer in graph["layers"] if layer in used] == LAYERS
+    assert {"assistant", "student_assisted"} <= set(graph["modular_pipelines"])
 
 
 def test_every_data_set_lies_in_a_layer(graph: dict[str, Any]) -> None:
@@ -83,7 +80,7 @@ def test_tables_figures_and_json_are_previewed(details: dict[str, dict[str, Any]
         assert details[file]["preview"], file
 
 
-def test_the_workflow_tab_knows_how_every_node_ended(built: Any, graph: dict[str, Any]) -> None:
+def test_the_workflow_tab_shows_how_every_node_ended(built: Any, graph: dict[str, Any]) -> None:
     status = json.loads((built / "run-status").read_text())["nodes"]
     tasks = {node["id"] for node in graph["nodes"] if node["type"] == "task"}
     assert tasks <= set(status)

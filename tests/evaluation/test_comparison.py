@@ -9,8 +9,12 @@ import pytest
 
 from kd_pipeline.errors import DataError
 from kd_pipeline.evaluation.comparison import compare
+from kd_pipeline.evaluation.settings import EvaluationParams
 
 EXAMPLES = 40
+RUN = {"group": "g", "env": "base"}
+PARAMS = EvaluationParams(num_bootstrap_samples=300)
+SOURCES = {"teacher": None, "student_baseline": "labels", "student_assisted": "assistant"}
 
 
 def drawn(wrong: dict[str, list[int]]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -36,6 +40,10 @@ def drawn(wrong: dict[str, list[int]]) -> tuple[pd.DataFrame, pd.DataFrame]:
                 {
                     "role": role,
                     "replicate": replicate,
+                    "learnt_from": SOURCES.get(role, "teacher"),
+                    "architecture": "mlp",
+                    "model/parameters": 10,
+                    "model/macs": None,
                     "data_known": True,
                     "test/accuracy": 1 - count / EXAMPLES,
                     "test/nll": 0.1 + count / EXAMPLES,
@@ -56,14 +64,14 @@ USUAL = {
 
 
 def compared(wrong: dict[str, list[int]] = USUAL, *, level: float = 0.95) -> dict[str, Any]:
-    return compare(*drawn(wrong), num_samples=300, confidence_level=level, seed=0)
+    params = PARAMS.model_copy(update={"confidence_level": level})
+    return compare(*drawn(wrong), params, RUN)
 
 
 def test_has_the_shape_that_others_rely_on() -> None:
     comparison = compared()
     assert list(comparison)[:5] == ["group", "env", "arms", "teacher", "gains"]
-    assert comparison["group"] is None
-    assert comparison["env"] is None
+    assert (comparison["group"], comparison["env"]) == ("g", "base")
     assert list(comparison["arms"]) == ["student_kd", "student_baseline", "student_pseudo"]
     for spreads in [*comparison["arms"].values(), comparison["teacher"]]:
         assert set(spreads) == {"accuracy", "nll", "ece", "errors", "teacher_agreement"}
@@ -108,7 +116,7 @@ def test_no_gap_is_recovered_from_a_teacher_that_is_no_better() -> None:
 def test_is_strict_json_also_with_one_replicate_and_unknown_values() -> None:
     predictions, metrics = drawn({role: counts[:1] for role, counts in USUAL.items()})
     metrics.loc[metrics["role"] == "teacher", "test/teacher_agreement"] = np.nan
-    comparison = compare(predictions, metrics, num_samples=100, confidence_level=0.95, seed=0)
+    comparison = compare(predictions, metrics, PARAMS, RUN)
     text = json.dumps(comparison, allow_nan=False)
     assert json.loads(text) == comparison
     assert comparison["arms"]["student_kd"]["accuracy"]["std"] is None
@@ -126,11 +134,46 @@ def test_another_level_is_named_beside_the_interval() -> None:
 def test_the_order_of_rows_does_not_matter() -> None:
     predictions, metrics = drawn(USUAL)
     once, again = (
-        compare(rows, metrics, num_samples=200, confidence_level=0.95, seed=0)
+        compare(rows, metrics, PARAMS, RUN)
         for rows in (predictions, predictions.sample(frac=1, random_state=0))
     )
     assert once["gains"] == again["gains"]
     assert once["arms"] == again["arms"]
+
+
+def test_students_that_others_learnt_from_are_measured_and_not_paired() -> None:
+    """Their number of replicates may differ."""
+    comparison = compared(
+        {
+            "teacher": [0],
+            "assistant": [3],
+            "student_assisted": [4, 5, 6],
+            "student_kd": [8, 9, 10],
+            "student_baseline": [14, 15, 16],
+        }
+    )
+    assert comparison["learnt_from"] == {
+        "assistant": "teacher",
+        "student_assisted": "assistant",
+        "student_kd": "teacher",
+        "student_baseline": "labels",
+    }
+    assert comparison["intermediate"] == ["assistant"]
+    assert comparison["arms"]["assistant"]["errors"]["values"] == [3]
+    assert list(comparison["gains"]) == ["student_assisted", "student_kd"]
+    assert comparison["distilled"] == "student_assisted"
+    over = comparison["distilled_over"]["student_kd"]
+    assert over["accuracy"]["mean"] == pytest.approx(4 / EXAMPLES)
+    assert comparison["models"]["assistant"] == {
+        "architecture": "mlp", "parameters": 10, "macs": None,
+    }  # fmt: skip
+
+
+def test_pseudo_labels_are_a_control_though_a_teacher_made_them() -> None:
+    comparison = compared({k: v for k, v in USUAL.items() if k != "student_kd"})
+    assert comparison["learnt_from"]["student_pseudo"] == "teacher"
+    assert comparison["distilled"] is None
+    assert comparison["distilled_over"] == {}
 
 
 @pytest.mark.parametrize(
@@ -138,6 +181,7 @@ def test_the_order_of_rows_does_not_matter() -> None:
     [
         ({"teacher": [0], "student_kd": [4]}, "must hold student_baseline"),
         ({**USUAL, "student_kd": [4, 5]}, "must have the same shape"),
+        ({**USUAL, "student_kd": [4]}, "must have the same shape"),
     ],
 )
 def test_refuses_what_cannot_be_compared(wrong: dict[str, list[int]], message: str) -> None:
@@ -150,4 +194,12 @@ def test_refuses_other_examples() -> None:
     gone = (predictions["role"] == "student_kd") & (predictions["replicate"] == 1)
     short = predictions[~(gone & (predictions["example_id"] == 3))]
     with pytest.raises(DataError, match="must be finite"):
-        compare(short, metrics, num_samples=100, confidence_level=0.95, seed=0)
+        compare(short, metrics, PARAMS, RUN)
+
+
+def test_refuses_as_many_other_examples() -> None:
+    predictions, metrics = drawn(USUAL)
+    other = (predictions["role"] == "student_kd") & (predictions["example_id"] == 3)
+    predictions.loc[other, "example_id"] = EXAMPLES
+    with pytest.raises(DataError, match="must be finite"):
+        compare(predictions, metrics, PARAMS, RUN)

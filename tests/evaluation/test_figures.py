@@ -14,12 +14,16 @@ from kd_pipeline.evaluation import figures
 Draw = Callable[..., Any]
 
 
+def class_gain(result: Any) -> Figure:
+    return figures.class_gain_figure(result.predictions, result.comparison, result.class_names)
+
+
 def all_figures(result: Any) -> dict[str, Figure]:
     return {
         "accuracy": figures.accuracy_figure(result.comparison),
         "reliability": figures.reliability_figure(result.predictions),
         "confusion": figures.confusion_figure(result.predictions, result.class_names),
-        "class_gain": figures.class_gain_figure(result.predictions, result.class_names),
+        "class_gain": class_gain(result),
     }
 
 
@@ -31,6 +35,7 @@ def all_figures(result: Any) -> dict[str, Figure]:
         {"num_classes": 2, "num_examples": 30, "num_replicates": 1},
         {"accuracy": {"teacher": 0.99, "student_baseline": 0.9}},
         {"accuracy": {"teacher": 0.99, "student_baseline": 0.9, "a": 0.9, "b": 0.8}},
+        {"accuracy": {"a": 0.9, "b": 0.9, "student_baseline": 0.9}, "learnt_from": {"b": "a"}},
     ],
 )
 def test_every_figure_renders(draw: Draw, changes: dict[str, Any]) -> None:
@@ -69,7 +74,7 @@ def test_confusion_shares_of_a_class_add_up(result: Any) -> None:
 
 
 def test_gain_per_class_is_a_difference_of_recalls_sorted(result: Any) -> None:
-    (axes,) = figures.class_gain_figure(result.predictions, result.class_names).axes
+    (axes,) = class_gain(result).axes
     points = next(line for line in axes.lines if "student_kd" in str(line.get_label()))
     gains = list(points.get_xdata())
     assert gains == sorted(gains, reverse=True)
@@ -79,16 +84,28 @@ def test_gain_per_class_is_a_difference_of_recalls_sorted(result: Any) -> None:
     assert gains[0] == pytest.approx(100 * (recall["student_kd"] - recall["student_baseline"]))
 
 
+def test_a_student_between_gains_nothing_and_keeps_its_colours(draw: Draw) -> None:
+    shares = {"generation_1": 0.9, "generation_2": 0.9, "student_baseline": 0.9}
+    drawn = draw(shares, learnt_from={"generation_2": "generation_1"})
+    (axes,) = class_gain(drawn).axes
+    (line,) = [line for line in axes.lines if line.get_marker() != "None"]
+    assert line.get_label() == "generation_2"
+    left, right = figures.accuracy_figure(drawn.comparison).axes
+    dots = [dots.get_color() for dots in left.lines if dots.get_marker() == "o"]
+    assert line.get_color() == dots[1] != dots[0]
+    assert len([line for line in right.lines if line.get_marker() == "D"]) == 1
+
+
 def test_of_many_classes_the_ends_are_drawn_and_said(draw: Draw) -> None:
     many = draw(num_classes=100, num_examples=800)
-    (axes,) = figures.class_gain_figure(many.predictions, many.class_names).axes
+    (axes,) = class_gain(many).axes
     assert len(axes.get_yticks()) == 30
     assert "of 100" in axes.get_title(loc="left")
 
 
 def test_a_class_without_test_examples_is_left_out(result: Any) -> None:
     predictions = result.predictions[result.predictions["label"] != 3]
-    (axes,) = figures.class_gain_figure(predictions, result.class_names).axes
+    (axes,) = class_gain(result._replace(predictions=predictions)).axes
     assert "class 3" not in [text.get_text() for text in axes.get_yticklabels()]
     figures.confusion_figure(predictions, result.class_names).savefig(io.BytesIO())
 

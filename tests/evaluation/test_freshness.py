@@ -7,49 +7,52 @@ from typing import Any
 
 import pytest
 
-from kd_pipeline.data.splits import split_fingerprint
 from kd_pipeline.errors import StaleArtefactError
-from kd_pipeline.evaluation.freshness import check_fresh
-from kd_pipeline.soft_targets.ensemble import Mixing
+from kd_pipeline.evaluation.freshness import check_fresh, find_sources
+from kd_pipeline.soft_targets.settings import SoftTargetsParams
 
 Changed = Callable[..., Any]
 
 
-def check(stage: Any) -> None:
+def check(stage: Any, **average: Any) -> None:
     check_fresh(
+        [one.fingerprint for one in stage.teacher],
         stage.teacher,
         stage.students,
-        images=stage.images.fingerprint,
-        splits=split_fingerprint(stage.splits),
-        class_names=stage.images.class_names,
+        stage.data.provenance,
+        SoftTargetsParams(**average),
     )
 
 
-def test_what_belongs_together_is_let_in(stage: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_belongs_together_is_let_in(
+    stage: Any, chain: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     check(stage)
+    check(chain)
     assert not caplog.records
 
 
 @pytest.mark.parametrize("fact", ["images", "splits"])
 def test_a_student_of_other_data_is_refused(stage: Any, changed: Changed, fact: str) -> None:
     stage.students["student_kd"][1] = changed(stage.students["student_kd"][1], **{fact: "other"})
-    message = rf"`student_kd.checkpoints\[1\]` must be made from the {fact} at hand .* got other"
+    message = rf"`student_kd.checkpoints\[1\]` do not match this run's {fact} \(artefact other"
     with pytest.raises(StaleArtefactError, match=message) as caught:
         check(stage)
     assert "student_distillation" in str(caught.value)
 
 
-def test_a_student_that_does_not_say_its_data_is_refused(stage: Any) -> None:
+def test_a_student_without_record_of_its_data_is_refused(stage: Any) -> None:
     arm = stage.students["student_baseline"]
     arm[0] = replace(arm[0], facts={})
-    with pytest.raises(StaleArtefactError, match="got none stated"):
+    with pytest.raises(StaleArtefactError, match="none stated"):
         check(stage)
 
 
 @pytest.mark.parametrize("fact", ["images", "splits"])
 def test_a_teacher_of_other_data_is_refused(stage: Any, changed: Changed, fact: str) -> None:
     stage.teacher[0] = changed(stage.teacher[0], **{fact: "other"})
-    with pytest.raises(StaleArtefactError, match=rf"`teacher.checkpoints\[0\]` .* the {fact}"):
+    message = rf"`teacher.checkpoints\[0\]` .* {fact} .*--from-nodes=teacher.train_teacher"
+    with pytest.raises(StaleArtefactError, match=message):
         check(stage)
 
 
@@ -57,13 +60,20 @@ def test_a_teacher_without_facts_is_warned_of(stage: Any, caplog: pytest.LogCapt
     stage.teacher[0] = replace(stage.teacher[0], facts={"given": "folder"})
     with caplog.at_level(logging.WARNING):
         check(stage)
+    assert "`teacher.checkpoints[0]` has no record of its training data" in caplog.text
+
+
+def test_imported_logits_are_warned_of(stage: Any, caplog: pytest.LogCaptureFixture) -> None:
+    fingerprints = [one.fingerprint for one in stage.teacher]
+    check_fresh(fingerprints, [], stage.students, stage.data.provenance, SoftTargetsParams())
     assert "cannot be verified" in caplog.text
 
 
 def test_students_of_another_teacher_are_refused(stage: Any, changed: Changed) -> None:
     arm = stage.students["student_kd"]
-    arm[0] = changed(arm[0], teacher=["another"])
-    with pytest.raises(StaleArtefactError, match=r"from the teacher at hand .*another") as caught:
+    arm[:] = [changed(one, teacher=["another"]) for one in arm]
+    message = r"`student_kd.checkpoints\[0\]` .* teacher \(artefact \['another'\], this run"
+    with pytest.raises(StaleArtefactError, match=message) as caught:
         check(stage)
     assert "soft_target_caching" in str(caught.value)
 
@@ -75,7 +85,7 @@ def test_students_of_part_of_an_ensemble_are_refused(
     check(stage)
     arm = stage.students["student_kd"]
     arm[0] = changed(arm[0], teacher=arm[0].facts["teacher"][:1])
-    with pytest.raises(StaleArtefactError, match="from the teacher at hand"):
+    with pytest.raises(StaleArtefactError, match="do not match this run's teacher"):
         check(stage)
 
 
@@ -103,60 +113,46 @@ def test_arms_of_different_numbers_of_replicates_are_refused(stage: Any, left: i
         check(stage)
 
 
-def chain(stage: Any, changed: Changed) -> dict[str, Any]:
-    """A hop between the teacher and the distilled arm, of another number of models."""
-    between = [
-        changed(stage.students["student_baseline"][0], teacher=[stage.teacher[0].fingerprint])
-    ]
-    last = [changed(one, teacher=[between[0].fingerprint]) for one in stage.students["student_kd"]]
-    return {"between": between, "last": last, "alone": stage.students["student_baseline"]}
-
-
-def check_chain(stage: Any, students: dict[str, Any]) -> None:
-    check_fresh(
-        stage.teacher,
-        students,
-        images=stage.images.fingerprint,
-        splits=split_fingerprint(stage.splits),
-        class_names=stage.images.class_names,
-        learnt_from={"between": "teacher", "last": "between", "alone": "teacher"},
-        paired=("last", "alone"),
-        rerun="kedro run --pipelines=chain",
-    )
-
-
-def test_an_arm_may_have_learnt_from_another(stage: Any, changed: Changed) -> None:
-    check_chain(stage, chain(stage, changed))
-
-
-def test_an_arm_of_an_older_model_before_it_is_refused(stage: Any, changed: Changed) -> None:
-    students = chain(stage, changed)
-    students["last"][1] = changed(students["last"][1], teacher=[stage.teacher[0].fingerprint])
-    message = r"`last.checkpoints\[1\]` must be made from the teacher .* --pipelines=chain"
-    with pytest.raises(StaleArtefactError, match=message):
-        check_chain(stage, students)
-
-
-def test_only_the_paired_arms_need_as_many_replicates(stage: Any, changed: Changed) -> None:
-    students = chain(stage, changed)
-    students["alone"] = students["alone"][:1]
-    with pytest.raises(StaleArtefactError, match="same number of replicates"):
-        check_chain(stage, students)
-
-
-def test_a_student_of_another_mixture_of_the_members_is_refused(
-    stage: Any, changed: Changed
-) -> None:
-    """Members mixed otherwise are another teacher: agreement with it would mean nothing."""
-    equal, first = Mixing(), Mixing("arithmetic", (1.0, 0.0))
-    arm = stage.students["student_kd"]
-    arm[1] = changed(arm[1], teacher_mixing=first.described(2))
-    arguments = {
-        "images": stage.images.fingerprint,
-        "splits": split_fingerprint(stage.splits),
-        "class_names": stage.images.class_names,
+def test_a_student_between_is_found_by_its_fingerprint(chain: Any) -> None:
+    found = find_sources([one.fingerprint for one in chain.teacher], chain.students)
+    assert found == {
+        "assistant": "teacher",
+        "student_assisted": "assistant",
+        "student_baseline": "labels",
     }
-    check_fresh(stage.teacher, stage.students, **arguments, mixture=first.described(2))
-    message = r"`student_kd.checkpoints\[1\]` must be made from the mixture of members"
+
+
+@pytest.mark.parametrize("replicate", [0, 1])
+def test_a_student_of_an_older_model_between_is_refused(
+    chain: Any, changed: Changed, replicate: int
+) -> None:
+    arm = chain.students["student_assisted"]
+    arm[replicate] = changed(arm[replicate], teacher=["older"])
+    message = rf"`student_assisted.checkpoints\[{replicate}\]` .* teacher .*pipeline that trains"
     with pytest.raises(StaleArtefactError, match=message):
-        check_fresh(stage.teacher, stage.students, **arguments, mixture=equal.described(2))
+        check(chain)
+
+
+def test_only_the_compared_students_need_as_many_replicates_and_alike_settings(
+    chain: Any, changed: Changed
+) -> None:
+    between = chain.students["assistant"]
+    between[0] = changed(between[0], shared={"training": "longer"})
+    check(chain)
+    del chain.students["student_baseline"][1:]
+    with pytest.raises(StaleArtefactError, match="same number of replicates"):
+        check(chain)
+
+
+def test_a_student_of_another_average_of_the_members_is_refused(
+    staging: Callable[..., Any], changed: Changed
+) -> None:
+    """Members averaged otherwise are another teacher: agreement with it would mean nothing."""
+    stage, first = staging(num_members=2), {"ensemble_average": "arithmetic"}
+    first["member_weights"] = (1.0, 0.0)
+    arm = stage.students["student_kd"]
+    arm[1] = changed(arm[1], teacher_ensemble=SoftTargetsParams(**first).describe(2))
+    check(stage, **first)
+    message = r"`student_kd.checkpoints\[1\]` do not match this run's ensemble average"
+    with pytest.raises(StaleArtefactError, match=message):
+        check(stage)

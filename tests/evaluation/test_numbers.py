@@ -27,3 +27,10 @@ def test_a_small_p_is_not_called_0() -> None:
 @pytest.mark.parametrize(("value", "text"), [(-0.0001, "+0.00"), (0.0, "+0.00"), (-1.5, "-1.50")])
 def test_a_rounded_zero_has_no_minus(value: float, text: str) -> None:
     assert numbers.signed(value, places=2) == text
+
+
+def test_counts_have_a_decimal_where_they_need_one() -> None:
+    assert numbers.count({"mean": 29.8}) == "29.8"
+    assert numbers.count({"mean": 60.0}) == "60"
+    assert numbers.size(66_000) == "66,000"
+    assert numbers.size(None) == "-"

@@ -1,4 +1,4 @@
-"""The report says what was found: gains, nulls, losses, and what explains them away."""
+"""The report states what was found: gains, nulls, losses, and what explains them away."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,17 +7,20 @@ import pytest
 
 from kd_pipeline.evaluation.comparison import compare
 from kd_pipeline.evaluation.report import markdown_report
+from kd_pipeline.evaluation.settings import EvaluationParams
+
+PARAMS = EvaluationParams(num_bootstrap_samples=100)
 
 Draw = Callable[..., Any]
 
 
-def told(accuracy: dict[str, float], draw: Draw, **changes: Any) -> str:
+def reported(accuracy: dict[str, float], draw: Draw, **changes: Any) -> str:
     result = draw({"teacher": 0.99, "student_baseline": 0.9} | accuracy, **changes)
-    return markdown_report(result.comparison, result.metrics)
+    return markdown_report(result.comparison)
 
 
 def test_a_gain_is_stated_with_its_interval(draw: Draw) -> None:
-    text = told({"student_kd": 0.95}, draw)
+    text = reported({"student_kd": 0.95}, draw)
     assert "**Distillation helped**: +" in text
     assert "95 % interval +" in text
     assert "better in 5 of 5 replicates" in text
@@ -25,51 +28,53 @@ def test_a_gain_is_stated_with_its_interval(draw: Draw) -> None:
 
 
 def test_a_null_result_is_stated_as_one(draw: Draw) -> None:
-    text = told({"student_kd": 0.9}, draw)
-    assert "**No evidence that distilling helped or hurt**" in text
+    text = reported({"student_kd": 0.9}, draw)
+    assert "**No evidence that distillation helped or hurt**" in text
     assert "Distillation helped" not in text
 
 
 def test_a_loss_is_stated_as_one(draw: Draw) -> None:
-    assert "**Distillation hurt**: -" in told({"student_kd": 0.85}, draw)
+    assert "**Distillation hurt**: -" in reported({"student_kd": 0.85}, draw)
 
 
 def test_pseudo_labels_that_do_as_well_explain_the_gain(draw: Draw) -> None:
-    text = told({"student_kd": 0.95, "student_pseudo": 0.95}, draw)
+    text = reported({"student_kd": 0.95, "student_pseudo": 0.95}, draw)
     assert "the gain in accuracy comes with any use of the teacher's labels" in text
 
 
 def test_smoothing_that_does_as_well_needs_no_teacher(draw: Draw) -> None:
-    text = told({"student_kd": 0.95, "student_smoothed": 0.95}, draw)
+    text = reported({"student_kd": 0.95, "student_smoothed": 0.95}, draw)
     assert "it uses no teacher" in text
 
 
-def test_a_control_of_the_users_own_is_spoken_of_too(draw: Draw) -> None:
-    text = told({"student_kd": 0.95, "mine": 0.95}, draw)
+def test_a_control_of_the_users_own_is_reported_too(draw: Draw) -> None:
+    text = reported({"student_kd": 0.95, "mine": 0.95}, draw)
     assert "The control mine does as well within noise" in text
 
 
 def test_a_worse_control_does_not_explain_and_a_better_one_is_preferred(draw: Draw) -> None:
-    text = told({"student_kd": 0.94, "student_smoothed": 0.88, "student_pseudo": 0.98}, draw)
+    text = reported({"student_kd": 0.94, "student_smoothed": 0.88, "student_pseudo": 0.98}, draw)
     assert "(student_smoothed) does worse" in text
     assert "(student_pseudo) does better" in text
     assert "prefer it" in text
 
 
 def test_a_control_explains_no_gain_where_there_is_none(draw: Draw) -> None:
-    text = told({"student_kd": 0.9, "student_pseudo": 0.9}, draw)
+    text = reported({"student_kd": 0.9, "student_pseudo": 0.9}, draw)
     assert "comes with any use" not in text
     assert "is within noise of it" in text
 
 
 def test_no_share_of_a_gap_that_is_not_there(draw: Draw) -> None:
-    text = told({"teacher": 0.9, "student_kd": 0.9}, draw)
+    text = reported({"teacher": 0.9, "student_kd": 0.9}, draw)
     assert "The teacher is not shown to beat the baseline" in text
     assert "recovers" not in text
+    text = reported({"teacher": 0.5, "student_kd": 0.9}, draw)
+    assert "The teacher does worse than the baseline" in text
 
 
 def test_what_it_rests_on(result: Any) -> None:
-    text = markdown_report(result.comparison, result.metrics)
+    text = markdown_report(result.comparison)
     for fact in (
         "600 test examples, read once",
         "5 replicate(s) per arm",
@@ -86,15 +91,15 @@ def test_what_it_rests_on(result: Any) -> None:
 
 
 def test_one_replicate_is_warned_of(draw: Draw) -> None:
-    text = told({"student_kd": 0.95}, draw, num_replicates=1)
+    text = reported({"student_kd": 0.95}, draw, num_replicates=1)
     assert "nothing is known of other seeds" in text
     assert "paired bootstrap over test examples" in text
 
 
 def test_a_teacher_of_unknown_data_is_warned_of(draw: Draw) -> None:
-    said = "that it never saw these test images cannot be verified"
-    assert said not in told({"student_kd": 0.95}, draw)
-    assert said in told({"student_kd": 0.95}, draw, data_known=False)
+    warning = "that these test images are not among them cannot be verified"
+    assert warning not in reported({"student_kd": 0.95}, draw)
+    assert warning in reported({"student_kd": 0.95}, draw, data_known=False)
 
 
 def test_the_data_of_a_teacher_that_could_not_be_measured_are_unknown_too(result: Any) -> None:
@@ -102,26 +107,71 @@ def test_the_data_of_a_teacher_that_could_not_be_measured_are_unknown_too(result
     predictions, metrics = (
         table[table["role"] != "teacher"] for table in (result.predictions, result.metrics)
     )
-    comparison = compare(predictions, metrics, num_samples=100, confidence_level=0.95, seed=0)
-    text = markdown_report(comparison, metrics)
-    assert "that it never saw these test images cannot be verified" in text
+    comparison = compare(predictions, metrics, PARAMS, {"group": None, "env": None})
+    text = markdown_report(comparison)
+    assert "that these test images are not among them cannot be verified" in text
     assert "logits were imported and do not cover the test set" in text
 
 
-def test_without_a_distilled_arm_the_others_are_told(draw: Draw) -> None:
-    text = told({"student_pseudo": 0.95}, draw)
-    assert "The arm pseudo-labels (student_pseudo) beats hard labels" in text
+def test_without_a_distilled_arm_the_others_are_reported(draw: Draw) -> None:
+    text = reported({"student_pseudo": 0.95}, draw)
+    assert "**The arm pseudo-labels (student_pseudo) helped**" in text
 
 
 def test_a_baseline_alone_is_not_compared(draw: Draw) -> None:
-    assert "nothing to compare" in told({}, draw)
+    assert "nothing to compare" in reported({}, draw)
 
 
 def test_another_level_is_named(draw: Draw) -> None:
-    assert "99 % interval" in told({"student_kd": 0.95}, draw, confidence_level=0.99)
+    assert "99 % interval" in reported({"student_kd": 0.95}, draw, confidence_level=0.99)
 
 
-@pytest.mark.parametrize("column", ["model/parameters"])
-def test_an_unknown_size_is_a_dash(result: Any, column: str) -> None:
-    metrics = result.metrics.assign(**{column: None})
-    assert "| teacher | - |" in markdown_report(result.comparison, metrics)
+def test_an_unknown_size_is_a_dash(result: Any) -> None:
+    models = {"teacher": {"architecture": "mlp", "parameters": None, "macs": None}}
+    comparison = {**result.comparison, "models": result.comparison["models"] | models}
+    assert "| teacher | - |" in markdown_report(comparison)
+
+
+CHAIN = {"assistant": 0.96, "student_assisted": 0.94, "student_kd": 0.94}
+
+
+def chained(draw: Draw, **accuracy: float) -> str:
+    return reported(CHAIN | accuracy, draw, learnt_from={"student_assisted": "assistant"})
+
+
+@pytest.mark.parametrize(
+    ("direct", "found"),
+    [
+        (0.90, "**Learning through assistant helped**: +"),
+        (0.98, "**Learning through assistant hurt**: -"),
+        (0.94, "**No evidence that learning through assistant helped or hurt**: "),
+    ],
+)
+def test_a_student_between_is_judged_by_the_student_taught_directly(
+    draw: Draw, direct: float, found: str
+) -> None:
+    text = chained(draw, student_kd=direct)
+    assert text.count(found) == 1
+    (verdict,) = [line for line in text.splitlines() if found in line]
+    assert "points of accuracy over being taught by the teacher directly (student_kd)" in verdict
+    assert "of 5 replicates" in verdict
+    assert "The control" not in text
+    assert "**Distillation helped**" in text
+
+
+def test_students_between_are_tabled_and_their_part_is_stated(draw: Draw) -> None:
+    text = chained(draw)
+    assert "| arm | learnt from | architecture | parameters | MACs | accuracy % |" in text
+    assert '| assistant | teacher | mlp {"hidden": [32]} | 2,410 | 2,368 | 95.' in text
+    assert "| student_assisted) | assistant |" in text.replace(
+        "distilled through an assistant (", ""
+    )
+    assert "| hard labels (student_baseline) | labels |" in text
+    assert "So it is on assistant, which other students learnt from" in text
+    assert "2 arm(s) were compared" in text
+
+
+def test_without_students_between_there_is_no_column_for_them(result: Any) -> None:
+    text = markdown_report(result.comparison)
+    assert "| arm | parameters | accuracy % | errors | NLL |" in text
+    assert "learnt from |" not in text

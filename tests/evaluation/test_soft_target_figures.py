@@ -4,6 +4,7 @@ import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,29 +20,47 @@ from kd_pipeline.evaluation.soft_target_figures import (
     render_picks,
 )
 from kd_pipeline.soft_targets.encoding import Encoding
-from kd_pipeline.soft_targets.gallery import pick_examples
+from kd_pipeline.soft_targets.inspection import (
+    Sample,
+    confidence_histogram,
+    known_labels,
+    pick_examples,
+    sample,
+    summarise,
+)
 from kd_pipeline.soft_targets.manifest import Provenance
-from kd_pipeline.soft_targets.store import SoftTargets, write_soft_targets
-from kd_pipeline.soft_targets.summary import known_labels, summarise
-from kd_pipeline.views import ViewPolicy, mixing_of, render_views, view_parameters
+from kd_pipeline.soft_targets.settings import SoftTargetsParams
+from kd_pipeline.soft_targets.store import write_soft_targets
+from kd_pipeline.views import ViewPolicy, ViewRenderer
+from kd_pipeline.views.settings import ViewsParams
 
-SHIFTED = ViewPolicy(0, ({"name": "shift", "max_pixels": 2},))
-MIXED = ViewPolicy(0, ({"name": "mixup"},))
+Make = Callable[..., Sample]
 
-Make = Callable[..., SoftTargets]
+
+def policy(*transforms: dict[str, Any]) -> ViewPolicy:
+    return ViewsParams.model_validate({"transforms": transforms}).policy
+
+
+def renderer(images: ImageSet, *transforms: dict[str, Any]) -> ViewRenderer:
+    pixels = images.reader(images.example_ids, device="cpu")
+    return ViewRenderer(policy(*transforms), pixels, pixels)
+
+
+SHIFT, MIXUP = {"name": "shift", "max_pixels": 2}, {"name": "mixup"}
 
 
 @pytest.fixture
 def make(images: ImageSet, tmp_path: Path) -> Make:
-    def make(num_members: int = 1, encoding: Encoding | None = None) -> SoftTargets:
+    def make(num_members: int = 1, encoding: Encoding | None = None) -> Sample:
         ids = images.example_ids
         shape = (num_members, 2, len(ids), len(images.class_names))
         logits = np.random.default_rng(0).normal(0, 3, shape).astype(np.float32)
         fingerprints = tuple(map(str, range(num_members)))
         provenance = Provenance(images.class_names, fingerprints, "i", "s", {}, 2)
-        return write_soft_targets(
+        made = write_soft_targets(
             tmp_path / "store", list(logits), ids, provenance=provenance, encoding=encoding
         )
+        return sample(made, SoftTargetsParams())
 
     return make
 
@@ -61,9 +80,9 @@ def test_every_figure_renders(
     made, labels = make(num_members, encoding), known_labels(examples)
     summary = summarise(made, labels)
     picks = pick_examples(made, labels)
-    pictures = render_picks(picks, images, policy=SHIFTED, partners=made.example_ids)
-    assert renders(entropy_figure(summary.table))
-    assert renders(confidence_figure(summary.confidences, temperature=1.0))
+    pictures = render_picks(picks, renderer(images, SHIFT))
+    assert renders(entropy_figure(summary))
+    assert renders(confidence_figure(confidence_histogram(made, labels), temperature=1.0))
     assert renders(grid_figure(picks, pictures, images.class_names))
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or not pyplot.get_fignums()
@@ -72,7 +91,7 @@ def test_every_figure_renders(
 def test_entropy_is_drawn_as_it_is_tabled_up_to_the_limit(
     make: Make, examples: pd.DataFrame
 ) -> None:
-    table = summarise(make(3), known_labels(examples)).table
+    table = summarise(make(3), known_labels(examples))
     (axes,) = entropy_figure(table).axes
     limit, *curves = axes.lines
     assert set(limit.get_ydata()) == {np.log(3)}
@@ -83,12 +102,12 @@ def test_entropy_is_drawn_as_it_is_tabled_up_to_the_limit(
         assert curve.get_xdata().tolist() == [1, 2, 3, 4, 6, 8, 12, 20]
     legend = axes.get_legend()
     assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["a member", "the members mixed"]
+    assert [text.get_text() for text in legend.get_texts()] == ["a member", "the ensemble"]
 
 
-def test_confidence_is_split_by_what_the_label_says(make: Make, examples: pd.DataFrame) -> None:
+def test_confidence_is_split_by_the_label(make: Make, examples: pd.DataFrame) -> None:
     hidden = examples.assign(label=examples["label"].mask(examples["example_id"] > 100))
-    confidences = summarise(make(), known_labels(hidden)).confidences
+    confidences = confidence_histogram(make(), known_labels(hidden))
     figure = confidence_figure(confidences, temperature=1.0)
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert len(names) == 3
@@ -101,37 +120,32 @@ def test_confidence_is_split_by_what_the_label_says(make: Make, examples: pd.Dat
 
 
 def test_pictures_are_the_views_that_were_labelled(make: Make, images: ImageSet) -> None:
-    made = make()
-    picks = pick_examples(made, pd.Series(dtype=np.int64))
-    pictures = render_picks(picks, images, policy=SHIFTED, partners=made.example_ids)
+    picks = pick_examples(make(), pd.Series(dtype=np.int64))
+    views = renderer(images, SHIFT)
     assert any(pick.view == 1 for pick in picks)
-    for pick, picture in zip(picks, pictures, strict=True):
-        one = torch.tensor([pick.example_id])
-        pixels = images.take(one)
-        view = render_views(pixels, view_parameters(SHIFTED, one, pick.view), SHIFTED)
-        np.testing.assert_allclose(picture.pixels, view[0].numpy() / 255, rtol=1e-6)
-        assert picture.own_share == 1.0
+    for pick, picture in zip(picks, render_picks(picks, views), strict=True):
+        position = torch.from_numpy(images.positions([pick.example_id]))
+        pixels = views.draw(position, pick.view).render()
+        np.testing.assert_allclose(picture.pixels, pixels[0].numpy() / 255, rtol=1e-6)
+        assert picture.image_weight == 1.0
 
 
-def test_a_mixed_picture_says_how_much_of_it_is_the_label_s(
+def test_the_title_of_a_mixed_picture_has_the_weight_of_the_image(
     make: Make, images: ImageSet, examples: pd.DataFrame
 ) -> None:
-    made = make()
-    picks = pick_examples(made, known_labels(examples))
-    pictures = render_picks(picks, images, policy=MIXED, partners=made.example_ids)
-    ids = torch.tensor([pick.example_id for pick in picks])
-    views = torch.tensor([pick.view for pick in picks])
-    partners = torch.as_tensor(made.example_ids)
-    drawn = view_parameters(MIXED, ids, views, partners=partners)
-    mixed = mixing_of(drawn, MIXED, image_size=(8, 8))
+    picks = pick_examples(make(), known_labels(examples))
+    views = renderer(images, MIXUP)
+    pictures = render_picks(picks, views)
+    positions = torch.from_numpy(images.positions([pick.example_id for pick in picks]))
+    mixed = views.draw(positions, torch.tensor([pick.view for pick in picks])).mixed
     assert mixed is not None
-    assert [picture.own_share for picture in pictures] == mixed.own_share.tolist()
+    assert [picture.image_weight for picture in pictures] == mixed.image_weight.tolist()
     figure = grid_figure(picks, pictures, images.class_names)
     titles = [axes.get_title() for panel in figure.subfigs for axes in panel.axes]
-    shown = f"({100 * pictures[0].own_share:.0f} %)"
+    shown = f"({100 * pictures[0].image_weight:.0f} %)"
     assert any(shown in title for title in titles)
 
 
 def test_nothing_to_show_is_an_empty_figure(images: ImageSet) -> None:
-    assert render_picks([], images, policy=SHIFTED, partners=images.example_ids) == []
+    assert render_picks([], renderer(images)) == []
     assert renders(grid_figure([], [], images.class_names))

@@ -31,7 +31,7 @@ def test_a_gain_has_its_interval_and_the_baseline_none(result: Any) -> None:
     assert "[" not in lines[4]
 
 
-def test_says_nothing_of_a_report_that_is_not_kept(result: Any) -> None:
+def test_a_report_that_is_not_kept_is_not_pointed_to(result: Any) -> None:
     assert "Report" not in arms_table(result.comparison, None)
 
 
@@ -43,3 +43,17 @@ def test_names_another_level(draw: Callable[..., Any]) -> None:
 def test_a_baseline_alone_is_a_table_too(draw: Callable[..., Any]) -> None:
     alone = draw({"teacher": 0.99, "student_baseline": 0.9})
     assert "hard labels" in arms_table(alone.comparison, PATH)
+
+
+def test_students_between_are_shown_with_the_verdict(draw: Callable[..., Any]) -> None:
+    shares = {"assistant": 0.96, "student_assisted": 0.94, "student_kd": 0.9}
+    drawn = draw({"teacher": 0.99, **shares, "student_baseline": 0.9},
+                 learnt_from={"student_assisted": "assistant"})  # fmt: skip
+    text = arms_table(drawn.comparison, PATH)
+    head, _, teacher, assistant, *_ = text.splitlines()
+    for column in ("learnt from", "architecture", "MACs"):
+        assert column in head
+    assert teacher.split()[:2] == ["teacher", "-"]
+    assert assistant.split()[:2] == ["assistant", "teacher"]
+    assert "Learning through assistant helped: +" in text
+    assert "**" not in text

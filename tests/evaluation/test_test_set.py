@@ -1,104 +1,184 @@
-"""Reading the test set along a chain: each role is held against the one that it learnt from."""
+"""Reading the test set: every row once, each student beside the role that it learnt from."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from kd_pipeline.data.images import ImageSet
-from kd_pipeline.data.splits import ids_with_role
-from kd_pipeline.evaluation.test_set import TestReader, describe_models, read_test_set
-from kd_pipeline.models.checkpoint import (
-    ModelCheckpoint,
-    build_classifier,
-    build_untrained,
-    snapshot,
-)
-from kd_pipeline.models.preprocessing import Preprocessing
-from kd_pipeline.soft_targets.ensemble import Mixing
+from kd_pipeline.data.dataset import LabelledImages
+from kd_pipeline.errors import DataError
+from kd_pipeline.evaluation.settings import EvaluationParams
+from kd_pipeline.evaluation.test_set import read_test_set
+from kd_pipeline.models.checkpoint import ModelCheckpoint, build_classifier
+from kd_pipeline.soft_targets.imported import ImportedLogits
+from kd_pipeline.soft_targets.settings import SoftTargetsParams
 
-SETTINGS: dict[str, Any] = {"batch_size": 16, "device": "cpu", "precision": "float32"}
-Data = tuple[ImageSet, pd.DataFrame, pd.DataFrame]
+PARAMS = EvaluationParams(batch_size=6, device="cpu", num_calibration_bins=5)
+EQUAL = SoftTargetsParams()
 
-
-def make_model(seed: int) -> ModelCheckpoint:
-    arguments = {"hidden": [4]}
-    preprocessing = Preprocessing((1, 8, 8), (0.5,), (0.25,))
-    untrained = build_untrained(
-        architecture="mlp",
-        arguments=arguments,
-        preprocessing=preprocessing,
-        num_classes=3,
-        seed=seed,
-    )
-    names = ("low", "middle", "high")
-    return snapshot(untrained, architecture="mlp", arguments=arguments, class_names=names, facts={})
+Changed = Callable[..., ModelCheckpoint]
 
 
-@pytest.fixture
-def data(images: ImageSet, examples: pd.DataFrame, splits: pd.DataFrame) -> Data:
-    return images, examples, splits
+def read(
+    stage: Any, params: EvaluationParams = PARAMS, soft_targets: SoftTargetsParams = EQUAL
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    return read_test_set(stage.data, stage.teacher, stage.students, params, soft_targets)
 
 
-def measure(
-    data: Data, students: Mapping[str, Sequence[ModelCheckpoint]], **settings: Any
-) -> pd.DataFrame:
-    reader = TestReader(*data, num_bins=5, **SETTINGS)
-    teacher = [make_model(0)]
-    _, metrics = read_test_set(reader, teacher, students, mixing=Mixing(), **settings)
-    return metrics.set_index(["role", "replicate"])["test/teacher_agreement"]
+def logits_of(checkpoint: ModelCheckpoint, data: LabelledImages, ids: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        return build_classifier(checkpoint)(data.images.take(ids))
 
 
-def test_agreement_is_with_the_role_learnt_from(data: Data) -> None:
-    same = make_model(7)
-    students = {"assistant": [same], "small": [same]}
-    along = measure(data, students, learnt_from={"assistant": "teacher", "small": "assistant"})
-    assert along["assistant", 0] < 1
-    assert along["small", 0] == 1
-    direct = measure(data, students)
-    assert direct["small", 0] == direct["assistant", 0] == along["assistant", 0]
-
-
-def test_a_role_of_several_models_teaches_as_their_mixture(data: Data) -> None:
-    members = [make_model(1), make_model(2), make_model(3)]
-    told = {"assistants": "teacher", "small": "assistants"}
-    agreement = measure(data, {"assistants": members, "small": members[:1]}, learnt_from=told)
-    ids = ids_with_role(data[2], "test")
-    logits = [build_classifier(member)(data[0].take(ids)) for member in members]
-    mixed = sum(logits[1:], logits[0]).argmax(dim=1)
-    assert agreement["small", 0] == pytest.approx((logits[0].argmax(dim=1) == mixed).float().mean())
-
-
-def test_models_are_named_and_validated_without_the_test_set(data: Data) -> None:
-    images, examples, splits = data
-    hidden = examples.assign(label=examples["label"].astype("Int64"))
-    hidden.loc[hidden["example_id"].isin(ids_with_role(splits, "test")), "label"] = pd.NA
-    models = {"teacher": [make_model(0), make_model(1)], "small": [make_model(2), make_model(3)]}
-    table = describe_models(images, hidden, splits, models, mixing=Mixing(), **SETTINGS)
-    assert table[["role", "replicate", "num_members"]].to_numpy().tolist() == [
-        ["teacher", 0, 2],
-        ["small", 0, 1],
-        ["small", 1, 1],
+def test_every_test_row_is_read_once_by_every_model(stage: Any) -> None:
+    """20 rows in batches of 6: a dropped last batch would lose two."""
+    predictions, metrics = read(stage)
+    for _, rows in predictions.groupby(["role", "replicate"]):
+        assert rows["example_id"].tolist() == stage.data.ids("test").tolist()
+    assert list(predictions.columns) == [
+        "role", "replicate", "example_id", "label", "predicted", "confidence", "nll", "in_top5",
+    ]  # fmt: skip
+    assert metrics[["role", "replicate"]].to_numpy().tolist() == [
+        ["teacher", 0],
+        ["student_baseline", 0],
+        ["student_baseline", 1],
+        ["student_kd", 0],
+        ["student_kd", 1],
     ]
-    assert set(table["architecture"]) == {'mlp {"hidden": [4]}'}
-    ids = ids_with_role(splits, "validation")
-    labels = examples.set_index("example_id").loc[ids, "label"].to_numpy(int)
-    decided = build_classifier(models["small"][1])(images.take(ids)).argmax(dim=1).numpy()
-    found = table["validation_accuracy"].iloc[2]
-    assert found == pytest.approx((decided == labels).mean())
-    assert not math.isnan(found)
 
 
-def test_models_without_labelled_validation_rows_are_named_all_the_same(data: Data) -> None:
-    images, examples, splits = data
-    hidden = examples.assign(label=examples["label"].astype("Int64"))
-    hidden.loc[hidden["example_id"].isin(ids_with_role(splits, "validation")), "label"] = pd.NA
-    models = {"teacher": [make_model(0)], "small": [make_model(1)]}
-    table = describe_models(images, hidden, splits, models, mixing=Mixing(), **SETTINGS)
-    assert table["role"].tolist() == ["teacher", "small"]
-    assert table["validation_accuracy"].isna().all()
-    without = splits[splits["role"] != "validation"]
-    table = describe_models(images, examples, without, models, mixing=Mixing(), **SETTINGS)
-    assert table["validation_accuracy"].isna().all()
+def test_metrics_are_those_of_the_model_on_the_test_rows(stage: Any) -> None:
+    predictions, metrics = read(stage)
+    checkpoint = stage.students["student_kd"][1]
+    rows = predictions.query("role == 'student_kd' and replicate == 1")
+    row = metrics.query("role == 'student_kd' and replicate == 1").iloc[0]
+    logits = logits_of(checkpoint, stage.data, rows["example_id"].to_numpy())
+    assert rows["predicted"].tolist() == logits.argmax(dim=1).tolist()
+    labels = stage.data.labels_of(rows["example_id"].to_numpy()).numpy()
+    assert rows["label"].tolist() == labels.tolist()
+    assert row["test/errors"] == (rows["predicted"] != labels).sum()
+    assert row["checkpoint"] == checkpoint.fingerprint
+    assert row["architecture"] == 'mlp {"hidden": []}'
+    assert row["model/parameters"] == 51
+    assert row["cost/train_seconds"] == 0.5
+    assert metrics["data_known"].all()
+
+
+def test_the_batch_size_changes_nothing(stage: Any) -> None:
+    small, whole = read(stage), read(stage, PARAMS.model_copy(update={"batch_size": 64}))
+    pd.testing.assert_frame_equal(small[0], whole[0])
+    pd.testing.assert_frame_equal(small[1], whole[1])
+
+
+def test_each_student_is_beside_the_role_that_its_facts_name(chain: Any) -> None:
+    _, metrics = read(chain)
+    first = metrics.drop_duplicates("role").set_index("role")["learnt_from"]
+    assert list(metrics.columns)[:4] == ["role", "replicate", "learnt_from", "checkpoint"]
+    assert pd.isna(first["teacher"])
+    assert first.drop("teacher").to_dict() == {
+        "assistant": "teacher",
+        "student_assisted": "assistant",
+        "student_baseline": "labels",
+    }
+
+
+def test_agreement_is_with_the_role_learnt_from(chain: Any, changed: Changed) -> None:
+    assistant = chain.students["assistant"][0]
+    copy = changed(assistant, teacher=[assistant.fingerprint])
+    students = {"assistant": [assistant], "copy": [copy]}
+    along = read(chain._replace(students=students))[1].set_index("role")["test/teacher_agreement"]
+    assert along["assistant"] < 1
+    assert along["copy"] == 1
+    untaught = {"assistant": [changed(assistant, teacher=[])]}
+    alone = read(chain._replace(students=untaught))[1].set_index("role")["test/teacher_agreement"]
+    assert alone["assistant"] == along["assistant"]
+
+
+def test_a_role_of_several_models_teaches_as_their_average(
+    staging: Callable[..., Any], changed: Changed
+) -> None:
+    stage = staging(num_replicates=3, num_members=2)
+    members = stage.students["student_kd"]
+    last = changed(members[0], teacher=[one.fingerprint for one in members])
+    taught = stage._replace(students={"student_kd": members, "last": [last]})
+    _, metrics = read(taught)
+    ids = stage.data.ids("test")
+    logits = [logits_of(member, stage.data, ids) for member in members]
+    average = sum(logits[1:], logits[0]).argmax(dim=1)
+    expected = (logits[0].argmax(dim=1) == average).float().mean()
+    assert metrics.iloc[-1]["test/teacher_agreement"] == pytest.approx(float(expected))
+
+
+def test_an_ensemble_is_one_model_under_its_first_members_fingerprint(
+    staging: Callable[..., Any],
+) -> None:
+    stage = staging(num_members=3)
+    predictions, metrics = read(stage)
+    rows = predictions[predictions["role"] == "teacher"]
+    members = [logits_of(one, stage.data, rows["example_id"]) for one in stage.teacher]
+    mean = torch.stack(members).mean(dim=0).softmax(dim=1)
+    np.testing.assert_allclose(rows["confidence"], mean.max(dim=1).values, rtol=1e-5)
+    (row,) = metrics[metrics["role"] == "teacher"].to_dict("records")
+    assert row["checkpoint"] == stage.teacher[0].fingerprint
+    assert row["model/parameters"] == 3 * 51
+    assert row["test/teacher_agreement"] == 1.0
+
+
+def test_an_ensemble_is_averaged_as_for_the_students(staging: Callable[..., Any]) -> None:
+    stage = staging(num_members=2)
+    average = SoftTargetsParams(ensemble_average="arithmetic", member_weights=(0.25, 0.75))
+    predictions, _ = read(stage, soft_targets=average)
+    rows = predictions[predictions["role"] == "teacher"]
+    first, second = (
+        logits_of(one, stage.data, rows["example_id"]).softmax(dim=1) for one in stage.teacher
+    )
+    mean = 0.25 * first + 0.75 * second
+    np.testing.assert_allclose(rows["confidence"], mean.max(dim=1).values, rtol=1e-5)
+
+
+def with_imported_teacher(stage: Any, changed: Changed, *roles: str) -> Any:
+    """Logits computed elsewhere, for the rows of these roles only."""
+    ids = np.sort(np.concatenate([stage.data.ids(role) for role in roles]))
+    logits = logits_of(stage.teacher[0], stage.data, ids).numpy()
+    teacher = ImportedLogits(ids, logits, stage.data.images.class_names)
+    taught = [changed(one, teacher=[teacher.fingerprint]) for one in stage.students["student_kd"]]
+    return stage._replace(teacher=[teacher], students={**stage.students, "student_kd": taught})
+
+
+def test_imported_logits_of_the_test_set_are_measured_like_a_model(
+    stage: Any, changed: Changed
+) -> None:
+    of_model, _ = read(stage)
+    imported, metrics = read(with_imported_teacher(stage, changed, "test", "transfer"))
+    columns = ["predicted", "confidence", "nll"]
+    pd.testing.assert_frame_equal(imported[columns], of_model[columns])
+    assert metrics["test/teacher_agreement"].notna().all()
+    assert metrics["data_known"].tolist() == [False, True, True, True, True]
+    assert math.isnan(metrics.loc[0, "model/parameters"])
+
+
+def test_imported_logits_without_the_test_set_leave_the_teacher_out(
+    stage: Any, changed: Changed, caplog: pytest.LogCaptureFixture
+) -> None:
+    predictions, metrics = read(with_imported_teacher(stage, changed, "transfer"))
+    assert "do not cover the test set: it is not measured" in caplog.text
+    assert set(predictions["role"]) == set(metrics["role"]) == {"student_baseline", "student_kd"}
+    assert metrics["test/teacher_agreement"].isna().all()
+    assert metrics["learnt_from"].tolist() == ["labels"] * 2 + ["teacher"] * 2
+
+
+def test_a_test_row_without_label_is_refused(stage: Any) -> None:
+    stage.data.examples.loc[1, "label"] = pd.NA
+    with pytest.raises(DataError, match="every test example must have a label, got 1 without"):
+        read(stage)
+
+
+def test_splits_without_test_rows_are_refused(stage: Any) -> None:
+    splits = stage.data.splits[stage.data.splits["role"] != "test"]
+    data = LabelledImages(stage.data.images, stage.data.examples, splits)
+    with pytest.raises(DataError, match="must have rows of role test, got none"):
+        read(stage._replace(data=data))

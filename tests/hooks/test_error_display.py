@@ -20,7 +20,11 @@ except DataError as error:
 
 
 def stderr_of(error: str, *, wrapped: bool = False, **environment: str) -> list[str]:
-    command = [sys.executable, "-c", SCRIPT.format(error=error, wrapped=wrapped)]
+    return stderr_of_script(SCRIPT.format(error=error, wrapped=wrapped), **environment)
+
+
+def stderr_of_script(script: str, **environment: str) -> list[str]:
+    command = [sys.executable, "-c", script]
     env = {"PYTHONPATH": ":".join(sys.path), **environment}
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 1
@@ -46,3 +50,15 @@ def test_a_traceback_is_shown(error: str, environment: dict[str, str]) -> None:
     lines = stderr_of(error, **environment)
     assert lines[0].startswith("Traceback")
     assert lines[-1].endswith(f"{error}: `images` must be there")
+
+
+def test_parameters_of_wrong_types_are_named_without_a_traceback() -> None:
+    script = """
+from kedro.validation.exceptions import ParameterValidationError
+from kd_pipeline.hooks.error_display import show_errors_concisely
+show_errors_concisely()
+raise ParameterValidationError("`student.seed` is no integer")
+"""
+    lines = stderr_of_script(script)
+    assert lines[-1] == "ParameterValidationError: `student.seed` is no integer"
+    assert not any("Traceback" in line for line in lines)

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from kedro.io import DataCatalog
+from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Node, Pipeline
 
 from kd_pipeline.datasets.soft_targets import SoftTargetsDataset
@@ -21,7 +21,13 @@ def same(data: object) -> object:
 
 
 TRAINS = Pipeline([Node(same, "images", "checkpoints", name="train")], namespace="teacher")
+TEACHER = {"model": {"name": "mlp"}, "training": {"num_epochs": 1}}
 INGESTS = Pipeline([Node(same, "source", "images", name="ingest")])
+
+
+@pytest.fixture
+def catalog() -> DataCatalog:
+    return DataCatalog({"params:teacher": MemoryDataset(TEACHER)})
 
 
 @pytest.fixture
@@ -31,8 +37,10 @@ def hook(tmp_path: Path) -> GuardHook:
     return hook
 
 
-def test_a_missing_data_folder_is_made_and_left_empty(hook: GuardHook, tmp_path: Path) -> None:
-    hook.before_pipeline_run({"runner": "None"}, TRAINS, DataCatalog())
+def test_a_missing_data_folder_is_made_and_left_empty(
+    hook: GuardHook, catalog: DataCatalog, tmp_path: Path
+) -> None:
+    hook.before_pipeline_run({"runner": "None"}, TRAINS, catalog)
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -53,10 +61,12 @@ def test_a_read_only_folder_is_refused_with_its_name_and_the_reason(
         check_writable(tmp_path)
 
 
-def test_runners_that_change_results_are_refused_where_something_trains(hook: GuardHook) -> None:
+def test_runners_that_change_results_are_refused_where_something_trains(
+    hook: GuardHook, catalog: DataCatalog
+) -> None:
     with pytest.raises(ParameterError, match=r"`runner` must be SequentialRunner.*ThreadRunner"):
-        hook.before_pipeline_run({"runner": THREADS}, TRAINS, DataCatalog())
-    hook.before_pipeline_run({"runner": SEQUENTIAL}, TRAINS, DataCatalog())
+        hook.before_pipeline_run({"runner": THREADS}, TRAINS, catalog)
+    hook.before_pipeline_run({"runner": SEQUENTIAL}, TRAINS, catalog)
     hook.before_pipeline_run({"runner": THREADS}, INGESTS, DataCatalog())
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from kd_pipeline.data.splits import split_fingerprint
-from kd_pipeline.hooks.inputs import InputFacts
+from kd_pipeline.hooks.inputs import describe_inputs
 
 IMAGES = SimpleNamespace(
     example_ids=np.arange(4),
@@ -24,11 +24,10 @@ SPLITS = pd.DataFrame(
 )
 
 
-def test_images_and_splits_are_known_by_their_digests() -> None:
-    facts = InputFacts()
-    facts.look_at({"examples": pd.DataFrame({"source": ["digits/0", "digits/1"]})})
-    inputs = {"images": IMAGES, "splits": SPLITS, "params:student": object()}
-    images, splits = facts.describe(inputs, context="training")
+def test_images_and_splits_are_identified_by_their_digests() -> None:
+    examples = pd.DataFrame({"source": ["digits/0", "digits/1"]})
+    inputs = {"images": IMAGES, "examples": examples, "splits": SPLITS, "params:student": object()}
+    images, splits = describe_inputs(inputs, context="training")
     assert (images.name, images.digest, images.context) == (
         "digits",
         "0123456789abcdef",
@@ -41,10 +40,16 @@ def test_images_and_splits_are_known_by_their_digests() -> None:
 
 def test_test_images_have_a_name_of_their_own() -> None:
     """MLflow keeps one purpose per run and data set: the second would be dropped in silence."""
-    facts = InputFacts()
-    (images,) = facts.describe({"images": IMAGES}, context="evaluation")
+    (images,) = describe_inputs({"images": IMAGES}, context="evaluation")
     assert images.name == "images-test"
 
 
 def test_a_node_without_data_has_no_facts() -> None:
-    assert InputFacts().describe({"params:x": 1}, context="training") == []
+    assert describe_inputs({"params:x": 1}, context="training") == []
+
+
+def test_a_folder_of_images_has_no_name_of_its_own() -> None:
+    examples = pd.DataFrame({"source": ["cat/0.png", "dog/0.png"]})
+    inputs = {"images": IMAGES, "examples": examples}
+    (images,) = describe_inputs(inputs, context="training")
+    assert images.name == "images"

@@ -1,4 +1,4 @@
-"""The hook hands on what happens: checked by what it puts into the journal."""
+"""The hook passes on what happens: checked by what its journal sends."""
 
 import atexit
 import subprocess
@@ -10,16 +10,23 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Node, Pipeline
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ValidationError
 
 from kd_pipeline import events
 from kd_pipeline.hooks import mlflow_hook
-from kd_pipeline.hooks.mlflow_hook import MLflowHook, describe_process
-from kd_pipeline.tracking import operations as ops
+from kd_pipeline.hooks.mlflow_hook import (
+    RUN_IDENTITY,
+    TRACKING_STORE,
+    MLflowHook,
+    describe_process,
+)
 from kd_pipeline.tracking.journal import Journal
+from kd_pipeline.tracking.operations import Operation
 from kd_pipeline.tracking.sender import Sender
+from kd_pipeline.tracking.store import Store
 
 CHECKPOINT = SimpleNamespace(fingerprint="c0ffee")
 
@@ -36,50 +43,66 @@ COMPARES = TRAINS + Pipeline(
 
 
 class FakeSender(Sender):
-    """Takes everything; one for all journals of a test."""
+    """Takes everything; one list for all journals of a test."""
 
-    sent: list[ops.Operation]
-    found_group = ""
+    sent: list[Operation]
+    experiment_id = "1"
 
-    def send(self, operation: ops.Operation) -> None:
-        type(self).sent.append(operation)
-        if isinstance(operation, ops.OpenRun):
+    def send(self, operation: Operation) -> None:
+        self.sent.append(operation)
+        if operation.kind == "OpenRun":
             self.run_ids[operation.run] = f"id-{operation.run}"
-            if operation.find and self.found_group:
-                self.groups[operation.run] = self.found_group
 
 
 @pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> list[ops.Operation]:
-    FakeSender.sent, FakeSender.found_group = [], ""
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[Operation]:
+    FakeSender.sent = []
     monkeypatch.setattr(mlflow_hook, "Sender", FakeSender)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return FakeSender.sent
+
+
+def empty_catalog() -> DataCatalog:
+    """With the entries that the hook fills."""
+    return DataCatalog({name: MemoryDataset() for name in (TRACKING_STORE, RUN_IDENTITY)})
 
 
 Begin = Callable[..., MLflowHook]
 
 
 @pytest.fixture
-def begin(tmp_path: Path, sent: list[ops.Operation]) -> Iterator[Begin]:
+def begin(tmp_path: Path, sent: list[Operation]) -> Iterator[Begin]:
     hooks: list[MLflowHook] = []
 
-    def begin(pipeline: Pipeline, **settings: Any) -> MLflowHook:
+    def begin(
+        pipeline: Pipeline, catalog: DataCatalog | None = None, **settings: Any
+    ) -> MLflowHook:
         hook = MLflowHook()
         hooks.append(hook)
+        catalog = empty_catalog() if catalog is None else catalog
         hook.after_context_created(
             SimpleNamespace(project_path=tmp_path, env="smoke", config_loader={"mlflow": settings})
         )
-        hook.before_pipeline_run({"pipeline_names": ["distill"]}, pipeline)
+        hook.after_catalog_created(catalog)
+        hook.before_pipeline_run({"pipeline_names": ["distill"]}, pipeline, catalog)
         return hook
 
     yield begin
     for hook in hooks:
-        hook._abandon()
+        hook.on_pipeline_error(KeyboardInterrupt())
 
 
-def of_kind(sent: list[ops.Operation], kind: type[Any]) -> list[Any]:
-    return [operation for operation in sent if isinstance(operation, kind)]
+def of_kind(sent: list[Operation], kind: str) -> list[Operation]:
+    return [operation for operation in sent if operation.kind == kind]
+
+
+def runs_and_statuses(sent: list[Operation]) -> dict[str, str]:
+    return {end.run: end.values["status"] for end in of_kind(sent, "CloseRun")}
+
+
+def values_of(sent: list[Operation]) -> dict[str, float]:
+    points = [point for op in of_kind(sent, "LogMetrics") for point in op.values["points"]]
+    return {point.name: point.value for point in points}
 
 
 def run_training(hook: MLflowHook, replicate: int = 0) -> None:
@@ -91,8 +114,12 @@ def run_training(hook: MLflowHook, replicate: int = 0) -> None:
 
 
 def comparison() -> dict[str, Any]:
-    gain = {"accuracy": {"mean": 0.05, "ci95": [0.04, 0.06], "p_value": 0.5}, "nll": {"mean": -1.0}}
-    return {"group": None, "env": None, "arms": {}, "gains": {"student_kd": gain}}
+    gain = {
+        "accuracy": {"mean": 0.05, "ci95": [0.04, 0.06], "p_value": 0.5},
+        "nll": {"mean": -1.0},
+        "gap_recovered": None,
+    }
+    return {"group": "g", "env": "smoke", "gains": {"student_kd": gain}, "distilled": "student_kd"}
 
 
 def metrics() -> pd.DataFrame:
@@ -108,71 +135,96 @@ def test_mlflow_is_not_imported_on_the_way_to_the_first_node() -> None:
     assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 0
 
 
-def test_nothing_is_sent_before_the_first_node(begin: Begin, sent: list[ops.Operation]) -> None:
+def test_nothing_is_sent_before_the_first_node(begin: Begin, sent: list[Operation]) -> None:
     begin(COMPARES)
     assert sent == []
 
 
-def test_events_belong_to_the_namespace_that_runs(begin: Begin, sent: list[ops.Operation]) -> None:
+def test_events_belong_to_the_namespace_that_runs(begin: Begin, sent: list[Operation]) -> None:
     hook = begin(TRAINS)
     run_training(hook)
     hook.after_pipeline_run()
-    (opened,) = of_kind(sent, ops.OpenRun)
+    (opened,) = of_kind(sent, "OpenRun")
     assert opened.run == "student_kd-0"
-    assert opened.tags["kd.role"] == "student_kd"
-    assert opened.tags["kd.env"] == "smoke"
-    assert opened.tags["kd.pipeline"] == "distill"
-    assert [point.step for point in of_kind(sent, ops.LogMetrics)[0].points] == [1]
-    assert of_kind(sent, ops.LogModel) == [ops.LogModel("student_kd-0", CHECKPOINT)]
-    assert [end.status for end in of_kind(sent, ops.CloseRun)] == ["FINISHED"]
+    tags = opened.values["tags"]
+    assert (tags["kd.role"], tags["kd.env"], tags["kd.pipeline"]) == (
+        "student_kd",
+        "smoke",
+        "distill",
+    )
+    assert [point.step for point in of_kind(sent, "LogMetrics")[0].values["points"]] == [1]
+    assert of_kind(sent, "LogModel") == [
+        Operation("LogModel", "student_kd-0", {"content": CHECKPOINT})
+    ]
+    assert runs_and_statuses(sent) == {"student_kd-0": "FINISHED"}
 
 
-def test_the_comparison_is_filled_before_kedro_saves_it(
-    begin: Begin, sent: list[ops.Operation]
+class Settings(BaseModel):
+    num_bootstrap_samples: int = 100
+
+
+def test_the_comparison_holds_its_settings_gains_figures_and_report(
+    begin: Begin, sent: list[Operation]
 ) -> None:
-    class Settings(BaseModel):
-        num_bootstrap_samples: int = 100
-
     hook = begin(COMPARES)
     run_training(hook)
-    inputs = {"params:evaluation": Settings()}
-    hook.before_node_run(SimpleNamespace(namespace=None, name="evaluate"), inputs)
+    node = SimpleNamespace(namespace=None, name="evaluate")
+    hook.before_node_run(node, {"params:evaluation": Settings(), "metrics": metrics()})
     result = comparison()
     outputs = {"metrics": metrics(), "comparison": result, "report": "# Yes", "bars": Figure()}
     hook.after_node_run(outputs)
     hook.after_pipeline_run()
-    group = of_kind(sent, ops.OpenRun)[0].tags["kd.group"]
-    assert (result["group"], result["env"]) == (group, "smoke")
-    values = {p.name: p.value for op in of_kind(sent, ops.LogMetrics) for p in op.points}
+    assert result == comparison()
+    values = values_of(sent)
     assert values["gain/accuracy"] == 0.05
     assert values["test/accuracy"] == 0.9
-    params = of_kind(sent, ops.LogParams)[-1]
-    assert params == ops.LogParams("comparison", {"num_bootstrap_samples": "100"})
-    files = {op.path: op.content for op in of_kind(sent, ops.LogArtifact)}
+    params = of_kind(sent, "LogParams")[-1]
+    assert (params.run, params.values) == (
+        "comparison",
+        {"params": {"num_bootstrap_samples": "100"}},
+    )
+    files = {op.values["path"]: op.values["content"] for op in of_kind(sent, "LogArtifact")}
     assert sorted(files) == ["comparison.json", "figures/bars.png", "report.md"]
     assert files["figures/bars.png"].startswith(b"\x89PNG")
-    assert [end.run for end in of_kind(sent, ops.CloseRun)] == ["student_kd-0", "comparison"]
+    assert [end.run for end in of_kind(sent, "CloseRun")] == ["student_kd-0", "comparison"]
 
 
-def test_a_comparison_alone_joins_the_group_of_its_runs(
-    begin: Begin, sent: list[ops.Operation]
-) -> None:
+def test_a_comparison_alone_finds_its_runs(begin: Begin, sent: list[Operation]) -> None:
     """`kedro run --from-nodes=compare_arms`: the metrics come from disk."""
     hook = begin(COMPARES)
-    FakeSender.found_group = "monday"
-    inputs = {"metrics": metrics()}
-    hook.before_node_run(SimpleNamespace(namespace=None, name="compare_arms"), inputs)
-    result = comparison()
-    hook.after_node_run({"comparison": result})
+    node = SimpleNamespace(namespace=None, name="compare_arms")
+    hook.before_node_run(node, {"params:evaluation": Settings(), "metrics": metrics()})
+    hook.after_node_run({"comparison": comparison()})
     hook.after_pipeline_run()
-    assert result["group"] == "monday"
-    assert not [op for op in of_kind(sent, ops.LogMetrics) if op.run == "student_kd-0"]
+    found = {op.run: op.values["find"] for op in of_kind(sent, "OpenRun")}
+    assert found == {"comparison": False, "student_kd-0": True}
+    assert not [op for op in of_kind(sent, "LogMetrics") if op.run == "student_kd-0"]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_nodes_can_take_the_store_and_the_identity_of_the_run(
+    begin: Begin, sent: list[Operation], tmp_path: Path, enabled: bool
+) -> None:
+    catalog = empty_catalog()
+    hook = begin(COMPARES, catalog, enabled=enabled, experiment="e")
+    hook.after_pipeline_run()
+    database = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert catalog.load("tracking_store") == Store(
+        database, "e", (tmp_path / "mlartifacts").as_uri()
+    )
+    identity = catalog.load("run_identity")
+    assert identity["env"] == "smoke"
+    groups = {op.values["tags"]["kd.group"] for op in of_kind(sent, "OpenRun")}
+    assert groups == ({identity["group"]} if enabled else set())
+    again = empty_catalog()
+    hook.after_catalog_created(again)
+    assert again.load("run_identity")["group"] != identity["group"]
 
 
 CACHES = Pipeline([Node(same, "images", "soft_target_summary", name="summarise_soft_targets")])
 SOFT_TARGETS = {
     "soft_target_summary": pd.DataFrame(
-        [{"teacher": "0", "entropy_at_4": 0.5}, {"teacher": "mixed", "entropy_at_4": 0.75}]
+        [{"teacher": "0", "entropy_at_4": 0.5}, {"teacher": "ensemble", "entropy_at_4": 0.75}]
     ),
     "soft_target_confusions": pd.DataFrame([{"class_a": "3", "class_b": "5"}]),
     "soft_target_entropy_figure": Figure(),
@@ -182,75 +234,75 @@ SOFT_TARGETS = {
 @pytest.mark.parametrize(
     ("pipeline", "run"), [(CACHES, "soft_targets"), (CACHES + COMPARES, "comparison")]
 )
-def test_soft_targets_are_told_where_a_person_looks(
-    begin: Begin, sent: list[ops.Operation], pipeline: Pipeline, run: str
+def test_soft_targets_are_logged_on_the_page_of_the_whole(
+    begin: Begin, sent: list[Operation], pipeline: Pipeline, run: str
 ) -> None:
     """On the page of the comparison, or, cached alone, on one of their own."""
     hook = begin(pipeline)
     hook.before_node_run(SimpleNamespace(namespace=None, name="summarise_soft_targets"), {})
     hook.after_node_run(SOFT_TARGETS)
     hook.after_pipeline_run()
-    (opened,) = of_kind(sent, ops.OpenRun)
-    assert (opened.run, opened.tags["kd.role"]) == (run, run)
-    (logged,) = of_kind(sent, ops.LogMetrics)
-    told = {point.name: point.value for point in logged.points}
-    assert (logged.run, told) == (run, {"soft_targets/entropy_at_4": 0.75})
-    files = {op.path: op for op in of_kind(sent, ops.LogArtifact)}
+    (opened,) = of_kind(sent, "OpenRun")
+    assert (opened.run, opened.values["tags"]["kd.role"]) == (run, run)
+    (logged,) = of_kind(sent, "LogMetrics")
+    assert (logged.run, values_of(sent)) == (run, {"soft_targets/entropy_at_4": 0.75})
+    files = {op.values["path"]: op for op in of_kind(sent, "LogArtifact")}
     assert set(files) == {
         "soft_target_summary.csv",
         "soft_target_confusions.csv",
         "figures/soft_target_entropy_figure.png",
     }
-    assert files["soft_target_confusions.csv"].content == b"class_a,class_b\n3,5\n"
+    confusions = files["soft_target_confusions.csv"].values["content"]
+    assert confusions == b"class_a,class_b\n3,5\n"
     assert {op.run for op in files.values()} == {run}
-    assert [(end.run, end.status) for end in of_kind(sent, ops.CloseRun)] == [(run, "FINISHED")]
+    assert runs_and_statuses(sent) == {run: "FINISHED"}
 
 
-def test_the_caches_of_several_namespaces_are_told_apart(
-    begin: Begin, sent: list[ops.Operation]
+def test_the_caches_of_several_namespaces_have_names_of_their_own(
+    begin: Begin, sent: list[Operation]
 ) -> None:
-    hook = begin(Pipeline([Node(same, "images", "hop.soft_target_summary", name="summarise")]))
-    hook.before_node_run(SimpleNamespace(namespace="hop", name="hop.summarise"), {})
-    hook.after_node_run({"hop.soft_target_summary": SOFT_TARGETS["soft_target_summary"]})
+    hook = begin(
+        Pipeline([Node(same, "images", "assistant.soft_target_summary", name="summarise")])
+    )
+    hook.before_node_run(SimpleNamespace(namespace="assistant", name="assistant.summarise"), {})
+    hook.after_node_run({"assistant.soft_target_summary": SOFT_TARGETS["soft_target_summary"]})
     hook.after_pipeline_run()
-    names = {point.name for op in of_kind(sent, ops.LogMetrics) for point in op.points}
-    assert names == {"soft_targets/hop/entropy_at_4"}
-    assert [op.path for op in of_kind(sent, ops.LogArtifact)] == ["hop.soft_target_summary.csv"]
+    assert set(values_of(sent)) == {"soft_targets/assistant/entropy_at_4"}
+    (file,) = of_kind(sent, "LogArtifact")
+    assert file.values["path"] == "assistant.soft_target_summary.csv"
 
 
-def test_an_error_marks_what_is_open_with_its_reason(
-    begin: Begin, sent: list[ops.Operation]
-) -> None:
+def test_an_error_marks_what_is_open_with_its_reason(begin: Begin, sent: list[Operation]) -> None:
     hook = begin(COMPARES)
     hook.before_node_run(SimpleNamespace(namespace="student_kd", name="student_kd.train"), {})
     events.emit(events.TrainingStarted(0, {}, 1, 10))
     hook.on_pipeline_error(ValueError("the loss became nan\nmore"))
-    statuses = {end.run: end.status for end in of_kind(sent, ops.CloseRun)}
-    assert statuses == {"comparison": "FAILED", "student_kd-0": "FAILED"}
+    assert runs_and_statuses(sent) == {"comparison": "FAILED", "student_kd-0": "FAILED"}
     reason = "student_kd.train: ValueError: the loss became nan"
-    assert {op.tags["kd.error"] for op in of_kind(sent, ops.SetTags)} == {reason}
+    assert {op.values["tags"]["kd.error"] for op in of_kind(sent, "SetTags")} == {reason}
 
 
 def test_an_interrupted_run_is_closed_at_exit(
-    begin: Begin, sent: list[ops.Operation], monkeypatch: pytest.MonkeyPatch
+    begin: Begin, sent: list[Operation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registered: list[Callable[[], None]] = []
     monkeypatch.setattr(atexit, "register", registered.append)
     begin(COMPARES)
     (at_exit,) = registered
     at_exit()
-    assert [end.status for end in of_kind(sent, ops.CloseRun)] == ["KILLED"]
+    assert runs_and_statuses(sent) == {"comparison": "KILLED"}
 
 
 def test_the_next_run_in_a_notebook_closes_an_interrupted_one(
-    begin: Begin, sent: list[ops.Operation]
+    begin: Begin, sent: list[Operation]
 ) -> None:
-    hook = begin(COMPARES)
-    hook.before_pipeline_run({}, TRAINS)
-    assert [end.run for end in of_kind(sent, ops.CloseRun)] == ["comparison"]
+    catalog = empty_catalog()
+    hook = begin(COMPARES, catalog)
+    hook.before_pipeline_run({}, TRAINS, catalog)
+    assert runs_and_statuses(sent) == {"comparison": "KILLED"}
     run_training(hook)
     hook.after_pipeline_run()
-    assert len(of_kind(sent, ops.LogParams)) == 1
+    assert len(of_kind(sent, "LogParams")) == 1
 
 
 @pytest.mark.parametrize(("pipeline", "settings"), [(INGESTS, {}), (COMPARES, {"enabled": False})])
@@ -269,7 +321,7 @@ def test_a_typing_error_in_mlflow_yml_is_refused(begin: Begin) -> None:
         begin(TRAINS, tracking_url="http://tracking:5000")
 
 
-def test_the_link_to_compare_is_said_at_the_end(
+def test_the_link_to_compare_is_logged_at_the_end(
     begin: Begin, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -288,11 +340,3 @@ def test_code_without_git_is_no_reason_to_fail(
     assert "mlflow.source.git.commit" not in describe_process(tmp_path)
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert describe_process(tmp_path)["kd.host"]
-
-
-def test_without_mlflow_the_comparison_says_where_it_comes_from_all_the_same() -> None:
-    hook = MLflowHook()
-    comparison = {"group": None, "env": None}
-    hook.after_node_run({"comparison": comparison})
-    assert comparison["env"] == "base"
-    assert comparison["group"]

@@ -1,4 +1,4 @@
-"""Interrupted trainings are forgotten after their checkpoints are saved, and not before."""
+"""States of interrupted trainings are removed after their checkpoints are saved, and not before."""
 
 from pathlib import Path
 from types import SimpleNamespace

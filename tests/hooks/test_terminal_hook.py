@@ -1,4 +1,4 @@
-"""What a person sees of a run that is not on a terminal."""
+"""What a run shows that is not on a terminal."""
 
 import logging
 from collections.abc import Iterator
@@ -30,11 +30,11 @@ def hook(caplog: pytest.LogCaptureFixture) -> Iterator[TerminalHook]:
     hook.on_pipeline_error()
 
 
-def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records]
 
 
-def test_stages_are_numbered_and_replicates_told_in_a_line(
+def test_stages_are_numbered_and_each_replicate_has_a_line(
     hook: TerminalHook, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = PIPELINE.nodes
@@ -45,14 +45,14 @@ def test_stages_are_numbered_and_replicates_told_in_a_line(
     events.emit(events.TrainingEnded(3, "c0ffee", {"cost/train_seconds": 12.34}))
     hook.before_node_run(second)
     stages = {"teacher.train": "teacher: train", "compare": "compare"}
-    assert said(caplog) == [
+    assert logged(caplog) == [
         f"[1/2] {stages[first.name]}",
         "  replicate 3: train loss 0.25, validation accuracy 0.9, 12,346 examples/s, 12.3 s",
         f"[2/2] {stages[second.name]}",
     ]
 
 
-def test_a_loop_that_ends_is_forgotten(hook: TerminalHook) -> None:
+def test_a_loop_that_ends_is_no_longer_shown(hook: TerminalHook) -> None:
     events.emit(events.Progress("decode images", 1, 2, "images"))
     assert hook._progress is not None
     events.emit(events.Progress("decode images", 2, 2, "images"))
@@ -76,7 +76,7 @@ def test_the_table_of_arms_stays_on_the_screen(
     out = capsys.readouterr().out.strip()
     assert out.startswith("table of two arms, report in ")
     assert out.endswith("data/report.md")
-    assert said(caplog)[-1].startswith("Done in ")
+    assert logged(caplog)[-1].startswith("Done in ")
 
 
 def test_a_run_without_comparison_has_no_table(
@@ -86,13 +86,13 @@ def test_a_run_without_comparison_has_no_table(
     assert capsys.readouterr().out == ""
 
 
-def test_a_failure_names_its_stage_and_nobody_listens_after(
+def test_a_failure_names_its_stage_and_no_event_is_shown_after(
     hook: TerminalHook, caplog: pytest.LogCaptureFixture
 ) -> None:
     hook.before_node_run(SimpleNamespace(name="teacher.train", namespace="teacher"))
     events.emit(events.TrainingStarted(0, {}, 2, 10))
     hook.on_node_error()
     hook.on_pipeline_error()
-    assert said(caplog)[-1].endswith("/2] teacher: train failed")
+    assert logged(caplog)[-1].endswith("/2] teacher: train failed")
     events.emit(events.TrainingStarted(0, {}, 2, 10))
     assert hook._progress is None

@@ -6,59 +6,36 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 
-from kd_pipeline.data.images import ImageSet
-from kd_pipeline.data.splits import ids_with_role
+from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.datasets.soft_targets import SoftTargetPartsDataset, SoftTargetsDataset
+from kd_pipeline.labelling.settings import SoftTargetCachingParams
 from kd_pipeline.labelling.soft_targets import label_transfer_set
-from kd_pipeline.models.checkpoint import ModelCheckpoint, build_untrained, snapshot
-from kd_pipeline.models.preprocessing import Preprocessing
+from kd_pipeline.models.checkpoint import ModelCheckpoint
 from kd_pipeline.soft_targets.store import check_store, read_soft_targets
-from kd_pipeline.views import ViewPolicy
+from kd_pipeline.views.settings import ViewsParams
 
 NUM_KILLS = 30
-POLICY = ViewPolicy(5, ({"name": "shift", "max_pixels": 2},))
+CACHING = SoftTargetCachingParams(batch_size=4, device="cpu", rows_per_part=5)
+VIEWS = ViewsParams(seed=5, num_views=3, transforms=[{"name": "shift", "max_pixels": 2}])
 
 
 @pytest.fixture
-def teacher(images: ImageSet) -> list[ModelCheckpoint]:
-    arguments = {"channels": [4, 8]}
-    members = [
-        build_untrained(
-            architecture="small_cnn",
-            arguments=arguments,
-            preprocessing=Preprocessing((1, 8, 8), (0.5,), (0.3,)),
-            num_classes=3,
-            seed=seed,
-        )
-        for seed in (0, 1)
-    ]
-    return [
-        snapshot(
-            member,
-            architecture="small_cnn",
-            arguments=arguments,
-            class_names=images.class_names,
-            facts={},
-        )
-        for member in members
-    ]
+def teacher(untrained: Callable[..., ModelCheckpoint]) -> list[ModelCheckpoint]:
+    return [untrained(seed) for seed in (0, 1)]
 
 
 class Caching:
     """What the stage does, in a process of its own that can be killed."""
 
-    def __init__(
-        self, folder: Path, teacher: list[ModelCheckpoint], images: ImageSet, splits: pd.DataFrame
-    ) -> None:
-        self.folder, self.teacher, self.images = folder, teacher, images
-        self.example_ids = ids_with_role(splits, "transfer")
+    def __init__(self, folder: Path, teacher: list[ModelCheckpoint], data: LabelledImages) -> None:
+        self.folder, self.teacher, self.data = folder, teacher, data
 
     def run(self) -> None:
         """Label two members' three views in shards of five rows, and put the store in place."""
@@ -66,19 +43,8 @@ class Caching:
             "filepath": str(self.folder / ".interrupted/soft_targets"),
             "finished": {"filepath": str(self.folder / "soft_targets")},
         }
-        made = label_transfer_set(
-            self.teacher,
-            self.images,
-            self.example_ids,
-            parts=SoftTargetPartsDataset(**paths).load(),
-            splits_fingerprint="s",
-            policy=POLICY,
-            num_views=3,
-            batch_size=4,
-            device="cpu",
-            precision="float32",
-            rows_per_part=5,
-        )
+        parts = SoftTargetPartsDataset(**paths).load()
+        made = label_transfer_set(self.teacher, self.data, parts, CACHING, VIEWS)
         SoftTargetsDataset(**paths["finished"]).save(made)
 
     def start(self) -> int:
@@ -113,10 +79,10 @@ class Caching:
 # Nothing else runs in this process: one thread is what a forked child can rely on.
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_killed_at_thirty_random_instants_it_ends_with_the_same_manifest(
-    tmp_path: Path, teacher: list[ModelCheckpoint], images: ImageSet, splits: pd.DataFrame
+    tmp_path: Path, teacher: list[ModelCheckpoint], data: LabelledImages
 ) -> None:
     torch.set_num_threads(1)
-    caching = Caching(tmp_path / "unbroken", teacher, images, splits)
+    caching = Caching(tmp_path / "unbroken", teacher, data)
     started = time.monotonic()
     _, status = os.waitpid(caching.start(), 0)
     whole = time.monotonic() - started

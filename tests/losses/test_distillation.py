@@ -11,7 +11,6 @@ from torch import Tensor
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.losses.distillation import (
     SOFT_LOSSES,
-    TEMPERATURE_FREE,
     logit_mse_loss,
     pseudo_label_loss,
     soft_cross_entropy_loss,
@@ -21,6 +20,13 @@ from kd_pipeline.losses.distillation import (
 
 def logits(seed: int) -> Tensor:
     return torch.randn(4, 5, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+def compute(name: str, student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """A loss of the table, handed what its record asks for."""
+    record = SOFT_LOSSES[name]
+    arguments = {"temperature": temperature} if record.uses_temperature else {}
+    return record.function(student, teacher, **arguments)
 
 
 def gradient(loss: Tensor, student: Tensor) -> Tensor:
@@ -45,7 +51,7 @@ def test_kl_at_temperature_two_matches_a_value_worked_by_hand() -> None:
 def test_logit_mse_matches_a_value_worked_by_hand() -> None:
     student, teacher = torch.tensor([[5.0, 3.0]]), torch.tensor([[0.0, 0.0]])
     # Centred difference +1 and -1: half of the mean square is 1/2.
-    assert logit_mse_loss(student, teacher, temperature=1.0).item() == pytest.approx(0.5)
+    assert logit_mse_loss(student, teacher).item() == pytest.approx(0.5)
 
 
 @given(seed=st.integers(0, 2**16), temperature=st.floats(0.5, 20.0))
@@ -80,7 +86,7 @@ def test_gradient_is_logit_matching_at_high_temperature(name: str) -> None:
     """
     student, teacher = (x - x.mean(dim=-1, keepdim=True) for x in (logits(0), logits(1)))
     student.requires_grad_()
-    found = gradient(SOFT_LOSSES[name](student, teacher, temperature=1000.0), student)
+    found = gradient(compute(name, student, teacher, 1000.0), student)
     expected = (student - teacher).detach() / student.shape[-1]
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
 
@@ -89,7 +95,7 @@ def test_logit_mse_is_the_limit_of_kl() -> None:
     student, teacher = logits(0).double(), logits(1).double()
     torch.testing.assert_close(
         soft_target_loss(student, teacher, temperature=300.0),
-        logit_mse_loss(student, teacher, temperature=1.0),
+        logit_mse_loss(student, teacher),
         rtol=5e-2,
         atol=1e-2,
     )
@@ -98,7 +104,7 @@ def test_logit_mse_is_the_limit_of_kl() -> None:
 def test_pseudo_labels_match_a_value_worked_by_hand_and_ignore_the_teachers_doubts() -> None:
     student = torch.tensor([[math.log(3.0), 0.0]])  # probabilities 3/4 and 1/4
     for sure in (0.1, 50.0):
-        loss = pseudo_label_loss(student, torch.tensor([[0.0, sure]]), temperature=1.0)
+        loss = pseudo_label_loss(student, torch.tensor([[0.0, sure]]))
         assert loss.item() == pytest.approx(-math.log(0.25))
 
 
@@ -106,10 +112,9 @@ def test_pseudo_labels_match_a_value_worked_by_hand_and_ignore_the_teachers_doub
 @given(shift=st.floats(-50, 50))
 def test_logits_count_only_up_to_a_constant(name: str, shift: float) -> None:
     student, teacher = logits(0), logits(1)
-    loss = SOFT_LOSSES[name]
     torch.testing.assert_close(
-        loss(student + shift, teacher - shift, temperature=1.0),
-        loss(student, teacher, temperature=1.0),
+        compute(name, student + shift, teacher - shift),
+        compute(name, student, teacher),
         rtol=1e-3,
         atol=1e-3,
     )
@@ -121,25 +126,13 @@ def test_no_gradient_flows_into_the_teacher_and_half_precision_is_computed_in_fu
 ) -> None:
     student = logits(0).bfloat16().requires_grad_()
     teacher = logits(1).requires_grad_()
-    loss = SOFT_LOSSES[name](student, teacher, temperature=1.0)
+    loss = compute(name, student, teacher)
     loss.sum().backward()
     assert teacher.grad is None
     assert loss.dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", sorted(SOFT_LOSSES))
-@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
-def test_rejects_a_temperature_that_is_not_positive(name: str, temperature: float) -> None:
-    with pytest.raises(ParameterError, match="`temperature` must be > 0, got"):
-        SOFT_LOSSES[name](logits(0), logits(1), temperature=temperature)
-
-
-@pytest.mark.parametrize("name", TEMPERATURE_FREE)
-def test_a_loss_without_a_temperature_rejects_one(name: str) -> None:
-    with pytest.raises(ParameterError, match=f"`temperature` must be 1 for {name}"):
-        SOFT_LOSSES[name](logits(0), logits(1), temperature=4.0)
-
-
-def test_rejects_unequal_shapes() -> None:
+def test_rejects_unequal_shapes(name: str) -> None:
     with pytest.raises(ParameterError, match=r"have one shape, got \(\(4, 5\), \(4, 4\)\)"):
-        soft_target_loss(logits(0), logits(1)[:, :4], temperature=1.0)
+        compute(name, logits(0), logits(1)[:, :4])

@@ -1,19 +1,27 @@
 """Objective: the terms are weighed and averaged once, whatever is missing."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.losses.distillation import soft_target_loss
-from kd_pipeline.losses.hard import NO_LABEL, hard_label_loss
+from kd_pipeline.losses.distillation import SOFT_LOSSES, SoftLoss, soft_target_loss
+from kd_pipeline.losses.hard import NO_LABEL, MixedLabels, hard_label_loss
 from kd_pipeline.losses.objective import Objective
+from kd_pipeline.losses.settings import ObjectiveParams, SoftLossParams
+from kd_pipeline.teacher_logits import TeacherLogits
 
 LABELS = torch.tensor([0, 2, 1, 1])
 
 
 def logits(seed: int) -> Tensor:
     return torch.randn(4, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def objective(**settings: Any) -> Objective:
+    return Objective(ObjectiveParams(**settings))
 
 
 @pytest.mark.parametrize("soft_weight", [0.0, 0.25, 0.9, 1.0])
@@ -23,7 +31,8 @@ def test_soft_weight_weighs_the_soft_term_and_its_rest_the_hard_one(
 ) -> None:
     """Also at weight 1: the factor temperature² is on every path."""
     student, teacher = logits(0), logits(1)
-    terms = Objective(soft_weight=soft_weight, temperature=temperature)(student, LABELS, teacher)
+    minimised = objective(soft_weight=soft_weight, temperature=temperature)
+    terms = minimised(student, LABELS, TeacherLogits(teacher))
     soft = soft_target_loss(student, teacher, temperature=temperature).mean()
     hard = hard_label_loss(student, LABELS).mean()
     torch.testing.assert_close(terms.loss, soft_weight * soft + (1 - soft_weight) * hard)
@@ -35,7 +44,7 @@ def test_examples_without_a_label_or_a_soft_target_lack_just_that_term() -> None
     labels = LABELS.clone()
     labels[0] = NO_LABEL
     has_soft = torch.tensor([True, True, False, True])
-    terms = Objective(soft_weight=0.5)(student, labels, teacher, has_soft)
+    terms = objective(soft_weight=0.5)(student, labels, TeacherLogits(teacher), has_soft)
     soft = soft_target_loss(student, teacher, temperature=1.0)[has_soft].sum() / 4
     hard = hard_label_loss(student, LABELS)[1:].sum() / 4
     torch.testing.assert_close(terms.loss, 0.5 * soft + 0.5 * hard)
@@ -45,7 +54,7 @@ def test_a_batch_without_any_label_is_finite() -> None:
     student = logits(0).requires_grad_()
     labels = torch.full((4,), NO_LABEL)
     for soft_weight in (0.0, 0.5, 1.0):
-        loss = Objective(soft_weight=soft_weight)(student, labels, logits(1)).loss
+        loss = objective(soft_weight=soft_weight)(student, labels, TeacherLogits(logits(1))).loss
         assert torch.isfinite(loss)
         (gradient,) = torch.autograd.grad(loss, student)
         assert torch.isfinite(gradient).all()
@@ -53,20 +62,56 @@ def test_a_batch_without_any_label_is_finite() -> None:
 
 def test_a_soft_weight_without_soft_targets_is_refused() -> None:
     with pytest.raises(ParameterError, match="`soft_weight` must be 0 without soft targets"):
-        Objective(soft_weight=0.5)(logits(0), LABELS)
+        objective(soft_weight=0.5)(logits(0), LABELS)
 
 
-@pytest.mark.parametrize(
-    ("settings", "name"),
-    [
-        ({"soft_weight": 1.5}, "soft_weight"),
-        ({"temperature": 0.0}, "temperature"),
-        ({"soft_loss": "mse"}, "soft_loss"),
-        ({"soft_loss": "logit_mse", "temperature": 2.0}, "temperature"),
-    ],
-)
-def test_rejects_settings_that_are_wrong_or_would_be_ignored(
-    settings: dict[str, float], name: str
+class FocalParams(SoftLossParams):
+    """Settings of the loss below."""
+
+    exponent: float = 1.0
+
+
+def target_class_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float,
+    labels: Tensor,
+    label_mask: Tensor,
+    settings: FocalParams,
+) -> Tensor:
+    """A loss that needs all there is, as decoupled KD does."""
+    student, teacher = (
+        (values / temperature).softmax(1).gather(1, labels.clamp(min=0)[:, None]).squeeze(1)
+        for values in (student_logits, teacher_logits)
+    )
+    return ((student - teacher).abs() ** settings.exponent).where(label_mask, 0.0)
+
+
+@pytest.fixture
+def own_loss(monkeypatch: pytest.MonkeyPatch) -> str:
+    record = SoftLoss(target_class_loss, needs_labels=True, settings=FocalParams)
+    monkeypatch.setitem(SOFT_LOSSES, "target_class", record)
+    return "target_class"
+
+
+def test_a_loss_is_handed_the_temperature_labels_mask_and_arguments_that_its_record_names(
+    own_loss: str,
 ) -> None:
-    with pytest.raises(ParameterError, match=f"`{name}` must"):
-        Objective(**settings)
+    labels = LABELS.clone()
+    labels[2] = NO_LABEL
+    student, teacher = logits(0), logits(1)
+    block = {"name": own_loss, "exponent": 2.0}
+    minimised = objective(soft_loss=block, soft_weight=1.0, temperature=3.0)
+    loss = minimised(student, labels, TeacherLogits(teacher)).loss
+    difference = (student / 3).softmax(1) - (teacher / 3).softmax(1)
+    own = difference.gather(1, labels.clamp(min=0)[:, None]).squeeze(1) ** 2
+    torch.testing.assert_close(loss, (own * torch.tensor([1, 1, 0, 1])).mean())
+    assert minimised.params.model_dump(mode="json")["soft_loss"] == block
+
+
+def test_a_loss_that_needs_labels_is_refused_where_views_mix_two_images(own_loss: str) -> None:
+    mixed = MixedLabels(LABELS, LABELS, torch.full((4,), 0.5))
+    minimised = objective(soft_loss=own_loss, soft_weight=1.0)
+    with pytest.raises(ParameterError, match="`soft_loss` must be one that needs no labels"):
+        minimised(logits(0), mixed, TeacherLogits(logits(1)))

@@ -2,29 +2,32 @@
 
 import math
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kd_pipeline.errors import ParameterError
-from kd_pipeline.losses.distillation import soft_target_loss
-from kd_pipeline.losses.objective import Objective
-from kd_pipeline.losses.tails import check_tail
-from kd_pipeline.losses.top_k import (
-    TopKLogits,
-    ghost_buckets,
+from kd_pipeline.losses.distillation import (
+    gather_other_classes,
+    keep_listed_classes,
+    soft_target_loss,
     spread_tail,
-    without_tail,
 )
+from kd_pipeline.losses.objective import Objective
+from kd_pipeline.losses.settings import ObjectiveParams
+from kd_pipeline.teacher_logits import TeacherLogits
 
 
-def top_k(teacher: Tensor, *, k: int, temperature: float) -> TopKLogits:
+def top_k(teacher: Tensor, *, k: int, temperature: float) -> TeacherLogits[Tensor]:
     top = teacher.topk(k)
     others = teacher.scatter(1, top.indices, -math.inf)
     tail = temperature * torch.logsumexp(others / temperature, dim=1)
-    return TopKLogits(top.indices, top.values, tail, temperature)
+    return TeacherLogits(top.values, top.indices, tail)
+
+
+def classes(top: TeacherLogits[Tensor]) -> Tensor:
+    assert top.class_ids is not None
+    return top.class_ids
 
 
 def logits(seed: int, num_classes: int = 12) -> Tensor:
@@ -35,19 +38,20 @@ def logits(seed: int, num_classes: int = 12) -> Tensor:
 def test_buckets_are_the_sums_of_the_full_distributions(k: int, temperature: float) -> None:
     student, teacher = logits(0), logits(1)
     top = top_k(teacher, k=k, temperature=temperature)
-    buckets = ghost_buckets(student, top)
+    buckets = gather_other_classes(student, top, temperature)
     for bucketed, full in zip(buckets, (student, teacher), strict=True):
         probabilities = (full / temperature).softmax(1)
-        known = probabilities.gather(1, top.class_ids)
+        known = probabilities.gather(1, classes(top))
         expected = torch.cat([known, 1 - known.sum(1, keepdim=True)], dim=1)
         torch.testing.assert_close((bucketed / temperature).softmax(1), expected)
 
 
 def test_a_tail_of_one_class_is_the_dense_loss() -> None:
     student, teacher = logits(0), logits(1)
-    dense = Objective(soft_weight=1.0, temperature=4.0)(student, torch.zeros(5).long(), teacher)
+    objective = Objective(ObjectiveParams(soft_weight=1.0, temperature=4.0))
+    dense = objective(student, torch.zeros(5).long(), TeacherLogits(teacher))
     top = top_k(teacher, k=11, temperature=4.0)
-    bucketed = Objective(soft_weight=1.0, temperature=4.0)(student, torch.zeros(5).long(), top)
+    bucketed = objective(student, torch.zeros(5).long(), top)
     torch.testing.assert_close(bucketed.loss, dense.loss)
 
 
@@ -55,18 +59,18 @@ def test_a_tail_of_one_class_is_the_dense_loss() -> None:
 def test_the_bucketed_loss_is_never_above_the_dense_one(k: int) -> None:
     """Merging outcomes can only lose divergence (the data-processing inequality)."""
     student, teacher = logits(0), logits(1)
-    buckets = ghost_buckets(student, top_k(teacher, k=k, temperature=2.0))
+    buckets = gather_other_classes(student, top_k(teacher, k=k, temperature=2.0), 2.0)
     merged = soft_target_loss(*buckets, temperature=2.0)
     assert (merged <= soft_target_loss(student, teacher, temperature=2.0) + 1e-5).all()
 
 
-def test_no_gradient_tells_the_classes_of_the_tail_apart() -> None:
+def test_no_gradient_separates_the_classes_of_the_tail() -> None:
     """Inside the bucket, the student's own proportions stay: its gradient follows them."""
     student, teacher = logits(0).requires_grad_(), logits(1)
     top = top_k(teacher, k=3, temperature=1.0)
-    soft_target_loss(*ghost_buckets(student, top), temperature=1.0).sum().backward()
+    soft_target_loss(*gather_other_classes(student, top, 1.0), temperature=1.0).sum().backward()
     assert student.grad is not None
-    inside = torch.ones_like(student, dtype=torch.bool).scatter(1, top.class_ids, False)
+    inside = torch.ones_like(student, dtype=torch.bool).scatter(1, classes(top), False)
     shares = student.detach().masked_fill(~inside, -math.inf).softmax(1)
     tail_gradient = student.grad.masked_fill(~inside, 0.0)
     expected = shares * tail_gradient.sum(1, keepdim=True)
@@ -78,10 +82,11 @@ def test_no_gradient_tells_the_classes_of_the_tail_apart() -> None:
 def test_a_spread_tail_keeps_the_top_and_shares_the_rest_evenly(k: int, temperature: float) -> None:
     teacher = logits(1)
     top = top_k(teacher, k=k, temperature=temperature)
-    spread = (spread_tail(top, num_classes=12) / temperature).softmax(1)
+    dense = spread_tail(top, num_classes=12, temperature=temperature)
+    spread = (dense.logits / temperature).softmax(1)
     full = (teacher / temperature).softmax(1)
-    torch.testing.assert_close(spread.gather(1, top.class_ids), full.gather(1, top.class_ids))
-    rest = spread.scatter(1, top.class_ids, math.nan)
+    torch.testing.assert_close(spread.gather(1, classes(top)), full.gather(1, classes(top)))
+    rest = spread.scatter(1, classes(top), math.nan)
     assert (rest.nan_to_num(1).min(1).values - rest.nan_to_num(0).max(1).values).abs().max() < 1e-6
     torch.testing.assert_close(spread.sum(1), torch.ones(5))
 
@@ -89,17 +94,10 @@ def test_a_spread_tail_keeps_the_top_and_shares_the_rest_evenly(k: int, temperat
 def test_a_pseudo_label_is_the_best_class_even_where_the_tail_is_heavier() -> None:
     teacher = torch.tensor([[1.0, 0.9, 0.9, 0.9, 0.9]])
     top = top_k(teacher, k=1, temperature=20.0)
+    assert top.tail_logits is not None
     assert top.tail_logits > top.logits[0, 0]
     student = torch.tensor([[0.3, 1.0, -1.0, 0.0, 0.2]])
-    terms = Objective(1.0, soft_loss="pseudo_label")(student, torch.tensor([-1]), top)
-    torch.testing.assert_close(terms.loss, -student.log_softmax(1)[0, 0])
-    assert without_tail(top, num_classes=5).argmax() == 0
-
-
-def test_another_temperature_and_a_loss_on_all_logits_are_refused() -> None:
-    top = top_k(logits(1), k=3, temperature=4.0)
-    with pytest.raises(ParameterError, match="`temperature` must be 4, which this top-k cache"):
-        Objective(1.0, temperature=2.0)(logits(0), torch.zeros(5).long(), top)
-    with pytest.raises(ParameterError, match="`soft_loss` must not need every logit"):
-        check_tail("logit_mse", 1.0, cached_at=4.0)
-    check_tail("pseudo_label", 1.0, cached_at=4.0)
+    objective = Objective(ObjectiveParams(soft_weight=1.0, soft_loss="pseudo_label"))
+    loss = objective(student, torch.tensor([-1]), top).loss
+    torch.testing.assert_close(loss, -student.log_softmax(1)[0, 0])
+    assert keep_listed_classes(student, top, 1.0)[1].argmax() == 0

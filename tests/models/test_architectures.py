@@ -11,11 +11,13 @@ from kd_pipeline.models.architectures import build_network, num_channels
 from kd_pipeline.models.checkpoint import (
     ModelCheckpoint,
     build_classifier,
+    build_untrained,
     count_parameters,
     read_checkpoint,
     write_checkpoint,
 )
 from kd_pipeline.models.preprocessing import Preprocessing
+from kd_pipeline.models.settings import Model
 
 
 @pytest.mark.parametrize(
@@ -56,16 +58,16 @@ def test_parameter_counts_are_the_papers() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("resnet19", {}, "`model.name` must be one of .*, got 'resnet19'; legal: .*resnet18"),
+        ("resnet19", {}, "`name` must be one of .*, got 'resnet19'; legal: .*resnet18"),
         ("small_cn", {}, "legal: .*small_cnn"),
-        ("mlp", {"widths": [3]}, "`model.arguments` must be an argument of mlp, got 'widths'"),
-        ("mlp", {"hidden": [0]}, "`model.arguments.hidden` must be a list of positive widths"),
+        ("mlp", {"widths": [3]}, "`arguments` must be an argument of mlp, got 'widths'"),
+        ("mlp", {"hidden": [0]}, "`arguments.hidden` must be a list of positive widths"),
         ("mlp", {"hidden_dropout": 1.0}, r"hidden_dropout` must be in \[0, 1\)"),
         ("small_cnn", {"channels": [1] * 9}, "channels` must have 1 to 4 stages"),
         ("small_cnn", {"channels": []}, "channels` must have 1 to 4 stages"),
         ("cifar_resnet", {"depth": 21}, "depth` must be 6 n \\+ 2"),
         ("resnet18", {"weights": "DEFAULT"}, "name it under `pretrained.weights`"),
-        ("resnet18", {}, "`model.name` must be an architecture of this project for images of"),
+        ("resnet18", {}, "`name` must be an architecture of this project for images of"),
     ],
 )
 def test_rejects_with_the_name_the_rule_and_the_value(
@@ -75,9 +77,28 @@ def test_rejects_with_the_name_the_rule_and_the_value(
         build_network(name, shape=(1, 8, 8), num_classes=3, arguments=arguments)
 
 
-def test_arguments_that_an_architecture_of_torchvisions_does_not_take_are_refused() -> None:
-    with pytest.raises(ParameterError, match=r"`model\.arguments` must suit the architecture"):
-        build_network("resnet18", shape=(3, 8, 8), num_classes=3, arguments={"colour": 1})
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("resnet18", {"colour": 1}), ("small_cnn", {"dropout": 1.5})]
+)
+def test_arguments_that_do_not_suit_are_refused(name: str, arguments: dict[str, Any]) -> None:
+    """The architecture's own error, of whichever type, is in the message."""
+    with pytest.raises(ParameterError, match=r"`arguments` must suit the architecture \(.+\), got"):
+        build_network(name, shape=(3, 8, 8), num_classes=3, arguments=arguments)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Model(name="mlpp"), r"`model\.name` must be one of"),
+        (Model(name="mlp", arguments={"hidden": [0]}), r"`model\.arguments\.hidden` must be"),
+        (Model(name="timm:resnet19"), r"`model\.name` must be a model of timm's"),
+        (Model(name="timm:resnet10t", arguments={"num_classes": 4}), "num_classes` must be left"),
+    ],
+)
+def test_a_refused_model_is_named_as_in_yaml(model: Model, message: str) -> None:
+    preprocessing = Preprocessing((1, 8, 8), (0.0,), (1.0,))
+    with pytest.raises(ParameterError, match=message):
+        build_untrained(model, preprocessing, num_classes=3, seed=0)
 
 
 @pytest.mark.parametrize("path", ["os:system", "subprocess:call", "torch.hub:load", "os:PathLike"])

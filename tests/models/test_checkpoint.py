@@ -13,6 +13,7 @@ from kd_pipeline.models.checkpoint import (
     build_classifier,
     build_untrained,
     check_classes,
+    count_costs,
     count_macs,
     count_parameters,
     read_checkpoint,
@@ -20,26 +21,15 @@ from kd_pipeline.models.checkpoint import (
     write_checkpoint,
 )
 from kd_pipeline.models.preprocessing import Preprocessing
+from kd_pipeline.models.settings import Model
 
 PREPROCESSING = Preprocessing((1, 8, 8), (0.3,), (0.2,))
 
 
-def checkpoint(seed: int = 0, name: str = "small_cnn") -> ModelCheckpoint:
-    arguments = {"channels": [4, 8]} if name == "small_cnn" else {}
-    classifier = build_untrained(
-        architecture=name,
-        arguments=arguments,
-        preprocessing=PREPROCESSING,
-        num_classes=3,
-        seed=seed,
-    )
-    return snapshot(
-        classifier,
-        architecture=name,
-        arguments=arguments,
-        class_names=("a", "b", "c"),
-        facts={"replicate": 0},
-    )
+def checkpoint(seed: int = 0) -> ModelCheckpoint:
+    model = Model(name="small_cnn", arguments={"channels": [4, 8]})
+    classifier = build_untrained(model, PREPROCESSING, num_classes=3, seed=seed)
+    return snapshot(classifier, model, class_names=("a", "b", "c"), facts={"replicate": 0})
 
 
 def test_a_checkpoint_predicts_alike_after_a_round_trip(tmp_path: Path) -> None:
@@ -125,12 +115,20 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
 
 
 def test_costs_match_values_worked_by_hand() -> None:
-    classifier = build_untrained(
-        architecture="mlp",
-        arguments={"hidden": [32]},
-        preprocessing=PREPROCESSING,
-        num_classes=10,
-        seed=0,
-    )
-    assert count_parameters(classifier.network) == 64 * 32 + 32 + 32 * 10 + 10
+    model = Model(name="mlp", arguments={"hidden": [32]})
+    classifier = build_untrained(model, PREPROCESSING, num_classes=10, seed=0)
+    num_parameters = 64 * 32 + 32 + 32 * 10 + 10
+    assert count_parameters(classifier.network) == num_parameters
     assert count_macs(classifier) == 64 * 32 + 32 * 10
+    assert count_costs(classifier) == {
+        "model/parameters": num_parameters,
+        "model/macs": 64 * 32 + 32 * 10,
+        "model/size_bytes": 4 * num_parameters,
+    }
+
+
+def test_a_model_of_its_own_input_size_takes_images_of_any() -> None:
+    model = Model(name="mlp", arguments={"hidden": []}, input_size=4)
+    classifier = build_untrained(model, PREPROCESSING, num_classes=2, seed=0)
+    assert classifier.preprocessing.shape == (1, 4, 4)
+    assert classifier(torch.zeros(3, 1, 8, 8, dtype=torch.uint8)).shape == (3, 2)

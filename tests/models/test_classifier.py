@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from kd_pipeline.models.checkpoint import build_classifier, build_untrained, snapshot
 from kd_pipeline.models.classifier import Classifier, fit_pixels
 from kd_pipeline.models.preprocessing import Preprocessing
+from kd_pipeline.models.settings import Model
 
 GENERATOR = torch.Generator().manual_seed(0)
 PIXELS = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=GENERATOR)
@@ -25,7 +26,7 @@ def test_images_of_the_networks_own_size_are_not_touched() -> None:
 
 
 def test_shrinking_averages_and_does_not_pick_pixels() -> None:
-    """Stripes whose bright pixels lie just where bilinear sampling alone would look."""
+    """Stripes whose bright pixels lie just where bilinear sampling alone takes them."""
     stripes = torch.tensor([0, 255, 255, 0, 0, 255, 255, 0], dtype=torch.uint8).expand(1, 1, 8, 8)
     seen = identity((1, 2, 2))(stripes)
     # By hand: a triangle 8 pixels wide, cut at the border, over pixels 0 to 5.
@@ -76,17 +77,10 @@ def test_outputs_are_put_into_the_classes_order() -> None:
 
 
 def test_torchvisions_networks_take_grey_images_as_built_and_as_rebuilt() -> None:
-    built = build_untrained(
-        architecture="squeezenet1_1",
-        arguments={},
-        preprocessing=Preprocessing((1, 32, 32), (0.3,), (0.2,)),
-        num_classes=3,
-        seed=0,
-    )
+    model, grey = Model(name="squeezenet1_1"), Preprocessing((1, 32, 32), (0.3,), (0.2,))
+    built = build_untrained(model, grey, num_classes=3, seed=0)
     assert built.preprocessing == Preprocessing((3, 32, 32), (0.3,) * 3, (0.2,) * 3)
-    checkpoint = snapshot(
-        built, architecture="squeezenet1_1", arguments={}, class_names=("a", "b", "c"), facts={}
-    )
+    checkpoint = snapshot(built, model, class_names=("a", "b", "c"), facts={})
     pixels = PIXELS[:, :1].repeat(1, 1, 4, 4)
     with torch.inference_mode():
         expected, rebuilt = built.eval()(pixels), build_classifier(checkpoint)(pixels)

@@ -1,5 +1,6 @@
-"""Given teachers: classes by name, preprocessing as declared, answers that are logits."""
+"""Given teachers: classes by name, preprocessing as declared, outputs that are logits."""
 
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from pydantic import TypeAdapter
 from safetensors.torch import save_file
 
 from kd_pipeline.errors import CheckpointError, ParameterError
@@ -21,9 +23,9 @@ from kd_pipeline.models.checkpoint import (
     snapshot,
     write_checkpoint,
 )
-from kd_pipeline.models.given import ImagesAtHand, match_classes, read_given
+from kd_pipeline.models.given import FetchedModel, ImagesAtHand, match_classes, read_given
 from kd_pipeline.models.preprocessing import Preprocessing
-from kd_pipeline.training.block_settings import TeacherParams
+from kd_pipeline.models.settings import Given, Model
 
 PIXELS = torch.randint(
     0, 256, (6, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
@@ -51,14 +53,12 @@ def number():
     return 3
 """
 
-Write = Callable[..., dict[str, Any]]
+Write = Callable[..., Any]
 
 
-def entry(**settings: Any) -> dict[str, Any]:
-    """As the node hands it on: validated, with every default."""
-    params = TeacherParams.model_validate({"given": [settings]})
-    dumped: dict[str, Any] = params.model_dump(mode="json")["given"][0]
-    return dumped
+def entry(**settings: Any) -> Any:
+    """As in YAML, validated."""
+    return TypeAdapter(Given).validate_python(settings)
 
 
 def weights(num_classes: int = 3) -> dict[str, torch.Tensor]:
@@ -77,7 +77,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     monkeypatch.delitem(sys.modules, "users_nets", raising=False)
     save_file(weights(), tmp_path / "net.safetensors")
 
-    def settings(**changes: Any) -> dict[str, Any]:
+    def settings(**changes: Any) -> Any:
         usual = {
             "kind": "module",
             "import_path": "users_nets:Net",
@@ -155,7 +155,8 @@ def test_other_classes_are_refused_before_the_network_is_made(
 def test_a_head_of_another_size_is_refused(module: Write, tmp_path: Path) -> None:
     save_file(weights(4), tmp_path / "net.safetensors")
     with pytest.raises(
-        CheckpointError, match=r"given\[0\]` do not fit its network: (?s:.*)size mismatch"
+        CheckpointError,
+        match=r"given\[0\]` cannot be built: .* do not fit module:.* 3 classes(?s:.*)size mismatch",
     ):
         read_given(module(), IMAGES, name=NAME)
     with pytest.raises(CheckpointError, match=r"logits of shape \(6, 3\) .* got \(6, 4\)"):
@@ -168,6 +169,13 @@ def test_weights_are_loaded_strictly(module: Write, tmp_path: Path) -> None:
         read_given(module(file=str(tmp_path / "net.pth")), IMAGES, name=NAME)
 
 
+def test_weights_of_another_precision_become_the_networks(module: Write, tmp_path: Path) -> None:
+    half = {name: value.half() for name, value in weights().items()}
+    save_file(half, tmp_path / "net.safetensors")
+    given = read_given(module(), IMAGES, name=NAME)
+    assert {value.dtype for value in given.state.values()} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     ("last", "message"),
     [
@@ -176,7 +184,7 @@ def test_weights_are_loaded_strictly(module: Write, tmp_path: Path) -> None:
         ("nan", "got NaN or infinity"),
     ],
 )
-def test_answers_that_are_no_logits_are_refused(module: Write, last: str, message: str) -> None:
+def test_outputs_that_are_no_logits_are_refused(module: Write, last: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         read_given(module(arguments={"last": last}), IMAGES, name=NAME)
 
@@ -198,21 +206,16 @@ def test_colours_are_never_made_grey(module: Write) -> None:
         read_given(module(), coloured, name=NAME)
 
 
+def own_checkpoint() -> ModelCheckpoint:
+    model = Model(name="mlp", arguments={"hidden": []})
+    preprocessing = Preprocessing((1, 8, 8), (0.5,), (0.5,))
+    classifier = build_untrained(model, preprocessing, num_classes=3, seed=0)
+    class_names = ("high", "low", "middle")
+    return snapshot(classifier, model, class_names=class_names, facts={"images": "1f"})
+
+
 def test_our_own_checkpoint_of_permuted_classes_is_put_in_order(tmp_path: Path) -> None:
-    classifier = build_untrained(
-        architecture="mlp",
-        arguments={"hidden": []},
-        preprocessing=Preprocessing((1, 8, 8), (0.5,), (0.5,)),
-        num_classes=3,
-        seed=0,
-    ).eval()
-    trained = snapshot(
-        classifier,
-        architecture="mlp",
-        arguments={"hidden": []},
-        class_names=("high", "low", "middle"),
-        facts={"seed": 1},
-    )
+    trained = own_checkpoint()
     write_checkpoint(trained, tmp_path / "given")
     setting = entry(kind="checkpoint", folder=str(tmp_path / "given"))
     given = read_given(setting, IMAGES, name=NAME)
@@ -281,7 +284,7 @@ def test_an_onnx_teacher_travels_as_a_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "graph", "error", "message"),
     [
-        ({"preprocessing": None}, {}, ParameterError, r"preprocessing` must say what the graph"),
+        ({"preprocessing": None}, {}, ParameterError, r"preprocessing` must be what the graph"),
         (
             {},
             {"dtype": TensorProto.UINT8},
@@ -300,7 +303,7 @@ def test_an_onnx_teacher_travels_as_a_checkpoint(tmp_path: Path) -> None:
             ParameterError,
             r"input_size` must be the graph's own size \(8, 8\) or null",
         ),
-        ({}, {"outputs": 4}, CheckpointError, "4 outputs where the images have 3 classes"),
+        ({}, {"outputs": 4}, CheckpointError, r"logits of shape \(6, 3\) .* got \(6, 4\)"),
         ({"file": "nowhere.onnx"}, {}, ParameterError, "file` must be an existing file"),
     ],
 )
@@ -320,25 +323,27 @@ def test_a_graph_of_fixed_size_gets_views_of_that_size(tmp_path: Path) -> None:
     assert read_given(setting, large, name=NAME).preprocessing.shape == (1, 8, 8)
 
 
-def test_an_exported_program_fetched_from_mlflow_needs_no_names(tmp_path: Path) -> None:
-    class Head(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return images.float().flatten(1)[:, :3] / 10
+def test_an_onnx_model_fetched_from_mlflow_needs_no_names(tmp_path: Path) -> None:
+    fetched = FetchedModel(Path(onnx_file(tmp_path)), "onnx", ("high", "middle", "low"))
+    setting = entry(kind="mlflow", uri="models:/teacher/1", preprocessing=PLAIN)
+    given = read_given(setting, IMAGES, name=NAME, fetched=fetched)
+    matrix = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
+    expected = PIXELS.flatten(1).numpy() / 255 @ matrix[:, [2, 1, 0]]
+    np.testing.assert_allclose(logits_of(given), expected, rtol=1e-3, atol=1e-4)
+    assert given.facts["given"]["uri"] == "models:/teacher/1"
 
-    example = (torch.zeros(2, 1, 8, 8, dtype=torch.uint8),)
-    shapes = ({0: torch.export.Dim.AUTO},)
-    torch.export.save(
-        torch.export.export(Head(), example, dynamic_shapes=shapes), tmp_path / "model.pt2"
-    )
-    fetched = {
-        "format": "exported_program",
-        "file": str(tmp_path / "model.pt2"),
-        "class_names": ["high", "middle", "low"],
-    }
-    setting = {**entry(kind="mlflow", uri="models:/teacher/1"), "model": fetched}
-    given = read_given(setting, IMAGES, name=NAME)
-    expected = PIXELS.float().flatten(1)[:, [2, 1, 0]] / 10
-    torch.testing.assert_close(logits_of(given), expected)
+
+def test_a_checkpoint_fetched_from_mlflow_keeps_its_facts(tmp_path: Path) -> None:
+    trained = own_checkpoint()
+    write_checkpoint(trained, tmp_path / "own")
+    fetched = FetchedModel(tmp_path / "own", "checkpoint", trained.class_names)
+    setting = entry(kind="mlflow", uri="models:/teacher/1")
+    given = read_given(setting, IMAGES, name=NAME, fetched=fetched)
+    assert torch.equal(logits_of(given), logits_of(trained)[:, [1, 2, 0]])
+    assert given.facts["images"] == "1f"
+    setting = entry(kind="mlflow", uri="models:/teacher/1", preprocessing=PLAIN)
+    with pytest.raises(ParameterError, match=r"given\[0\]\.preprocessing` must be left out"):
+        read_given(setting, IMAGES, name=NAME, fetched=fetched)
 
 
 def test_a_library_that_knows_several_names_is_matched_by_the_one_that_fits() -> None:
@@ -358,3 +363,24 @@ def test_a_teacher_whose_code_has_changed_is_another_one(module: Write, tmp_path
     assert again.fingerprint != given.fingerprint
     with pytest.raises(CheckpointError, match="the code of module:users_nets:Net has changed"):
         build_classifier(read_checkpoint(tmp_path / "kept"))
+
+
+def test_the_code_of_a_class_is_where_it_is_written(
+    module: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not where it is imported from."""
+    (tmp_path / "users_shop.py").write_text("from users_nets import Net")
+    monkeypatch.delitem(sys.modules, "users_shop", raising=False)
+    given = read_given(module(import_path="users_shop:Net"), IMAGES, name=NAME)
+    assert given.code == read_given(module(), IMAGES, name=NAME).code
+
+
+def test_a_kept_teacher_whose_code_is_missing_is_refused_by_its_import_path(
+    module: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = read_given(module(), IMAGES, name=NAME)
+    (tmp_path / "users_nets.py").unlink()
+    monkeypatch.delitem(sys.modules, "users_nets")
+    importlib.invalidate_caches()
+    with pytest.raises(ParameterError, match=r"`import_path` must .*No module named 'users_nets'"):
+        build_classifier(given)

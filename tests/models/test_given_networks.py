@@ -1,18 +1,19 @@
 """Torchvision's and timm's models: what the weights declare is what is used."""
 
-import builtins
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import save_file
 
 from kd_pipeline.errors import CheckpointError, ParameterError
 from kd_pipeline.models.checkpoint import ModelCheckpoint, build_classifier
 from kd_pipeline.models.given import ImagesAtHand, read_given
-from kd_pipeline.training.block_settings import TeacherParams
+from kd_pipeline.models.settings import Given
 
 PIXELS = torch.randint(
     0, 256, (3, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
@@ -23,10 +24,9 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TIMM_MODEL = "resnet10t"
 
 
-def entry(**settings: Any) -> dict[str, Any]:
-    params = TeacherParams.model_validate({"given": [settings]})
-    dumped: dict[str, Any] = params.model_dump(mode="json")["given"][0]
-    return dumped
+def entry(**settings: Any) -> Any:
+    """As in YAML, validated."""
+    return TypeAdapter(Given).validate_python(settings)
 
 
 def images_of(class_names: tuple[str, ...]) -> ImagesAtHand:
@@ -75,7 +75,7 @@ def test_a_torchvision_file_with_declared_preprocessing(
 def test_torchvision_weights_by_name_declare_classes_before_the_download(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The real look-up; only the download is replaced."""
+    """The real enum; only the download is replaced."""
     import torchvision
 
     enum = torchvision.models.get_model_weights("squeezenet1_1")
@@ -89,12 +89,15 @@ def test_torchvision_weights_by_name_declare_classes_before_the_download(
         CheckpointError, match="1000 classes where the images have 3; only in the teacher: "
     ):
         read_given(setting, IMAGES, name=NAME)
-    trusting = {**setting, "class_names": "images"}
-    with pytest.raises(CheckpointError, match=r"could not be downloaded .* name it under"):
+    trusting = setting.model_copy(update={"class_names": "images"})
+    with pytest.raises(CheckpointError, match=r"could not be downloaded .* name the file under"):
         read_given(trusting, IMAGES, name=NAME)
     state = torchvision.models.get_model("squeezenet1_1").state_dict()
     monkeypatch.setattr(enum, "get_state_dict", lambda *a, **k: state)
-    with pytest.raises(CheckpointError, match=r"do not fit its network: (?s:.*)size mismatch"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"given\[0\]` cannot be built: .* do not fit squeezenet1_1 (?s:.*)size mismatch",
+    ):
         read_given(trusting, IMAGES, name=NAME)
     names = tuple(f"class {i}" for i in range(1000))
     given = read_given(trusting, images_of(names), name=NAME)
@@ -108,6 +111,23 @@ def test_unknown_names_are_refused_with_those_nearest() -> None:
             read_given(setting, IMAGES, name=NAME)
     setting = entry(kind="timm", name="resnet18", weights="best", class_names="images")
     with pytest.raises(ParameterError, match=r"weights of resnet18, got 'best'; legal: .*a1_in1k"):
+        read_given(setting, IMAGES, name=NAME)
+    setting = entry(kind="timm", name="resnet18.best", weights=True, class_names="images")
+    with pytest.raises(ParameterError, match=r"weights of resnet18, got 'best'; legal: .*a1_in1k"):
+        read_given(setting, IMAGES, name=NAME)
+
+
+def test_arguments_are_named_as_in_their_entry(squeezenet: torch.nn.Module, tmp_path: Path) -> None:
+    save_file(squeezenet.state_dict(), tmp_path / "net.safetensors")
+    setting = entry(
+        kind="torchvision",
+        name="squeezenet1_1",
+        file=str(tmp_path / "net.safetensors"),
+        class_names="images",
+        preprocessing="declared",
+        arguments={"colour": 1},
+    )
+    with pytest.raises(ParameterError, match=r"`teacher\.given\[0\]\.arguments` must suit"):
         read_given(setting, IMAGES, name=NAME)
 
 
@@ -175,14 +195,7 @@ def test_a_head_that_timm_would_start_afresh_is_refused() -> None:
 
 
 def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def absent(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "timm":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", absent)
+    monkeypatch.setitem(sys.modules, "timm", None)
     setting = entry(kind="timm", name=TIMM_MODEL, weights=True)
     message = r"`teacher\.given\[0\]\.kind` must have timm .*pip install 'kd_pipeline\[timm\]'"
     with pytest.raises(ParameterError, match=message):

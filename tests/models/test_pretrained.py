@@ -15,12 +15,12 @@ from kd_pipeline.errors import CheckpointError, ParameterError
 from kd_pipeline.models.architectures import build_network
 from kd_pipeline.models.pretrained import (
     adopt_weights,
-    declared_normalisation,
     freeze_all_but_last,
-    head_parameters,
+    layers_with_weights,
     load_weights,
     read_state,
 )
+from kd_pipeline.models.settings import Pretrained
 
 
 def network(classes: int = 3, name: str = "small_cnn", channels: int = 1) -> nn.Module:
@@ -38,9 +38,9 @@ def test_a_local_file_gives_all_but_the_head(tmp_path: Path, suffix: str) -> Non
         torch.save({"state_dict": given.state_dict()}, path)
     mine = network(classes=3)
     before = {k: v.clone() for k, v in mine.state_dict().items()}
-    weights = load_weights("small_cnn", file=str(path))
+    weights = load_weights("small_cnn", Pretrained(file=str(path)))
     fresh = adopt_weights(mine, weights.state, same_classes=False)
-    assert fresh == head_parameters(mine)
+    assert fresh == layers_with_weights(mine)[-1] == ["9.weight", "9.bias"]
     for name, value in mine.state_dict().items():
         assert torch.equal(value, (before if name in fresh else given.state_dict())[name])
 
@@ -78,7 +78,7 @@ def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path: Path) -> None:
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(RunsCode(witness), 2))
     for file in ("bad.pth", "plain.pth"):
         with pytest.raises(CheckpointError, match="cannot be read without running code"):
-            read_state(tmp_path / file, name="teacher.given[0].file")
+            read_state(tmp_path / file)
     assert not witness.exists()
     # The bait works: a careless reader would have made the file.
     pickle.loads((tmp_path / "plain.pth").read_bytes())
@@ -89,18 +89,20 @@ def test_a_body_that_does_not_fit_is_refused() -> None:
     given = network().state_dict()
     given["0.weight"] = torch.zeros(5, 1, 3, 3)
     del given["1.bias"]
-    with pytest.raises(CheckpointError, match=r"1 missing \['1.bias'\].* 1 of another shape"):
+    with pytest.raises(
+        CheckpointError, match=r"Missing .*1\.bias(?s:.*)size mismatch for 0\.weight"
+    ):
         adopt_weights(network(), given, same_classes=True)
 
 
 def test_torchvision_weights_by_enum_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real look-up; only the download is replaced, by a state dict made here."""
+    """The real enum; only the download is replaced, by a state dict made here."""
     import torchvision
 
     enum = torchvision.models.get_model_weights("squeezenet1_1")
     state = torchvision.models.get_model("squeezenet1_1", weights=None).state_dict()
     monkeypatch.setattr(enum, "get_state_dict", lambda *a, **k: state)
-    weights = load_weights("squeezenet1_1", weights="IMAGENET1K_V1")
+    weights = load_weights("squeezenet1_1", Pretrained(weights="IMAGENET1K_V1"))
     assert weights.class_names is not None
     assert weights.class_names[0] == "tench"
     assert weights.normalisation == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -110,18 +112,23 @@ def test_torchvision_weights_by_enum_name(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_unknown_weights_and_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ParameterError, match="weights of resnet50, got 'V9'; legal: IMAGENET1K_V1"):
-        load_weights("resnet50", weights="V9")
+    message = (
+        "`teacher.pretrained.weights` must be weights of resnet50, got 'V9'; legal: IMAGENET1K_V1"
+    )
+    with pytest.raises(ParameterError, match=message):
+        load_weights("resnet50", Pretrained(weights="V9"))
+    with pytest.raises(ParameterError, match="null for small_cnn, which torchvision has no"):
+        load_weights("small_cnn", Pretrained(weights="DEFAULT"))
     with pytest.raises(
         ParameterError, match=r"`teacher\.pretrained\.file` must be an existing file"
     ):
-        load_weights("resnet50", file=str(tmp_path / "none.pth"))
+        load_weights("resnet50", Pretrained(file=str(tmp_path / "none.pth")))
 
 
 def test_a_pickle_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
     torch.save({"state_dict": SimpleNamespace(a=1)}, tmp_path / "bad.pth")
     with pytest.raises(CheckpointError, match="cannot be read without running code"):
-        load_weights("resnet18", file=str(tmp_path / "bad.pth"))
+        load_weights("resnet18", Pretrained(file=str(tmp_path / "bad.pth")))
 
 
 def test_only_the_last_layers_train() -> None:
@@ -133,6 +140,10 @@ def test_only_the_last_layers_train() -> None:
         freeze_all_but_last(model, 99)
 
 
-def test_architectures_declare_their_normalisation_without_a_download() -> None:
-    assert declared_normalisation("resnet18") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert declared_normalisation("small_cnn") is None
+def test_a_file_is_normalised_as_its_architecture_usually_is(tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(1)}, tmp_path / "net.safetensors")
+    pretrained = Pretrained(file=str(tmp_path / "net.safetensors"))
+    imagenet = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    assert load_weights("resnet18", pretrained).normalisation == imagenet
+    assert load_weights("small_cnn", pretrained).normalisation is None
+    assert load_weights("resnet18", pretrained).class_names is None

@@ -20,7 +20,7 @@ NEIGHBOUR = "part-t001-v00000-s00000.parquet"
 
 
 def problem(folder: Path) -> str:
-    """What is said of a store by opening it and reading all of it."""
+    """The message on opening a store and reading all of it."""
     with pytest.raises(StaleArtefactError) as caught:
         check_store(read_soft_targets(folder))
     message = str(caught.value)
@@ -135,7 +135,7 @@ def test_a_manifest_of_another_run_is_named_as_such(
 def test_a_manifest_of_another_run_of_the_same_teacher_is_found(
     store: SoftTargets, tmp_path: Path, write_store: Write
 ) -> None:
-    """All it says of the run is right: only the parts' checksums are of other logits."""
+    """All that it states of the run is right: only the parts' checksums are of other logits."""
     other = write_store(tmp_path / "other", seed=1)
     shutil.copy(other.folder / "manifest.json", store.folder / "manifest.json")
     with pytest.raises(StaleArtefactError) as caught:
@@ -145,7 +145,7 @@ def test_a_manifest_of_another_run_of_the_same_teacher_is_found(
 
 
 def test_a_manifest_changed_by_hand_is_found_by_the_parts(store: SoftTargets) -> None:
-    """Even one whose own checksum was made anew: the parts know better."""
+    """Even one whose own checksum was made anew: each part holds the head that it was made with."""
     path = store.folder / "manifest.json"
     data = json.loads(path.read_text())
     del data["sha256"]

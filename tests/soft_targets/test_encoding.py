@@ -1,12 +1,16 @@
 """Dense and top-k rows: the tail in closed form, and what float16 cannot hold."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from kd_pipeline.errors import DataError
-from kd_pipeline.soft_targets.encoding import EncodedLogits, Encoding, encode_logits
+from kd_pipeline.errors import DataError, ParameterError
+from kd_pipeline.soft_targets.encoding import Encoding, encode_logits
+from kd_pipeline.teacher_logits import TeacherLogits
 
 
 def softmax(values: np.ndarray) -> np.ndarray:
@@ -14,7 +18,7 @@ def softmax(values: np.ndarray) -> np.ndarray:
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
 
-def encode(logits: np.ndarray, encoding: Encoding) -> EncodedLogits:
+def encode(logits: np.ndarray, encoding: Encoding) -> TeacherLogits[NDArray[Any]]:
     ids = np.arange(100, 100 + len(logits))
     return encode_logits(logits.astype(np.float32), encoding, member=2, view=5, example_ids=ids)
 
@@ -69,7 +73,7 @@ def test_equal_logits_give_k_classes_all_the_same() -> None:
 @pytest.mark.parametrize("encoding", [Encoding(), Encoding(1, 4.0)])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 65_536.0, -70_000.0])
 def test_what_float16_cannot_hold_is_refused_by_name(value: float, encoding: Encoding) -> None:
-    """As infinity it would make a loss NaN, without a word, long after the teacher is gone."""
+    """As infinity it would make a loss NaN long after the teacher is gone."""
     logits = np.zeros((4, 3))
     logits[2, 1] = value
     message = rf"within ±65504.*got {value}.* for class 1 of example 102 in view 5 by teacher 2"
@@ -103,3 +107,8 @@ def test_the_last_class_of_the_most_classes_keeps_its_id() -> None:
     made = encode(logits, encoding)
     assert made.class_ids is not None
     assert made.class_ids.tolist() == [[65_534]]
+
+
+def test_as_many_classes_as_are_kept_are_refused() -> None:
+    with pytest.raises(ParameterError, match=r"top_k` must .* below the number of classes, 4, got"):
+        Encoding(top_k=4, temperature=2.0).check(4)

@@ -1,10 +1,11 @@
-"""Gathering: the right rows in the order asked, mixed when read, in memory or beside it."""
+"""Gathering: the right rows in the order asked, averaged when read, in memory or beside it."""
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kd_pipeline.errors import DataError, ParameterError, StaleArtefactError
+from kd_pipeline.errors import DataError, ParameterError
 from kd_pipeline.soft_targets.encoding import Encoding
-from kd_pipeline.soft_targets.ensemble import Mixing, mix_logits
-from kd_pipeline.soft_targets.gathering import GatheredTargets, gather_targets
-from kd_pipeline.soft_targets.parts import PartRows
+from kd_pipeline.soft_targets.ensemble import average_logits
+from kd_pipeline.soft_targets.gathering import gather_targets
+from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.soft_targets.store import SoftTargets, write_soft_targets
+from kd_pipeline.teacher_logits import TeacherLogits
 
 IDS = np.array([3, 10, 77, 2**40, 2**62], dtype=np.int64)
 PLENTY = 2**30
@@ -27,14 +29,14 @@ def gather(
     soft_targets: SoftTargets,
     ids: NDArray[np.int64] = IDS,
     *,
-    mixing: Mixing | None = None,
+    average: SoftTargetsParams | None = None,
     temperature: float | None = 2.0,
     budget: int = PLENTY,
-) -> GatheredTargets:
+) -> TeacherLogits[NDArray[Any]]:
     return gather_targets(
         soft_targets,
         ids,
-        mixing=mixing or Mixing(),
+        average or SoftTargetsParams(),
         temperature=temperature,
         memory_budget_bytes=budget,
     )
@@ -64,25 +66,26 @@ def top_k(kept: SoftTargets, logits: NDArray[np.float32]) -> SoftTargets:
 def test_rows_are_found_by_example_and_view_whatever_the_order(
     kept: SoftTargets, logits: NDArray[np.float32], positions: list[int], budget: int
 ) -> None:
-    found = gather(kept, IDS[positions], mixing=Mixing(weights=(0.0, 1.0)), budget=budget)
+    found = gather(
+        kept, IDS[positions], average=SoftTargetsParams(member_weights=(0.0, 1.0)), budget=budget
+    )
     np.testing.assert_array_equal(found.logits, logits[1][:, positions].astype(np.float16))
-    assert found.num_classes == 4
     assert found.class_ids is found.tail_logits is None
 
 
 @pytest.mark.parametrize("kind", ["geometric", "arithmetic"])
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_members_are_mixed_as_they_are_read(
-    kept: SoftTargets, logits: NDArray[np.float32], kind: str, temperature: float
+def test_members_are_averaged_as_they_are_read(
+    kept: SoftTargets, logits: NDArray[np.float32], kind: Any, temperature: float
 ) -> None:
-    mixing = Mixing(kind, (1.0, 3.0))  # type: ignore[arg-type]
+    average = SoftTargetsParams(ensemble_average=kind, member_weights=(1.0, 3.0))
     before = {path: path.read_bytes() for path in kept.folder.iterdir()}
-    found = gather(kept, mixing=mixing, temperature=temperature)
-    # Nothing is written and no teacher is at hand: mixing anew costs no forward pass.
+    found = gather(kept, average=average, temperature=temperature)
+    # Nothing is written and no teacher is at hand: another average costs no forward pass.
     assert {path: path.read_bytes() for path in kept.folder.iterdir()} == before
     cached = logits.astype(np.float16).astype(np.float32)
     for view in range(2):
-        expected = mix_logits(cached[:, view], mixing=mixing, temperature=temperature)
+        expected = average_logits(cached[:, view], average, temperature=temperature)
         np.testing.assert_allclose(found.logits[view], expected, rtol=2e-3, atol=1e-3)
 
 
@@ -104,12 +107,13 @@ def test_a_top_k_store_gives_classes_and_tails(
     assert found.class_ids is not None
     assert found.tail_logits is not None
     assert found.class_ids.dtype == np.uint16
-    class_ids = np.concatenate([p.class_ids for p in parts if p.class_ids is not None])
-    tails = np.concatenate([p.tail_logits for p in parts if p.tail_logits is not None])
+    class_ids = np.concatenate([p.rows.class_ids for p in parts if p.rows.class_ids is not None])
+    tails = np.concatenate([p.rows.tail_logits for p in parts if p.rows.tail_logits is not None])
     np.testing.assert_array_equal(found.class_ids[1], class_ids[::-1])
     np.testing.assert_array_equal(found.tail_logits[1], tails[::-1])
-    np.testing.assert_array_equal(found.logits[1], np.concatenate([p.logits for p in parts])[::-1])
-    assert found.num_classes == 4
+    np.testing.assert_array_equal(
+        found.logits[1], np.concatenate([p.rows.logits for p in parts])[::-1]
+    )
 
 
 def test_a_top_k_store_read_at_another_temperature_is_refused(top_k: SoftTargets) -> None:
@@ -117,7 +121,7 @@ def test_a_top_k_store_read_at_another_temperature_is_refused(top_k: SoftTargets
         gather(top_k)
 
 
-def test_mixing_several_members_of_a_top_k_store_is_refused(
+def test_averaging_several_members_of_a_top_k_store_is_refused(
     kept: SoftTargets, logits: NDArray[np.float32], tmp_path: Path
 ) -> None:
     made = write_soft_targets(
@@ -133,7 +137,7 @@ def test_mixing_several_members_of_a_top_k_store_is_refused(
 
 def test_weights_of_another_teacher_are_refused(kept: SoftTargets) -> None:
     with pytest.raises(ParameterError, match=r"member_weights` must have one weight .* 2 members"):
-        gather(kept, mixing=Mixing(weights=(1.0, 1.0, 1.0)))
+        gather(kept, average=SoftTargetsParams(member_weights=(1.0, 1.0, 1.0)))
 
 
 def test_an_example_without_soft_targets_is_named(kept: SoftTargets) -> None:
@@ -149,7 +153,7 @@ import pyarrow as pa
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.gathering import gather_targets
 from kd_pipeline.soft_targets.manifest import Part, Provenance
-from kd_pipeline.soft_targets.ensemble import Mixing
+from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.soft_targets.parts_folder import PartsFolder
 from kd_pipeline.soft_targets.store import plan_store
 
@@ -182,7 +186,7 @@ def label(part, ids):
 writing, store = peak_anonymous_kib(lambda: PartsFolder(folder).fill(manifest, ids, label))
 def gather():
     return gather_targets(
-        store, ids, mixing=Mixing(), temperature=1.0, memory_budget_bytes=2**20
+        store, ids, SoftTargetsParams(), temperature=1.0, memory_budget_bytes=2**20
     )
 gathering, _ = peak_anonymous_kib(gather)
 print(writing, gathering)
@@ -216,18 +220,3 @@ def test_every_part_is_read_exactly_once(
     monkeypatch.setattr(Path, "read_bytes", counted)
     gather(SoftTargets(kept.folder, kept.manifest))
     assert sorted(read) == sorted(part.file for part in kept.manifest.parts)
-
-
-def test_a_view_of_other_examples_is_refused(
-    kept: SoftTargets, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = SoftTargets.parts
-
-    def swapped(self: SoftTargets, **place: int) -> Iterator[PartRows]:
-        for part in real(self, **place):
-            is_other = (part.member, part.view) == (1, 1)
-            yield replace(part, example_ids=part.example_ids + 1) if is_other else part
-
-    monkeypatch.setattr(SoftTargets, "parts", swapped)
-    with pytest.raises(StaleArtefactError, match="member 1, view 1, shard 0 holds other examples"):
-        gather(kept)

@@ -14,7 +14,6 @@ import pytest
 from numpy.typing import NDArray
 
 from kd_pipeline import atomic
-from kd_pipeline.datasets.soft_targets import SoftTargetsDataset
 from kd_pipeline.errors import DataError
 from kd_pipeline.soft_targets import parts_folder
 from kd_pipeline.soft_targets.encoding import Encoding
@@ -47,7 +46,7 @@ class Labelling:
         manifest = replace(self.manifest, **changes)
         self.labelled.clear()
         store = PartsFolder(self.staging, self.target).fill(manifest, IDS, self.logits_of)
-        SoftTargetsDataset(filepath=str(self.target)).save(store)
+        assert store.folder == self.target
         made = read_soft_targets(self.target)
         check_store(made)
         return made
@@ -117,14 +116,14 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> 
 def test_interrupted_at_any_step_it_ends_with_the_same_bytes(
     labelling: Labelling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between writing, syncing, renaming, noting, the manifest and both renames of the swap."""
+    """Between writing, syncing, renaming, the manifest and both renames of the swap."""
     with monkeypatch.context() as patch:
         steps = count_calls(patch)
         labelling.run()
     expected = labelling.digests()
-    assert len(steps) > 100
+    assert len(steps) > 60
     # Here and there among the parts, which are all alike; at every step of the end.
-    for stop_at in [*range(0, len(steps) - 12, 7), *range(len(steps) - 12, len(steps))]:
+    for stop_at in [*range(0, len(steps) - 12, 5), *range(len(steps) - 12, len(steps))]:
         atomic.shutil.rmtree(labelling.staging.parent.parent)
         with monkeypatch.context() as patch:
             count_calls(patch, stop_at)
@@ -228,7 +227,7 @@ def test_nothing_of_another_store_is_reused(
         )
     assert "discarded 12 unfinished parts of another cache" in caplog.text
     assert len(labelling.labelled) == 12 + len(made.manifest.parts)
-    assert {path.name for path in labelling.staging.iterdir()} == {
+    assert {path.name for path in labelling.target.iterdir()} == {
         "manifest.json",
         *(part.file for part in made.manifest.parts),
     }
@@ -297,14 +296,3 @@ def test_a_second_run_at_once_is_refused_and_a_killed_one_is_not_waited_for(
             other.kill()
     labelling.run()
     assert len(labelling.labelled) == 12
-
-
-def test_the_folder_is_held_until_the_store_is_moved(labelling: Labelling) -> None:
-    filled = PartsFolder(labelling.staging, labelling.target).fill(
-        labelling.manifest, IDS, labelling.logits_of
-    )
-    lock = labelling.staging.parent / ".store.lock"
-    with pytest.raises(BlockingIOError):
-        atomic.Lock(lock)
-    SoftTargetsDataset(filepath=str(labelling.target)).save(filled)
-    atomic.Lock(lock).release()

@@ -1,8 +1,6 @@
 """The store: what is written is what is read, in any reader, with the same bytes every time."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 from kd_pipeline.errors import DataError, ParameterError, StaleArtefactError
 from kd_pipeline.soft_targets import store as store_module
 from kd_pipeline.soft_targets.encoding import Encoding
-from kd_pipeline.soft_targets.manifest import FORMAT, Manifest, Part, Provenance
+from kd_pipeline.soft_targets.manifest import FORMAT, Manifest, Provenance
 from kd_pipeline.soft_targets.store import (
     PART_MIB,
     SoftTargets,
@@ -44,7 +42,7 @@ def test_a_round_trip_keeps_every_value(store: SoftTargets, logits: NDArray[np.f
             assert [len(part.example_ids) for part in parts] == [2, 2, 1]
             assert {(part.member, part.view) for part in parts} == {(member, view)}
             np.testing.assert_array_equal(np.concatenate([p.example_ids for p in parts]), IDS)
-            stored = np.concatenate([p.logits for p in parts])
+            stored = np.concatenate([p.rows.logits for p in parts])
             assert stored.dtype == np.float16
             np.testing.assert_array_equal(stored, logits[member, view].astype(np.float16))
 
@@ -68,12 +66,12 @@ def test_top_k_keeps_the_largest_logits_and_their_classes(
         encoding=Encoding(top_k=2, temperature=4.0),
     )
     part = next(read_soft_targets(made.folder).parts(member=1, view=0))
-    assert part.class_ids is not None
-    assert part.class_ids.dtype == np.uint16
+    assert part.rows.class_ids is not None
+    assert part.rows.class_ids.dtype == np.uint16
     best = np.sort(np.argsort(-logits[1, 0], axis=1)[:, :2], axis=1)
-    np.testing.assert_array_equal(part.class_ids, best)
+    np.testing.assert_array_equal(part.rows.class_ids, best)
     expected = np.take_along_axis(logits[1, 0], best, axis=1).astype(np.float16)
-    np.testing.assert_array_equal(part.logits, expected)
+    np.testing.assert_array_equal(part.rows.logits, expected)
 
 
 @pytest.mark.parametrize("top_k", [None, 2])
@@ -113,7 +111,7 @@ def test_duckdb_and_polars_read_the_same_rows(
     made = write_soft_targets(
         tmp_path / "s", rows, IDS, provenance=store.manifest.provenance, encoding=encoding
     )
-    expected = np.concatenate([part.logits for part in made.parts()]).tolist()
+    expected = np.concatenate([part.rows.logits for part in made.parts()]).tolist()
     files = str(made.folder / "*.parquet")
     query = f"SELECT * FROM '{files}' ORDER BY teacher, view, example_id"
     with duckdb.connect() as connection:
@@ -122,7 +120,7 @@ def test_duckdb_and_polars_read_the_same_rows(
     frame = pl.read_parquet(files)
     assert frame["logits"].to_list() == expected
     if encoding.top_k is not None:
-        class_ids = [p.class_ids for p in made.parts() if p.class_ids is not None]
+        class_ids = [p.rows.class_ids for p in made.parts() if p.rows.class_ids is not None]
         assert table["class_ids"].to_pylist() == np.concatenate(class_ids).tolist()
         assert frame["class_ids"].to_list() == np.concatenate(class_ids).tolist()
 
@@ -191,28 +189,35 @@ def test_ids_that_do_not_ascend_are_refused(ids: list[int], store: SoftTargets) 
         )
 
 
+def test_an_encoding_that_cannot_hold_the_classes_is_refused(
+    tmp_path: Path, store: SoftTargets
+) -> None:
+    provenance, encoding = store.manifest.provenance, Encoding(top_k=4, temperature=2.0)
+    with pytest.raises(ParameterError, match=r"`soft_target_caching\.top_k` must"):
+        write_soft_targets(tmp_path / "bad", [], IDS, provenance=provenance, encoding=encoding)
+    assert not (tmp_path / "bad").exists()
+
+
 @pytest.mark.parametrize(
-    ("encoding", "name"),
+    ("changes", "what"),
     [
-        (Encoding(top_k=2), "temperature"),
-        (Encoding(temperature=2.0), "temperature"),
-        (Encoding(top_k=2, temperature=0.0), "temperature"),
-        (Encoding(top_k=4, temperature=2.0), "top_k"),
-        (Encoding(top_k=0, temperature=2.0), "top_k"),
+        ({"teacher": ["t0", "t9"]}, "teacher (artefact ['t0', 't1'], this run ['t0', 't9'])"),
+        ({"images": "j"}, "images (artefact i, this run j)"),
+        ({"view_policy": {"seed": 0, "transforms": []}}, "view policy"),
+        ({"num_views": 3, "splits": "z"}, "splits (artefact s, this run z) and number of views"),
     ],
 )
-def test_an_encoding_that_cannot_be_read_back_is_refused(
-    tmp_path: Path, store: SoftTargets, encoding: Encoding, name: str
+def test_a_cache_of_something_else_is_refused_with_what_differs(
+    store: SoftTargets, changes: dict[str, Any], what: str
 ) -> None:
-    with pytest.raises(ParameterError, match=rf"`soft_target_caching\.{name}` must"):
-        write_soft_targets(
-            tmp_path / "bad",
-            [],
-            IDS,
-            provenance=store.manifest.provenance,
-            encoding=encoding,
-        )
-    assert not (tmp_path / "bad").exists()
+    facts = store.manifest.provenance.facts()
+    store.check(facts)
+    with pytest.raises(StaleArtefactError) as caught:
+        store.check(facts | changes)
+    assert f"`soft_targets` do not match this run's {what}" in str(caught.value)
+    assert "kedro run --pipelines=soft_target_caching" in str(caught.value)
+    with pytest.raises(StaleArtefactError, match=r"`assistant\.soft_targets` do not match"):
+        store.check(facts | changes, name="assistant.soft_targets")
 
 
 def test_reading_of_facts_and_manifest_costs_no_part(
@@ -235,25 +240,15 @@ def test_bytes_per_row_stay_within_the_best_caches(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in made.folder.iterdir()) / count < 22
 
 
-def test_a_part_is_found_by_its_place_without_a_search(store: SoftTargets) -> None:
-    """Gathering asks once for every part: a search through all would be quadratic."""
+def test_a_part_is_found_by_its_place(store: SoftTargets) -> None:
     everything = [(part.member, part.view) for part in store.parts()]
     assert everything == sorted(everything)
     assert len(everything) == 12
-
-    class Once(tuple[Part, ...]):
-        looked = 0
-
-        def __iter__(self) -> Iterator[Part]:
-            Once.looked += 1
-            return super().__iter__()
-
-    counting = replace(store, manifest=replace(store.manifest, parts=Once(store.manifest.parts)))
     for place in product(range(2), range(2), range(3)):
         member, view, shard = place
-        (found,) = counting.parts(member=member, view=view, shard=shard)
+        (found,) = store.parts(member=member, view=view, shard=shard)
         assert (found.member, found.view) == place[:2]
-    assert Once.looked == 1
+        np.testing.assert_array_equal(found.example_ids, IDS[2 * shard : 2 * shard + 2])
     assert list(store.parts(member=2)) == []
 
 

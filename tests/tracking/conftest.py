@@ -1,4 +1,4 @@
-"""One database for all tests of the room: making it takes seconds; each test has an experiment."""
+"""One database for all tests: making it takes seconds; each test has an experiment of its own."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +9,7 @@ import pytest
 from kd_pipeline.tracking.journal import Journal
 from kd_pipeline.tracking.runs import RunBook
 from kd_pipeline.tracking.sender import Sender
+from kd_pipeline.tracking.settings import MLflowParams
 from kd_pipeline.tracking.store import Store, locate_store
 from kd_pipeline.tracking.unsent import Unsent
 
@@ -25,7 +26,7 @@ def no_tracking_uri(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def store(tracked_project: Path, request: pytest.FixtureRequest) -> Store:
-    return locate_store(tracked_project, experiment=request.node.nodeid)
+    return locate_store(tracked_project, MLflowParams(experiment=request.node.nodeid))
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def begin_book(store: Store, tmp_path: Path) -> Iterator[Callable[..., RunBook]]
     def begin(group: str, *, to: Store = store) -> RunBook:
         journal = Journal(Sender(to), Unsent(tmp_path / f"unsent-{group}.jsonl", to))
         journals.append(journal)
-        return RunBook(journal, group=group, tags={"kd.pipeline": "distill"})
+        return RunBook(journal, {"kd.pipeline": "distill", "kd.group": group})
 
     yield begin
     for journal in journals:

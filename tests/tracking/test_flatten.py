@@ -47,13 +47,13 @@ def test_only_finite_numbers_are_drawn() -> None:
     assert finite_numbers(values) == {"a": 0.5, "b": 2.0}
 
 
-def test_gains_of_the_distilled_arm_have_the_plain_names() -> None:
+def test_gains_of_the_distilled_student_have_the_plain_names() -> None:
     def gain(mean: float) -> dict[str, object]:
         accuracy = {"mean": mean, "ci95": [mean - 0.01, mean + 0.02], "p_value": 0.25}
         return {"accuracy": accuracy, "nll": {"mean": -mean}, "gap_recovered": None}
 
     gains = {"student_kd": gain(0.5) | {"gap_recovered": 0.75}, "student_smoothed": gain(0.25)}
-    assert gain_metrics(gains) == {
+    assert gain_metrics({"gains": gains, "distilled": "student_kd"}) == {
         "gain/accuracy": 0.5,
         "gain/accuracy_ci_low": 0.49,
         "gain/accuracy_ci_high": 0.52,

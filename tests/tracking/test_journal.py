@@ -8,16 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kd_pipeline.tracking.journal import Journal, run_ids_of
-from kd_pipeline.tracking.operations import (
-    CloseRun,
-    LogMetrics,
-    LogParams,
-    OpenRun,
-    Operation,
-    Point,
-    SetTags,
-)
+from kd_pipeline.tracking.journal import Journal
+from kd_pipeline.tracking.operations import Operation, Point
 from kd_pipeline.tracking.sender import Sender
 from kd_pipeline.tracking.store import Store
 from kd_pipeline.tracking.unsent import Unsent
@@ -26,20 +18,20 @@ STORE = Store("http://127.0.0.1:9", "e", None)
 
 
 class FakeSender(Sender):
-    """Takes note of what it is sent; fails where told."""
+    """Keeps what it is sent; fails where asked."""
 
     def __init__(self) -> None:
         super().__init__(STORE)
         self.sent: list[Operation] = []
-        self.refused: type[Operation] | None = None
+        self.refused = ""
         self.is_away = False
         self.num_tries = 0
 
     def send(self, operation: Operation) -> None:
         self.num_tries += 1
-        if self.is_away or (self.refused and isinstance(operation, self.refused)):
-            raise ConnectionError("nobody there\nat all")
-        if isinstance(operation, OpenRun):
+        if self.is_away or operation.kind == self.refused:
+            raise ConnectionError("no answer\nat all")
+        if operation.kind == "OpenRun":
             self.run_ids[operation.run] = f"id of {operation.run}"
         self.sent.append(operation)
 
@@ -64,12 +56,25 @@ def journal(fake: FakeSender, unsent: Unsent) -> Iterator[Journal]:
     journal.close()
 
 
-def epoch(step: int) -> LogMetrics:
-    return LogMetrics("a", (Point("train/loss", 1.0, step, step),))
+def open_run(journal: Journal) -> None:
+    journal.put(Sender.open_run, "a", tags={}, time_ms=1)
+
+
+def log_epoch(journal: Journal, step: int) -> None:
+    journal.put(Sender.log_metrics, "a", points=[Point("train/loss", 1.0, step, step)])
+
+
+def close_run(journal: Journal) -> None:
+    journal.put(Sender.close_run, "a", status="FAILED", time_ms=2)
+
+
+def steps(fake: FakeSender) -> list[int]:
+    """Of the points that were sent, in their order."""
+    return [p.step for sent in fake.sent for p in sent.values.get("points", ())]
 
 
 def test_nothing_happens_before_the_start(journal: Journal, fake: FakeSender) -> None:
-    journal.put(OpenRun("a", {}))
+    open_run(journal)
     time.sleep(0.05)
     assert fake.num_tries == 0
     journal.wait()
@@ -77,19 +82,16 @@ def test_nothing_happens_before_the_start(journal: Journal, fake: FakeSender) ->
 
 
 def test_order_is_kept_and_points_come_before_the_end(journal: Journal, fake: FakeSender) -> None:
-    operations = [OpenRun("a", {}), LogParams("a", {}), epoch(1), epoch(2), CloseRun("a", "FAILED")]
-    for operation in operations:
-        journal.put(operation)
+    open_run(journal)
+    journal.put(Sender.log_params, "a", params={})
+    log_epoch(journal, 1)
+    log_epoch(journal, 2)
+    close_run(journal)
     journal.wait()
-    assert [type(sent) for sent in fake.sent if not isinstance(sent, LogMetrics)] == [
-        OpenRun,
-        LogParams,
-        CloseRun,
-    ]
-    points = [
-        p.step for sent in fake.sent[:-1] if isinstance(sent, LogMetrics) for p in sent.points
-    ]
-    assert points == [1, 2]
+    kinds = [sent.kind for sent in fake.sent]
+    assert [kind for kind in kinds if kind != "LogMetrics"] == ["OpenRun", "LogParams", "CloseRun"]
+    assert kinds[-1] == "CloseRun"
+    assert steps(fake) == [1, 2]
 
 
 def test_points_arrive_while_training_goes_on(
@@ -98,9 +100,9 @@ def test_points_arrive_while_training_goes_on(
     monkeypatch.setattr("kd_pipeline.tracking.journal.FLUSH_SECONDS", 0.1)
     journal.start()
     for step in range(1, 201):
-        journal.put(epoch(step))
+        log_epoch(journal, step)
     deadline = time.monotonic() + 5
-    while sum(len(sent.points) for sent in fake.sent if isinstance(sent, LogMetrics)) < 200:
+    while len(steps(fake)) < 200:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert fake.num_tries < 20  # 200 epochs are not 200 calls
@@ -110,17 +112,14 @@ def test_a_store_that_is_away_is_said_once_and_all_is_kept(
     journal: Journal, fake: FakeSender, unsent: Unsent, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake.is_away = True
-    for operation in (
-        OpenRun("a", {}),
-        epoch(1),
-        SetTags("a", {"t": "u"}),
-        CloseRun("a", "FAILED"),
-    ):
-        journal.put(operation)
+    open_run(journal)
+    log_epoch(journal, 1)
+    journal.put(Sender.set_tags, "a", tags={"t": "u"})
+    close_run(journal)
     journal.wait()
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "http://127.0.0.1:9 cannot be reached (nobody there)" in record.getMessage()
+    assert "http://127.0.0.1:9 cannot be reached (no answer)" in record.getMessage()
     assert str(unsent.file) in record.getMessage()
     assert fake.num_tries == 1  # once away, it is not asked again
     kinds = [line.split('"')[3] for line in unsent.file.read_text().splitlines()]
@@ -130,11 +129,13 @@ def test_a_store_that_is_away_is_said_once_and_all_is_kept(
 def test_a_refused_operation_does_not_stop_the_others(
     journal: Journal, fake: FakeSender, unsent: Unsent, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fake.refused = SetTags
-    for operation in (OpenRun("a", {}), SetTags("a", {}), SetTags("a", {}), epoch(1)):
-        journal.put(operation)
+    fake.refused = "SetTags"
+    open_run(journal)
+    for _ in range(2):
+        journal.put(Sender.set_tags, "a", tags={})
+    log_epoch(journal, 1)
     journal.wait()
-    assert [type(sent) for sent in fake.sent] == [OpenRun, LogMetrics]
+    assert [sent.kind for sent in fake.sent] == ["OpenRun", "LogMetrics"]
     assert [r.getMessage() for r in caplog.records if "refused SetTags of a" in r.getMessage()]
     assert len(caplog.records) == 1
     assert unsent.file.read_text().count("SetTags") == 2
@@ -145,8 +146,8 @@ def test_a_full_disk_does_not_stop_training_either(
 ) -> None:
     fake.is_away = True
     (tmp_path / "unsent-group.jsonl").mkdir()
-    journal.put(OpenRun("a", {}))
-    journal.put(CloseRun("a", "FINISHED"))
+    open_run(journal)
+    close_run(journal)
     journal.wait()
     assert "cannot be kept either" in caplog.text
 
@@ -159,6 +160,12 @@ def test_the_thread_ends_with_the_journal(journal: Journal) -> None:
         time.sleep(0.01)
 
 
-def test_ids_are_those_of_runs_that_the_store_knows(journal: Journal) -> None:
-    journal.put(OpenRun("a", {}))
-    assert run_ids_of(journal, ["b", "a"]) == ["id of a"]
+def test_a_journal_that_never_started_sends_at_its_end_without_a_thread(
+    journal: Journal, fake: FakeSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the interpreter exits, no thread can be started."""
+    open_run(journal)
+    with monkeypatch.context() as patch:
+        patch.delattr(threading.Thread, "start")
+        journal.close()
+    assert [sent.kind for sent in fake.sent] == ["OpenRun"]

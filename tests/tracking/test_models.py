@@ -11,14 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from kd_pipeline.models.checkpoint import (
-    ModelCheckpoint,
-    build_classifier,
-    build_untrained,
-    snapshot,
-)
+from kd_pipeline.models.architectures import build_network
+from kd_pipeline.models.checkpoint import ModelCheckpoint, build_classifier
 from kd_pipeline.models.preprocessing import Preprocessing
-from kd_pipeline.tracking.operations import LogMetrics, LogModel, OpenRun, Point
+from kd_pipeline.tracking.operations import Operation, Point
 from kd_pipeline.tracking.runs import RunBook
 from kd_pipeline.tracking.sender import Sender
 from kd_pipeline.tracking.store import Store
@@ -28,7 +24,7 @@ FetchRuns = Callable[[], dict[str, Any]]
 
 LOAD = """
 import sys, mlflow, numpy as np
-sys.modules["kd_pipeline"] = None  # whoever imports it now fails
+sys.modules["kd_pipeline"] = None  # an import of it now fails
 mlflow.set_tracking_uri(sys.argv[1])
 pixels = np.load(sys.argv[3])
 model = mlflow.pyfunc.load_model(sys.argv[2])
@@ -42,17 +38,9 @@ mlflow.pytorch.load_model(sys.argv[2])
 def checkpoint() -> ModelCheckpoint:
     arguments = {"hidden": [8]}
     preprocessing = Preprocessing((1, 8, 8), (0.5,), (0.25,))
-    classifier = build_untrained(
-        architecture="mlp",
-        arguments=arguments,
-        preprocessing=preprocessing,
-        num_classes=3,
-        seed=1,
-    )
+    network = build_network("mlp", shape=(1, 8, 8), num_classes=3, arguments=arguments)
     names = ("cat", "dog", "fox")
-    return snapshot(
-        classifier, architecture="mlp", arguments=arguments, class_names=names, facts={}
-    )
+    return ModelCheckpoint("mlp", arguments, names, preprocessing, network.state_dict())
 
 
 @pytest.fixture
@@ -61,8 +49,8 @@ def pixels() -> np.ndarray:
 
 
 def log(checkpoint: ModelCheckpoint, sender: Sender, fetch_runs: FetchRuns) -> str:
-    sender.send(OpenRun("student_kd-0", {}))
-    sender.send(LogModel("student_kd-0", checkpoint))
+    sender.open_run("student_kd-0", tags={}, time_ms=1000)
+    sender.log_model("student_kd-0", content=checkpoint)
     (output,) = fetch_runs()["student_kd-0"].outputs.model_outputs
     return f"models:/{output.model_id}"
 
@@ -87,7 +75,7 @@ def test_a_logged_model_is_the_checkpoint_and_leaves_no_trace_in_torch(
     uri = log(checkpoint, sender, fetch_runs)
     assert torch.equal(torch.get_rng_state(), state)
     assert "MLFLOW_TRACKING_URI" not in os.environ
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)  # The fluent functions know it again.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)  # For the fluent functions.
     model = mlflow.pyfunc.load_model(uri)
     assert str(model.metadata.signature.inputs.inputs[0].type) == "uint8"
     expected = logits_of(checkpoint, pixels)
@@ -141,9 +129,12 @@ def test_a_model_that_could_not_be_sent_is_kept_beside(
     fetch_runs: FetchRuns,
 ) -> None:
     unsent = Unsent(tmp_path / "unsent-group.jsonl", store)
-    unsent.keep(OpenRun("student_kd-0", {}), {})
-    unsent.keep(LogModel("student_kd-0", checkpoint), {})
-    unsent.keep(LogMetrics("student_kd-0", (Point("test/accuracy", 0.5, 0, 1),)), {})
+    for kind, values in (
+        ("OpenRun", {"tags": {}, "time_ms": 1000}),
+        ("LogModel", {"content": checkpoint}),
+        ("LogMetrics", {"points": [Point("test/accuracy", 0.5, 0, 1)]}),
+    ):
+        unsent.keep(Operation(kind, "student_kd-0", values), {})
     assert send_unsent(unsent.file, tracked_project) == (3, None)
     assert len(fetch_runs()["student_kd-0"].outputs.model_outputs) == 1
     assert list(tmp_path.iterdir()) == []

@@ -21,13 +21,12 @@ FetchRuns = Callable[[], dict[str, Any]]
 
 DIGITS = DatasetFacts("digits", "0123", "training", "images", {})
 TEST = DatasetFacts("digits-test", "0123", "evaluation", "images", {})
-GAINS = {
-    "student_kd": {
-        "accuracy": {"mean": 0.05, "ci95": [0.04, 0.06], "p_value": 0.01},
-        "nll": {"mean": -0.2},
-        "gap_recovered": 0.8,
-    }
+GAIN = {
+    "accuracy": {"mean": 0.05, "ci95": [0.04, 0.06], "p_value": 0.01},
+    "nll": {"mean": -0.2},
+    "gap_recovered": 0.8,
 }
+COMPARED = {"gains": {"student_kd": GAIN}, "distilled": "student_kd"}
 
 
 def start(book: RunBook, role: str, replicate: int, temperature: float = 1.0) -> None:
@@ -58,7 +57,7 @@ def row(role: str, replicate: int, accuracy: float | None = 0.9) -> dict[str, An
     }
 
 
-def test_a_whole_run_is_flat_and_alike_in_every_arm(
+def test_a_whole_run_is_flat_and_alike_for_every_student(
     begin_book: BeginBook, fetch_runs: FetchRuns, store: Store
 ) -> None:
     book = begin_book("monday")
@@ -68,11 +67,8 @@ def test_a_whole_run_is_flat_and_alike_in_every_arm(
             train(book, role, replicate, temperature)
     rows = [row(role, n) for role in ("student_baseline", "student_kd") for n in (0, 1)]
     book.log_test_metrics(rows, [TEST])
-    book.log_settings({"num_bootstrap_samples": 100})
-    assert book.join_group() == "monday"
-    book.log_gains(GAINS)
-    book.log_file("report.md", b"# It helped")
-    book.describe("# It helped")
+    book.log_comparison(COMPARED, rows=rows, settings={"num_bootstrap_samples": 100})
+    book.log_report("# It helped")
     book.end("FINISHED")
     runs = fetch_runs()
     comparison = runs.pop("comparison")
@@ -101,6 +97,9 @@ def test_a_whole_run_is_flat_and_alike_in_every_arm(
     assert comparison.data.params == {"num_bootstrap_samples": "100"}
     assert comparison.data.metrics["gain/accuracy_ci_low"] == 0.04
     assert comparison.data.tags["mlflow.note.content"] == "# It helped"
+    folder = Path(comparison.info.artifact_uri.removeprefix("file://"))
+    assert json.loads((folder / "comparison.json").read_text()) == COMPARED
+    assert (folder / "report.md").read_text() == "# It helped"
     ids = [run.info.run_id for _, run in sorted(runs.items())]
     assert comparison.data.tags["kd.compared_runs"].split(",") == ids
     assert unquote(str(book.link())).endswith("&viewStateShareKey=monday")
@@ -154,8 +153,8 @@ def test_a_failure_is_seen_in_what_was_open_and_only_there(
     assert "kd.error" not in runs["teacher-0"].data.tags
 
 
-def test_evaluation_alone_finds_its_runs_and_joins_their_group(
-    begin_book: BeginBook, fetch_runs: FetchRuns
+def test_evaluation_alone_finds_its_runs_and_has_a_group_of_its_own(
+    begin_book: BeginBook, fetch_runs: FetchRuns, store: Store
 ) -> None:
     first = begin_book("monday")
     train(first, "student_kd", 0)
@@ -163,29 +162,22 @@ def test_evaluation_alone_finds_its_runs_and_joins_their_group(
     first.end("FINISHED")
     later = begin_book("tuesday")
     later.open_comparison()
-    later.log_test_metrics([row("student_kd", 0), row("student_baseline", 0)], [TEST])
-    assert later.join_group() == "monday"
+    rows = [row("student_kd", 0), row("student_baseline", 0)]
+    later.log_test_metrics(rows, [TEST])
+    later.log_comparison(COMPARED, rows=rows, settings={})
     later.end("FINISHED")
     runs = fetch_runs()
-    assert sorted(runs) == ["comparison", "student_baseline-0", "student_kd-0"]
-    assert {run.data.tags["kd.group"] for run in runs.values()} == {"monday"}
+    groups = {name: run.data.tags["kd.group"] for name, run in runs.items()}
+    assert groups == {
+        "student_kd-0": "monday",
+        "student_baseline-0": "monday",
+        "comparison": "tuesday",
+    }
     assert runs["student_kd-0"].data.metrics["test/accuracy"] == 0.9
-
-
-def test_students_of_today_with_the_teacher_of_yesterday_are_a_group_of_their_own(
-    begin_book: BeginBook, fetch_runs: FetchRuns
-) -> None:
-    first = begin_book("monday")
-    train(first, "teacher", 0)
-    first.end("FINISHED")
-    later = begin_book("tuesday")
-    later.open_comparison()
-    train(later, "student_kd", 0)
-    later.find_models([row("teacher", 0), row("student_kd", 0)])
-    assert later.join_group() == "tuesday"
-    later.end("FINISHED")
-    groups = {name: run.data.tags["kd.group"] for name, run in fetch_runs().items()}
-    assert groups == {"teacher-0": "monday", "student_kd-0": "tuesday", "comparison": "tuesday"}
+    ids = [runs[name].info.run_id for name in ("student_kd-0", "student_baseline-0")]
+    assert runs["comparison"].data.tags["kd.compared_runs"].split(",") == ids
+    shown = saved_view(store, "tuesday")["searchFilter"]
+    assert all(run_id in shown for run_id in ids)
 
 
 def test_a_given_teacher_gets_a_run_with_what_was_measured(
@@ -224,7 +216,6 @@ def test_an_unreachable_server_costs_a_warning_and_little_time(
     for replicate in range(5):
         train(book, "student_kd", replicate)
     book.log_test_metrics([row("student_kd", replicate) for replicate in range(5)], [TEST])
-    assert book.join_group() == "monday"
     book.end("FINISHED")
     assert book.link() is None
     assert time.monotonic() - begun < 15

@@ -10,19 +10,8 @@ from typing import Any
 
 import pytest
 
-from kd_pipeline.tracking.operations import (
-    CloseDeadRuns,
-    CloseRun,
-    DatasetFacts,
-    LogArtifact,
-    LogInputs,
-    LogMetrics,
-    LogParams,
-    OpenRun,
-    Point,
-    SetTags,
-)
-from kd_pipeline.tracking.sender import Sender, is_alive
+from kd_pipeline.tracking.operations import DatasetFacts, Operation, Point
+from kd_pipeline.tracking.sender import Sender
 from kd_pipeline.tracking.store import Store
 
 FetchRuns = Callable[[], dict[str, Any]]
@@ -41,16 +30,14 @@ def test_a_run_holds_all_that_was_sent(sender: Sender, fetch_runs: FetchRuns) ->
     facts = DatasetFacts("digits", "0123456789abcdef" * 4, "training", "images", {"n": 9})
     many_params = {f"name{at}": "x" for at in range(150)}
     points = tuple(Point("train/loss", 1 / step, step, 1000 * step) for step in range(1, 1502))
-    for operation in (
-        OpenRun("student_kd-0", {"kd.role": "student_kd"}, time_ms=5000),
-        LogParams("student_kd-0", many_params),
-        LogMetrics("student_kd-0", points),
-        SetTags("student_kd-0", {"kd.checkpoint": "c0ffee"}),
-        LogInputs("student_kd-0", (facts,)),
-        LogArtifact("student_kd-0", "figures/accuracy.png", b"png"),
-        CloseRun("student_kd-0", "FINISHED", time_ms=9000),
-    ):
-        sender.send(operation)
+    key = "student_kd-0"
+    sender.open_run(key, tags={"kd.role": "student_kd"}, time_ms=5000)
+    sender.log_params(key, params=many_params)
+    sender.log_metrics(key, points=points)
+    sender.set_tags(key, tags={"kd.checkpoint": "c0ffee"})
+    sender.log_inputs(key, datasets=[facts])
+    sender.log_artifact(key, path="figures/accuracy.png", content=b"png")
+    sender.close_run(key, status="FINISHED", time_ms=9000)
     run = fetch_runs()["student_kd-0"]
     assert run.data.params == many_params
     assert run.data.metrics["train/loss"] == pytest.approx(1 / 1501)
@@ -66,30 +53,29 @@ def test_a_run_holds_all_that_was_sent(sender: Sender, fetch_runs: FetchRuns) ->
 
 def test_a_run_is_found_again_by_its_checkpoint(store: Store, fetch_runs: FetchRuns) -> None:
     first = Sender(store)
-    first.send(OpenRun("student_kd-0", checkpoint_tags("monday")))
+    first.open_run("student_kd-0", tags=checkpoint_tags("monday"), time_ms=1000)
     later = Sender(store)
-    later.send(OpenRun("student_kd-0", checkpoint_tags("tuesday"), find=True))
+    later.open_run("student_kd-0", tags=checkpoint_tags("tuesday"), time_ms=1000, find=True)
     assert later.run_ids == first.run_ids
-    assert later.groups == {"student_kd-0": "monday"}
     assert len(fetch_runs()) == 1
 
 
 def test_the_own_group_goes_before_a_newer_one(store: Store) -> None:
     own, newer, later = Sender(store), Sender(store), Sender(store)
-    own.send(OpenRun("student_kd-0", checkpoint_tags("monday"), time_ms=1000))
-    newer.send(OpenRun("student_kd-0", checkpoint_tags("tuesday"), time_ms=2000))
-    later.send(OpenRun("student_kd-0", checkpoint_tags("monday"), find=True))
+    own.open_run("student_kd-0", tags=checkpoint_tags("monday"), time_ms=1000)
+    newer.open_run("student_kd-0", tags=checkpoint_tags("tuesday"), time_ms=2000)
+    later.open_run("student_kd-0", tags=checkpoint_tags("monday"), time_ms=1000, find=True)
     assert later.run_ids == own.run_ids
-    later.send(OpenRun("student_kd-0", checkpoint_tags("friday"), find=True))
+    later.open_run("student_kd-0", tags=checkpoint_tags("friday"), time_ms=1000, find=True)
     assert later.run_ids == newer.run_ids
 
 
 def test_a_model_from_elsewhere_gets_a_finished_run(sender: Sender, fetch_runs: FetchRuns) -> None:
-    sender.send(OpenRun("student_kd-0", checkpoint_tags("monday"), find=True))
+    sender.open_run("student_kd-0", tags=checkpoint_tags("monday"), time_ms=1000, find=True)
     run = fetch_runs()["student_kd-0"]
     assert run.info.status == "FINISHED"
     assert run.data.tags["kd.checkpoint"] == "c0ffee"
-    assert sender.groups == {"student_kd-0": "monday"}
+    assert run.data.tags["kd.group"] == "monday"
 
 
 def test_runs_of_killed_processes_do_not_run_for_ever(
@@ -102,28 +88,25 @@ def test_runs_of_killed_processes_do_not_run_for_ever(
         "dead": (here, process.pid),
         "older": (here, os.getpid()),
         "alive": (here, os.getppid()),
+        "unknown": (here, 0),
         "elsewhere": ("another machine", process.pid),
     }
     for name, (host, pid) in owners.items():
-        sender.send(OpenRun(name, {"kd.host": host, "kd.pid": str(pid)}))
-    sender.send(CloseDeadRuns())
+        sender.open_run(name, tags={"kd.host": host, "kd.pid": str(pid)}, time_ms=1000)
+    sender.send(Operation("CloseDeadRuns", "", {}))
     statuses = {name: run.info.status for name, run in fetch_runs().items()}
     assert statuses == {
         "dead": "KILLED",
         "older": "KILLED",
         "alive": "RUNNING",
+        "unknown": "KILLED",
         "elsewhere": "RUNNING",
     }
 
 
-def test_a_process_is_alive_until_it_is_not() -> None:
-    assert is_alive(os.getpid())
-    assert not is_alive(0)
-
-
 def test_a_broken_operation_raises_and_the_store_is_still_reachable(sender: Sender) -> None:
     with pytest.raises(KeyError):
-        sender.send(CloseRun("never opened", "FINISHED"))
+        sender.close_run("never opened", status="FINISHED", time_ms=1000)
     assert sender.is_reachable()
 
 

@@ -11,31 +11,25 @@ from typing import Any
 import pytest
 
 from kd_pipeline.tracking.__main__ import main
-from kd_pipeline.tracking.operations import (
-    CloseRun,
-    DatasetFacts,
-    LogArtifact,
-    LogInputs,
-    LogMetrics,
-    LogParams,
-    OpenRun,
-    Operation,
-    Point,
-    SetTags,
-)
+from kd_pipeline.tracking.operations import DatasetFacts, Operation, Point
+from kd_pipeline.tracking.sender import Sender
 from kd_pipeline.tracking.store import Store
 from kd_pipeline.tracking.unsent import Unsent, find_unsent, is_being_written, send_unsent
 
 FetchRuns = Callable[[], dict[str, Any]]
 
-OPERATIONS: tuple[Operation, ...] = (
-    OpenRun("teacher-0", {"kd.role": "teacher"}, time_ms=1000),
-    LogParams("teacher-0", {"seed": "1"}),
-    LogMetrics("teacher-0", (Point("train/loss", 0.5, 1, 1500),)),
-    SetTags("teacher-0", {"kd.checkpoint": "c0ffee"}),
-    LogInputs("teacher-0", (DatasetFacts("digits", "abc", "training", "images", {}),)),
-    LogArtifact("teacher-0", "figures/a.png", b"\x00\xff"),
-    CloseRun("teacher-0", "FAILED", time_ms=2000),
+FACTS = DatasetFacts("digits", "abc", "training", "images", {})
+OPERATIONS = tuple(
+    Operation(kind, "teacher-0", values)
+    for kind, values in (
+        ("OpenRun", {"tags": {"kd.role": "teacher"}, "time_ms": 1000}),
+        ("LogParams", {"params": {"seed": "1"}}),
+        ("LogMetrics", {"points": [Point("train/loss", 0.5, 1, 1500)]}),
+        ("SetTags", {"tags": {"kd.checkpoint": "c0ffee"}}),
+        ("LogInputs", {"datasets": [FACTS]}),
+        ("LogArtifact", {"path": "figures/a.png", "content": b"\x00\xff"}),
+        ("CloseRun", {"status": "FAILED", "time_ms": 2000}),
+    )
 )
 
 
@@ -71,7 +65,7 @@ def test_all_that_was_kept_arrives(
 def test_what_the_store_refuses_stays_and_the_rest_arrives(
     folder: Path, store: Store, tracked_project: Path, fetch_runs: FetchRuns
 ) -> None:
-    unknown = SetTags("student_kd-0", {"a": "b"})
+    unknown = Operation("SetTags", "student_kd-0", {"tags": {"a": "b"}})
     file = keep(folder, store, (*OPERATIONS[:2], unknown, *OPERATIONS[2:]))
     num_sent, error = send_unsent(file, tracked_project)
     assert num_sent == len(OPERATIONS)
@@ -81,11 +75,9 @@ def test_what_the_store_refuses_stays_and_the_rest_arrives(
     assert fetch_runs()["teacher-0"].info.status == "FAILED"
 
 
-def test_a_run_that_the_server_knew_is_continued(
+def test_a_run_that_the_server_had_is_continued(
     folder: Path, store: Store, tracked_project: Path, fetch_runs: FetchRuns
 ) -> None:
-    from kd_pipeline.tracking.sender import Sender
-
     sender = Sender(store)
     sender.send(OPERATIONS[0])
     unsent = Unsent(folder / "unsent-group.jsonl", store)

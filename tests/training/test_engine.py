@@ -5,37 +5,37 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from kd_pipeline.data.images import ImageSet
 from kd_pipeline.errors import TrainingDivergedError
 from kd_pipeline.events import EpochEnded, Event, listening
 from kd_pipeline.losses.hard import NO_LABEL
-from kd_pipeline.losses.objective import Objective
+from kd_pipeline.losses.settings import ObjectiveParams
 from kd_pipeline.models.checkpoint import build_untrained
 from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.preprocessing import Preprocessing
+from kd_pipeline.models.settings import Model
 from kd_pipeline.models.state_folder import StateFolder
-from kd_pipeline.soft_targets.gathering import GatheredTargets
-from kd_pipeline.training import replay
+from kd_pipeline.teacher_logits import TeacherLogits
+from kd_pipeline.training import engine
 from kd_pipeline.training.engine import TrainingPlan, TrainingRecord, train_classifier
-from kd_pipeline.training.rows import TrainingRows
-from kd_pipeline.training.settings import TrainingSettings
-from kd_pipeline.training.teacher_logits import CachedLogits
-from kd_pipeline.training.validation import Validation
-from kd_pipeline.views import ViewPolicy
+from kd_pipeline.training.rows import Rows, measure_validation
+from kd_pipeline.training.settings import Training
+from kd_pipeline.training.teacher_sources import CachedLogits
+from kd_pipeline.views import ViewPolicy, ViewRenderer
+from kd_pipeline.views.settings import ViewsParams
 
-SHIFTS = ViewPolicy(1, ({"name": "shift", "max_pixels": 1},))
+SHIFTS = ViewsParams(seed=1, num_views=None, transforms=[{"name": "shift", "max_pixels": 1}]).policy
 
 
 def model(**arguments: Any) -> Classifier:
+    settings = Model(name="small_cnn", arguments={"channels": [4, 4], "dropout": 0.3} | arguments)
     return build_untrained(
-        architecture="small_cnn",
-        arguments={"channels": [4, 4], "dropout": 0.3} | arguments,
-        preprocessing=Preprocessing((1, 8, 8), (0.5,), (0.3,)),
-        num_classes=3,
-        seed=0,
+        settings, Preprocessing((1, 8, 8), (0.5,), (0.3,)), num_classes=3, seed=0
     )
 
 
@@ -45,19 +45,22 @@ def plan(**changes: Any) -> TrainingPlan:
     pixels = torch.randint(0, 100, (40, 1, 8, 8), generator=generator, dtype=torch.uint8)
     for row, label in enumerate(labels.tolist()):
         pixels[row, :, 3 * label : 3 * label + 2] += 120
-    settings = TrainingSettings(
-        num_epochs=6,
-        batch_size=8,
-        optimiser={"name": "AdamW", "arguments": {"lr": 0.02}},
-        schedule={"name": "cosine", "arguments": {}, "warmup_fraction": 0.1},
-        checkpoint_every=3,
-    )
-    settings = replace(settings, **changes.pop("settings", {}))
+    training = {
+        "num_epochs": 6,
+        "batch_size": 8,
+        "optimiser": {"name": "AdamW", "arguments": {"lr": 0.02}},
+        "schedule": {"name": "cosine", "warmup_fraction": 0.1},
+        "checkpoint_every": 3,
+        "device": "cpu",
+        "precision": "float32",
+    }
+    images = ImageSet(np.arange(40), pixels.numpy(), ("a", "b", "c"))
+    rows = Rows(images.reader(images.example_ids, device="cpu", budget_bytes=2**20), labels)
     base = TrainingPlan(
-        rows=TrainingRows(torch.arange(40), lambda at: pixels[at], labels),
-        validation=Validation(lambda at: pixels[at], labels),
-        objective=Objective(),
-        settings=settings,
+        rows=rows,
+        validation=rows,
+        objective=ObjectiveParams(),
+        training=Training(**(training | changes.pop("training", {}))),
         steps_per_epoch=5,
         seed=3,
         policy=SHIFTS,
@@ -74,21 +77,23 @@ def train(folder: Path, the_plan: TrainingPlan | None = None) -> tuple[Classifie
 def cached(logits: Tensor) -> CachedLogits:
     """A cache of logits [num_rows, num_views, num_classes], in the order of the rows."""
     values = logits.half().swapaxes(0, 1).contiguous().numpy()
-    targets = GatheredTargets(values, None, None, num_classes=values.shape[-1])
-    return CachedLogits(targets, torch.arange(values.shape[1]), identity={}, device="cpu")
+    return CachedLogits(
+        TeacherLogits(values), torch.arange(values.shape[1]), identity={}, device="cpu"
+    )
 
 
 def spy_on_views(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Example and view of all that is drawn, in order."""
-    seen: list[tuple[int, int]] = []
-    real = replay.view_parameters
+    drawn: list[tuple[int, int]] = []
 
-    def record(policy: ViewPolicy, example_ids: Tensor, view: Any, **rest: Any) -> Any:
-        seen.extend(zip(example_ids.tolist(), torch.as_tensor(view).tolist(), strict=True))
-        return real(policy, example_ids, view, **rest)
+    class Spy(ViewRenderer):
+        def draw(self, positions: Tensor, views: Tensor | int) -> Any:
+            ids = self.pixels.example_ids[positions.flatten()].tolist()
+            drawn.extend(zip(ids, torch.as_tensor(views).flatten().tolist(), strict=True))
+            return super().draw(positions, views)
 
-    monkeypatch.setattr(replay, "view_parameters", record)
-    return seen
+    monkeypatch.setattr(engine, "ViewRenderer", Spy)
+    return drawn
 
 
 def same_weights(first: nn.Module, second: nn.Module) -> bool:
@@ -117,7 +122,7 @@ def test_three_epochs_a_kill_and_the_rest_equal_six_bit_for_bit(
 ) -> None:
     """Dropout, batch norm, views, momentum and the schedule all go on where they were."""
     arguments = {"lr": 0.02, "momentum": 0.9} if name == "SGD" else {"lr": 0.02}
-    the_plan = plan(settings={"optimiser": {"name": name, "arguments": arguments}})
+    the_plan = plan(training={"optimiser": {"name": name, "arguments": arguments}})
     unbroken, record = train(tmp_path / "unbroken", the_plan)
     with pytest.raises(KilledError), kill_after(killed_in):
         train(tmp_path / "killed", the_plan)
@@ -131,7 +136,7 @@ def test_three_epochs_a_kill_and_the_rest_equal_six_bit_for_bit(
     assert timeless[0] == timeless[1]
 
 
-def test_a_resumed_training_tells_its_whole_history_again(tmp_path: Path) -> None:
+def test_a_resumed_training_emits_its_whole_history_again(tmp_path: Path) -> None:
     with pytest.raises(KilledError), kill_after(5):
         train(tmp_path)
     events: list[Event] = []
@@ -153,13 +158,13 @@ def test_two_trainings_are_equal_and_touch_no_global_random_state(tmp_path: Path
 
 
 def test_it_learns(tmp_path: Path) -> None:
-    classifier, record = train(tmp_path, plan(settings={"num_epochs": 30}, policy=ViewPolicy()))
+    classifier, record = train(tmp_path, plan(training={"num_epochs": 30}, policy=ViewPolicy()))
     assert record.history[-1]["validation/accuracy"] > 0.95
     assert record.history[-1]["train/loss"] < record.history[0]["train/loss"] / 3
     assert not classifier.training
 
 
-def test_the_student_is_back_in_train_mode_after_every_look_at_validation(tmp_path: Path) -> None:
+def test_the_student_is_back_in_train_mode_after_every_validation(tmp_path: Path) -> None:
     modes: list[tuple[bool, bool]] = []
 
     class Witness(nn.Module):
@@ -187,29 +192,37 @@ def test_statistics_of_frozen_norms_do_not_drift(tmp_path: Path) -> None:
     assert any(not torch.equal(before[k], after[k]) for k in before)
 
 
+def test_a_norm_without_parameters_is_not_taken_for_a_frozen_one(tmp_path: Path) -> None:
+    classifier = model()
+    norm = nn.BatchNorm1d(3, affine=False)
+    classifier.network.append(norm)
+    train_classifier(classifier, plan(), states=StateFolder(tmp_path), key="k")
+    assert norm.num_batches_tracked == 6 * 5
+
+
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
     wild = {"optimiser": {"name": "SGD", "arguments": {"lr": 1e30}}}
     with pytest.raises(TrainingDivergedError, match=r"became (nan|inf) in epoch \d"):
-        train(tmp_path, plan(settings=wild))
+        train(tmp_path, plan(training=wild))
 
 
 def test_early_stopping_watches_validation_and_keeps_its_best_epoch(tmp_path: Path) -> None:
     stopping = {"metric": "validation/loss", "patience": 2}
-    settings = {
+    training = {
         "num_epochs": 50,
         "early_stopping": stopping,
         "optimiser": {"name": "SGD", "arguments": {"lr": 0.5}},
     }
-    classifier, record = train(tmp_path, plan(settings=settings))
+    classifier, record = train(tmp_path, plan(training=training))
     losses = [row["validation/loss"] for row in record.history]
     assert record.epoch == len(losses) < 50
     assert record.best_epoch == losses.index(min(losses)) + 1 == record.epoch - 2
-    found = plan().validation.measure(classifier, device="cpu")
+    found = measure_validation(classifier, plan().validation, device="cpu")
     assert found["validation/loss"] == pytest.approx(min(losses), abs=1e-5)
 
 
 def test_weight_norms_stay_bounded(tmp_path: Path) -> None:
-    classifier, _ = train(tmp_path, plan(settings={"max_weight_norm": 0.3}))
+    classifier, _ = train(tmp_path, plan(training={"max_weight_norm": 0.3}))
     norms = classifier.network[-1].weight.norm(dim=1)
     assert (norms <= 0.3 + 1e-5).all()
 
@@ -225,13 +238,15 @@ def test_the_cached_logits_of_a_view_meet_the_pixels_of_that_view(
     seen = spy_on_views(monkeypatch)
     met: list[int] = []
 
-    class Spy(Objective):
-        def __call__(self, student, labels, teacher_logits=None, has=None):  # type: ignore[no-untyped-def]
-            met.extend(teacher_logits[:, 0].int().tolist())
-            return super().__call__(student, labels, teacher_logits * 0, has)
+    class Spy(engine.Objective):
+        def __call__(self, student, labels, teacher=None, has=None):  # type: ignore[no-untyped-def]
+            met.extend(teacher.logits[:, 0].int().tolist())
+            return super().__call__(student, labels, teacher.map(torch.zeros_like), has)
 
+    monkeypatch.setattr(engine, "Objective", Spy)
     teacher = cached(names[:, :, None].expand(-1, -1, 3))
-    train(tmp_path, plan(num_views=views, teacher=teacher, objective=Spy(soft_weight=1.0)))
+    objective = ObjectiveParams(soft_weight=1.0)
+    train(tmp_path, plan(num_views=views, teacher=teacher, objective=objective))
     assert met == [example * 10 + view for example, view in seen]
     assert {view for _, view in seen} == set(range(views))
 
@@ -248,13 +263,13 @@ def test_rows_without_any_label_train_on_soft_targets_alone(tmp_path: Path) -> N
     base = plan()
     logits = nn.functional.one_hot(base.rows.labels, 3)[:, None] * 8
     rows = replace(base.rows, labels=torch.full((40,), NO_LABEL))
-    settings = replace(base.settings, num_epochs=30)
+    training = base.training.model_copy(update={"num_epochs": 30})
     soft = replace(
         base,
         rows=rows,
         teacher=cached(logits),
-        settings=settings,
-        objective=Objective(soft_weight=0.5),
+        training=training,
+        objective=ObjectiveParams(soft_weight=0.5),
         policy=ViewPolicy(),
         num_views=1,
     )
@@ -265,6 +280,6 @@ def test_rows_without_any_label_train_on_soft_targets_alone(tmp_path: Path) -> N
 
 
 def test_bfloat16_trains_too(tmp_path: Path) -> None:
-    settings = {"precision": "bfloat16", "num_epochs": 30}
-    _, record = train(tmp_path, plan(settings=settings, policy=ViewPolicy()))
+    training = {"precision": "bfloat16", "num_epochs": 30}
+    _, record = train(tmp_path, plan(training=training, policy=ViewPolicy()))
     assert record.history[-1]["validation/accuracy"] > 0.9

@@ -9,19 +9,20 @@ from torch import nn
 
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.training.optimisation import build_optimiser, build_schedule
+from kd_pipeline.training.settings import Optimiser, Schedule
 
 
 def optimiser(name: str = "SGD", **arguments: Any) -> torch.optim.Optimizer:
     layer = nn.Linear(2, 2)
     layer.bias.requires_grad_(False)
-    return build_optimiser(layer.parameters(), name=name, arguments={"lr": 1.0} | arguments)
+    params = Optimiser(name=name, arguments={"lr": 1.0} | arguments)
+    return build_optimiser(layer.parameters(), params)
 
 
 def rates(name: str, *, steps: int = 10, warmup: float = 0.0, **arguments: Any) -> list[float]:
     opt = optimiser()
-    schedule = build_schedule(
-        opt, name=name, arguments=arguments, warmup_fraction=warmup, num_steps=steps
-    )
+    params = Schedule(name=name, arguments=arguments, warmup_fraction=warmup)
+    schedule = build_schedule(opt, params, num_steps=steps)
     found = []
     for _ in range(steps):
         found.append(opt.param_groups[0]["lr"])

@@ -1,12 +1,10 @@
-"""Batch order: full batches, every row once a pass, paired between arms; pixels within bounds."""
+"""Batch order: full batches, every row once a pass, paired between arms."""
 
-import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd_pipeline.data.images import ImageSet
-from kd_pipeline.training.rows import BatchOrder, pixel_reader
+from kd_pipeline.training.rows import BatchOrder
 
 
 @given(num_rows=st.integers(1, 50), batch_size=st.integers(1, 70), seed=st.integers(0, 100))
@@ -44,24 +42,3 @@ def test_passes_and_seeds_shuffle_apart() -> None:
     other, _ = BatchOrder(torch.arange(100), 1, 100).steps(0, 1)
     assert not torch.equal(order[0], order[1])
     assert not torch.equal(order[0], other[0])
-
-
-@given(budget=st.sampled_from([0, 10**9]), order=st.permutations(list(range(7))))
-def test_pixels_are_the_same_from_memory_and_from_the_file(budget: int, order: list[int]) -> None:
-    ids = np.arange(0, 20, 2)
-    pixels = np.arange(10 * 12, dtype=np.uint8).reshape(10, 3, 2, 2)
-    images = ImageSet(ids, pixels, ("a", "b"))
-    wanted = ids[[9, 0, 3, 4, 8, 7, 1]]
-    read = pixel_reader(images, wanted, device="cpu", budget_bytes=budget)
-    expected = images.take(wanted[order])
-    assert torch.equal(read(torch.tensor(order)), expected)
-
-
-def test_pixels_above_the_budget_are_not_copied() -> None:
-    pixels = np.zeros((4, 1, 2, 2), dtype=np.uint8)
-    images = ImageSet(np.arange(4), pixels, ("a", "b"))
-    inside = pixel_reader(images, np.arange(4), device="cpu", budget_bytes=16)
-    above = pixel_reader(images, np.arange(4), device="cpu", budget_bytes=15)
-    pixels[2] = 7
-    assert inside(torch.tensor([2])).sum() == 0
-    assert above(torch.tensor([2])).sum() == 28

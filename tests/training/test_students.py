@@ -10,23 +10,23 @@ import pandas as pd
 import pytest
 import torch
 
+from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.data.images import ImageSet
-from kd_pipeline.data.splits import ids_with_role, split_examples, split_fingerprint
+from kd_pipeline.data.settings import TransferSplitParams
+from kd_pipeline.data.splits import ids_with_role, split_examples
 from kd_pipeline.errors import DataError, ParameterError, StaleArtefactError
-from kd_pipeline.losses.objective import Objective
 from kd_pipeline.models.checkpoint import ModelCheckpoint
 from kd_pipeline.models.state_folder import StateFolder
-from kd_pipeline.soft_targets.ensemble import Mixing
+from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.soft_targets.store import SoftTargets
 from kd_pipeline.training import students
-from kd_pipeline.training.data import TrainingData
 from kd_pipeline.training.engine import TrainingPlan
-from kd_pipeline.training.settings import TrainingSettings
+from kd_pipeline.training.settings import ArmParams, StudentParams
 from kd_pipeline.training.students import train_students
 from kd_pipeline.training.teacher_sources import CachedTeacher
-from kd_pipeline.views import ViewPolicy
+from kd_pipeline.views.settings import ViewsParams
 
-PSEUDO = Objective(soft_weight=1.0, soft_loss="pseudo_label")
+PSEUDO = {"soft_weight": 1.0, "soft_loss": "pseudo_label"}
 
 
 @pytest.fixture
@@ -43,27 +43,34 @@ def cache(make_cache: Callable[..., SoftTargets], tmp_path: Path) -> Callable[..
 Cache = Callable[..., SoftTargets]
 
 
+def taught_by(soft_targets: SoftTargets, **params: Any) -> CachedTeacher:
+    fingerprints = soft_targets.manifest.provenance.teacher_fingerprints
+    return CachedTeacher(soft_targets, SoftTargetsParams(**params), fingerprints)
+
+
 def run(
-    data: TrainingData, folder: Path, soft_targets: SoftTargets | None = None, **changes: Any
+    data: LabelledImages,
+    folder: Path,
+    soft_targets: SoftTargets | None = None,
+    *,
+    arm: dict[str, Any] | None = None,
+    num_replicates: int = 2,
+    teacher: CachedTeacher | None = None,
 ) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
-    arguments: dict[str, Any] = {
-        "teacher": None if soft_targets is None else CachedTeacher(soft_targets),
-        "objective": Objective(soft_weight=0.0 if soft_targets is None else 1.0),
-        "model": {"name": "mlp", "arguments": {"hidden": [8]}},
-        "settings": TrainingSettings(num_epochs=2, batch_size=16),
-        "seed": 0,
-        "num_replicates": 2,
-        "policy": ViewPolicy(),
-        "num_views": 1,
-        "parameters": {"temperature": 1.0},
-        "states": StateFolder(folder),
-    }
-    return train_students(data, **(arguments | changes))
-
-
-@pytest.fixture
-def data(images: ImageSet, examples: pd.DataFrame, splits: pd.DataFrame) -> TrainingData:
-    return TrainingData(images, examples, splits)
+    student = StudentParams(
+        num_replicates=num_replicates,
+        model={"name": "mlp", "arguments": {"hidden": [8]}},
+        training={"num_epochs": 2, "batch_size": 16, "device": "cpu", "precision": "float32"},
+    )
+    usual = {"soft_weight": 0.0 if soft_targets is None else 1.0}
+    return train_students(
+        data,
+        student,
+        ArmParams(**(arm or usual)),
+        ViewsParams(),
+        teacher=teacher or (None if soft_targets is None else taught_by(soft_targets)),
+        states=StateFolder(folder),
+    )
 
 
 @pytest.fixture
@@ -81,32 +88,32 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainingPlan, dict[str,
 
 
 def test_arms_share_weights_steps_seeds_and_views_by_construction(
-    data: TrainingData, tmp_path: Path, plans: Any, cache: Cache
+    data: LabelledImages, tmp_path: Path, plans: Any, cache: Cache
 ) -> None:
     soft = cache(data.images, data.splits)
     run(data, tmp_path)
     run(data, tmp_path, soft)
-    run(data, tmp_path, soft, objective=PSEUDO)
+    run(data, tmp_path, soft, arm=PSEUDO)
     for replicate in range(2):
         arms = plans[replicate::2]
         for plan, weights in arms[1:]:
             first, initial = arms[0]
             assert all(torch.equal(weights[k], initial[k]) for k in initial)
-            for name in ("seed", "steps_per_epoch", "settings", "policy", "num_views"):
+            for name in ("seed", "steps_per_epoch", "training", "policy", "num_views"):
                 assert getattr(plan, name) == getattr(first, name)
     assert plans[0][0].seed != plans[1][0].seed
 
 
 def test_each_arm_learns_from_the_rows_it_may(
-    data: TrainingData, tmp_path: Path, plans: Any, cache: Cache
+    data: LabelledImages, tmp_path: Path, plans: Any, cache: Cache
 ) -> None:
     teacher = ids_with_role(data.splits, "teacher_train").tolist()
     transfer = ids_with_role(data.splits, "transfer").tolist()
     soft = cache(data.images, data.splits)
     run(data, tmp_path, num_replicates=1)
     run(data, tmp_path, soft, num_replicates=1)
-    run(data, tmp_path, soft, num_replicates=1, objective=Objective(soft_weight=0.5))
-    run(data, tmp_path, soft, num_replicates=1, objective=PSEUDO)
+    run(data, tmp_path, soft, num_replicates=1, arm={"soft_weight": 0.5})
+    run(data, tmp_path, soft, num_replicates=1, arm=PSEUDO)
     baseline, distilled, mixed, pseudo = (plan.rows for plan, _ in plans)
     assert baseline.example_ids.tolist() == teacher
     assert distilled.example_ids.tolist() == transfer == pseudo.example_ids.tolist()
@@ -115,7 +122,7 @@ def test_each_arm_learns_from_the_rows_it_may(
 
 
 def test_held_out_examples_reach_no_training(
-    data: TrainingData, tmp_path: Path, plans: Any
+    data: LabelledImages, tmp_path: Path, plans: Any
 ) -> None:
     run(data, tmp_path, num_replicates=1)
     held_out = {
@@ -130,31 +137,29 @@ def test_held_out_examples_reach_no_training(
 def test_arms_on_the_same_rows_see_the_same_batches(
     images: ImageSet, examples: pd.DataFrame, tmp_path: Path, plans: Any, cache: Cache
 ) -> None:
-    splits = split_examples(
-        examples,
-        class_names=images.class_names,
-        seed=0,
+    params = TransferSplitParams(
         test_fraction=0.3,
         validation_fraction=0.1,
-        fraction=1.0,
-        relation="equal",
+        teacher={"fraction": 1.0},
+        transfer={"relation": "equal"},
     )
-    data = TrainingData(images, examples, splits)
+    splits = split_examples(examples, images.class_names, params)
+    data = LabelledImages(images, examples, splits)
     run(data, tmp_path, num_replicates=1)
     run(data, tmp_path, cache(images, splits), num_replicates=1)
     (first, _), (second, _) = plans
     assert torch.equal(first.rows.example_ids, second.rows.example_ids)
 
 
-def test_a_checkpoint_knows_what_it_was_made_from_and_holds_no_teacher(
-    data: TrainingData, tmp_path: Path, cache: Cache
+def test_a_checkpoint_names_what_it_was_made_from_and_holds_no_teacher(
+    data: LabelledImages, tmp_path: Path, cache: Cache
 ) -> None:
     checkpoints, history = run(data, tmp_path, cache(data.images, data.splits))
     facts = checkpoints[1].facts
     assert facts["teacher"] == ["t"]
     assert (facts["images"], facts["splits"]) == (
-        data.images.fingerprint,
-        split_fingerprint(data.splits),
+        data.provenance["images"],
+        data.provenance["splits"],
     )
     assert (facts["replicate"], facts["epochs"], facts["steps"]) == (1, 2, 2 * 5)
     assert facts["costs"]["model/parameters"] == sum(
@@ -179,20 +184,25 @@ def test_a_checkpoint_knows_what_it_was_made_from_and_holds_no_teacher(
     ],
 )
 def test_a_stale_cache_is_refused_before_training(
-    data: TrainingData, tmp_path: Path, plans: Any, changes: dict[str, Any], what: str, cache: Cache
+    data: LabelledImages,
+    tmp_path: Path,
+    plans: Any,
+    changes: dict[str, Any],
+    what: str,
+    cache: Cache,
 ) -> None:
-    with pytest.raises(StaleArtefactError, match=f"do not match this run's {what}"):
+    with pytest.raises(StaleArtefactError, match=f"do not match this run's .*{what}"):
         run(data, tmp_path, cache(data.images, data.splits, **changes))
     assert plans == []
 
 
 def test_a_smoothed_teacher_above_temperature_one_is_warned_of(
-    data: TrainingData, tmp_path: Path, caplog: pytest.LogCaptureFixture, cache: Cache
+    data: LabelledImages, tmp_path: Path, caplog: pytest.LogCaptureFixture, cache: Cache
 ) -> None:
     soft = cache(data.images, data.splits, facts={"teacher_label_smoothing": 0.1})
     run(data, tmp_path, soft, num_replicates=1)
     assert "label smoothing" not in caplog.text
-    run(data, tmp_path, soft, num_replicates=1, objective=Objective(1.0, temperature=4.0))
+    run(data, tmp_path, soft, num_replicates=1, arm={"soft_weight": 1.0, "temperature": 4.0})
     assert "trained with label smoothing 0.1 and `temperature` is 4" in caplog.text
 
 
@@ -201,25 +211,33 @@ def test_an_arm_without_anything_to_learn_from_is_refused(
 ) -> None:
     nothing = splits.assign(use_label=splits["use_label"] & ~splits["for_student"])
     with pytest.raises(DataError, match="no example is left to learn from"):
-        run(TrainingData(images, examples, nothing), tmp_path)
+        run(LabelledImages(images, examples, nothing), tmp_path)
 
 
-def test_a_soft_weight_without_a_teacher_is_refused(data: TrainingData, tmp_path: Path) -> None:
+def test_a_soft_weight_without_a_teacher_is_refused(data: LabelledImages, tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="`soft_weight` must be 0 for an arm without"):
-        run(data, tmp_path, objective=Objective(soft_weight=0.5))
+        run(data, tmp_path, arm={"soft_weight": 0.5})
 
 
-def test_a_student_knows_how_its_teachers_members_were_mixed(
-    data: TrainingData, tmp_path: Path, cache: Cache
+def test_how_the_members_of_a_teacher_were_averaged_is_on_record(
+    data: LabelledImages, tmp_path: Path, cache: Cache
 ) -> None:
     rng = np.random.default_rng(0)
     count = len(ids_with_role(data.splits, "transfer"))
     logits = rng.normal(size=(2, 1, count, 3)).astype(np.float32)
     two = cache(data.images, data.splits, logits=logits, teacher_fingerprints=("t", "u"))
-    mixing = Mixing("arithmetic", (3.0, 1.0))
-    soft = Objective(soft_weight=1.0)
-    teacher = CachedTeacher(two, mixing)
-    (mixed, *_), _ = run(data, tmp_path / "a", teacher=teacher, objective=soft)
-    assert mixed.facts["teacher_mixing"] == {"kind": "arithmetic", "shares": [0.75, 0.25]}
+    teacher = taught_by(two, ensemble_average="arithmetic", member_weights=(3.0, 1.0))
+    (averaged, *_), _ = run(data, tmp_path / "a", teacher=teacher, arm={"soft_weight": 1.0})
+    shares = {"kind": "arithmetic", "shares": [0.75, 0.25]}
+    assert averaged.facts["teacher_ensemble"] == shares
     (alone, *_), _ = run(data, tmp_path / "b", cache(data.images, data.splits))
-    assert alone.facts["teacher_mixing"] is None  # One member is not mixed.
+    assert alone.facts["teacher_ensemble"] is None  # One member is not averaged.
+
+
+def test_a_student_that_teaches_may_be_of_another_size(
+    data: LabelledImages, tmp_path: Path
+) -> None:
+    own = {"model": {"name": "mlp", "arguments": {"hidden": [4]}}, "num_replicates": 1}
+    (assistant,), _ = run(data, tmp_path, arm=own)
+    assert assistant.arguments == {"hidden": [4]}
+    assert assistant.facts["parameters"]["model"]["arguments"] == {"hidden": [4]}

@@ -19,7 +19,7 @@ def test_every_row_goes_through_its_own_operation() -> None:
     assert seen == [[0, 3]]
 
 
-def test_an_operation_that_nobody_chose_is_not_called() -> None:
+def test_an_operation_that_no_row_has_is_not_called() -> None:
     def fail(rows: torch.Tensor, _positions: torch.Tensor) -> torch.Tensor:
         raise AssertionError
 

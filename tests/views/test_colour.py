@@ -66,7 +66,9 @@ def test_jitters_left_out_are_not_drawn(pixels: Make, drawn: Make, rendered: Mak
         torch.testing.assert_close(found[i], expected, atol=1e-5, rtol=0)
 
 
-def test_grey_takes_the_colours_of_its_share(pixels: Make, drawn: Make, rendered: Make) -> None:
+def test_grey_takes_the_colours_of_the_given_fraction(
+    pixels: Make, drawn: Make, rendered: Make
+) -> None:
     settings = {"name": "grey", "probability": 0.3}
     images, parameters = pixels(2000, 4, 4), drawn(2000, **settings)
     found, is_grey = rendered(images, parameters, **settings), parameters["grey"]

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as reference
 
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.randomness import seeded
-from kd_pipeline.views.geometric import crop_boxes
+from kd_pipeline.views.geometric import ResizedCrop, crop_boxes
 
 Make = Callable[..., Any]
 
@@ -58,7 +58,7 @@ def test_a_reflection_beyond_the_image_is_refused(
         rendered(pixels(), drawn(16, **settings), **settings)
 
 
-def test_flip_mirrors_about_its_share_of_the_images(
+def test_flip_mirrors_the_given_fraction_of_the_images(
     pixels: Make, drawn: Make, rendered: Make
 ) -> None:
     settings = {"name": "horizontal_flip", "probability": 0.3}
@@ -146,13 +146,12 @@ def test_resized_crop_is_torchvisions_in_law(
     size: tuple[int, int], ranges: dict[str, float], drawn: Make, same_law: Make
 ) -> None:
     """Top, left, height and width jointly, with torchvision's ten tries and its fallback."""
-    settings = {"min_scale": 0.08, "max_scale": 1.0, "min_ratio": 3 / 4, "max_ratio": 4 / 3}
-    settings |= ranges
+    settings = ResizedCrop(name="resized_crop", **ranges)
     ours = crop_boxes(drawn(4000, name="resized_crop", **ranges), settings, image_size=size)
     transform = v2.RandomResizedCrop(
         size,
-        scale=(settings["min_scale"], settings["max_scale"]),
-        ratio=(settings["min_ratio"], settings["max_ratio"]),
+        scale=(settings.min_scale, settings.max_scale),
+        ratio=(settings.min_ratio, settings.max_ratio),
     )
     theirs = torchvisions(transform, 4000, *size)
     same_law(
@@ -166,7 +165,7 @@ def test_a_resized_crop_equals_torchvisions_own(
     size: tuple[int, int], pixels: Make, drawn: Make, rendered: Make
 ) -> None:
     """A crop is only ever enlarged, so that torchvision's antialiasing changes nothing."""
-    settings = {"min_scale": 0.08, "max_scale": 1.0, "min_ratio": 3 / 4, "max_ratio": 4 / 3}
+    settings = ResizedCrop(name="resized_crop")
     images, parameters = pixels(24, *size), drawn(24, name="resized_crop")
     found = rendered(images, parameters, name="resized_crop")
     boxes = crop_boxes(parameters, settings, image_size=size).T.tolist()

@@ -50,7 +50,7 @@ def test_cutout_is_random_erasing_in_law(
     same_law(map(tuple, boxes.tolist()), theirs)
 
 
-def test_cutout_blackens_its_rectangle_in_its_share_of_the_images(
+def test_cutout_blackens_a_rectangle_in_the_given_fraction_of_the_images(
     pixels: Make, drawn: Make, rendered: Make
 ) -> None:
     settings = {"name": "cutout", "probability": 0.4}

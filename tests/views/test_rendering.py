@@ -1,14 +1,16 @@
-"""Views stay what they were: a cache of views that would now look otherwise must be refused."""
+"""Views stay what they were: a cache of views that are now rendered otherwise must be refused."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from kd_pipeline.views import TRANSFORMS, ViewPolicy, render_views, view_parameters
+from kd_pipeline.views import TRANSFORMS, ViewRenderer
 from kd_pipeline.views.policy import RENDERING
+from kd_pipeline.views.settings import ViewsParams
 
-IDS = torch.arange(0, 24, 4)
 # Settings, and the mean brightness of the left half of six views when `RENDERING` was 1.
 PINNED: dict[str, tuple[dict[str, Any], list[float]]] = {
     "shift": ({"max_pixels": 3}, [116.8, 76.1, 97.9, 97.4, 93.0, 88.2]),
@@ -31,21 +33,31 @@ PINNED: dict[str, tuple[dict[str, Any], list[float]]] = {
 }
 
 
+@dataclass(frozen=True)
+class SixImages:
+    """Six images of coarse noise, with ids 0, 4, ..., 20."""
+
+    example_ids: Tensor = field(default_factory=lambda: torch.arange(0, 24, 4))
+    image_size: tuple[int, int] = (16, 16)
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        coarse = torch.randint(0, 256, (6, 3, 4, 4), generator=generator, dtype=torch.uint8)
+        return coarse.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)[positions]
+
+
 def left_halves(name: str) -> list[float]:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (6, 3, 4, 4), generator=generator, dtype=torch.uint8)
-    pixels = pixels.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
-    policy = ViewPolicy(7, ({"name": name, **PINNED[name][0]},))
-    drawn = view_parameters(policy, IDS, 2, partners=IDS if policy.mixes else None)
-    views = render_views(pixels, drawn, policy, pixels_of=lambda ids: pixels[ids // 4])
+    transforms = [{"name": name, **PINNED[name][0]}]
+    policy = ViewsParams.model_validate({"seed": 7, "transforms": transforms}).policy
+    views = ViewRenderer(policy, SixImages(), SixImages()).draw(torch.arange(6), 2).render()
     brightness = views.float() * (1 if views.dtype == torch.uint8 else 255)
     means: list[float] = brightness[..., :8].mean(dim=(1, 2, 3)).tolist()
     return means
 
 
 @pytest.mark.parametrize("name", PINNED)
-def test_a_view_looks_as_it_did_when_caches_were_made(name: str) -> None:
-    """Where this fails on purpose, raise `RENDERING` and pin what is seen now."""
+def test_a_view_is_rendered_as_it_was_when_caches_were_made(name: str) -> None:
+    """Where this fails on purpose, raise `RENDERING` and pin the new values."""
     assert RENDERING == 1
     assert left_halves(name) == pytest.approx(PINNED[name][1], abs=0.6)
 
@@ -56,5 +68,6 @@ def test_every_transform_is_pinned() -> None:
 
 def test_the_rendering_is_part_of_what_a_cache_was_made_from() -> None:
     """Clean images are not rendered: their caches outlive any change."""
-    assert ViewPolicy(0, ({"name": "horizontal_flip"},)).description["rendering"] == RENDERING
-    assert "rendering" not in ViewPolicy().description
+    flipped = ViewsParams.model_validate({"transforms": [{"name": "horizontal_flip"}]})
+    assert flipped.policy.description["rendering"] == RENDERING
+    assert "rendering" not in ViewsParams().policy.description

@@ -1,1 +1,1 @@
-"""Images: where they come from, which roles they take, and how they are seen."""
+"""Images: their sources, decoding, labels and splits."""

@@ -1,23 +1,19 @@
 """One Pillow image to uint8 pixels: upright, of one colour mode, of one size."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps
 
 Colour = Literal["grey", "rgb"]
 
-GREY_MODES = frozenset({"1", "L", "I;16", "I;16L", "I;16B", "I;16N"})
 CHANNELS: dict[Colour, int] = {"grey": 1, "rgb": 3}
+_SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 _EIGHT_BIT_MODES = frozenset({"1", "L", "P", "RGB", "RGBX", "YCbCr", "HSV", "CMYK"})
 _ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
+GREY_MODES = _SIXTEEN_BIT_MODES | {"1", "L", "LA", "La"}
 _PILLOW_MODE: dict[Colour, str] = {"grey": "L", "rgb": "RGB"}
-_ORIENTATION_TAG = 0x0112
 
 
 def image_to_pixels(
@@ -44,35 +40,29 @@ def image_to_pixels(
     if image_size is not None:
         # JPEG decodes at 1/2, 1/4 or 1/8 for much less; twice the target keeps it sharp.
         image.draft(None, (2 * image_size, 2 * image_size))
-    upright = image
-    if image.getexif().get(_ORIENTATION_TAG, 1) != 1:
-        upright = ImageOps.exif_transpose(image)
-    converted = _convert(upright, colour)
-    if image_size is not None and converted.size != (image_size, image_size):
-        converted = _resize_and_crop(converted, image_size)
-    pixels = np.asarray(converted)
+    ImageOps.exif_transpose(image, in_place=True)  # Loads it too.
+    image = _convert(image, _PILLOW_MODE[colour])
+    if image_size is not None:
+        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height once the image is turned upright, from its header alone."""
     width, height = image.size
-    # Orientations 5 to 8 exchange the axes.
-    return (height, width) if image.getexif().get(_ORIENTATION_TAG, 1) >= 5 else (width, height)
+    exchanged = image.getexif().get(ExifTags.Base.Orientation) in {5, 6, 7, 8}
+    return (height, width) if exchanged else (width, height)
 
 
-def _convert(image: Image.Image, colour: Colour) -> Image.Image:
-    target = _PILLOW_MODE[colour]
-    if image.mode in GREY_MODES - {"1", "L"} or image.mode == "I":
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode in _SIXTEEN_BIT_MODES:
         image = _sixteen_to_eight_bits(image)
     elif image.mode in _ALPHA_MODES or "transparency" in image.info:
         image = _on_white(image)
     elif image.mode not in _EIGHT_BIT_MODES:
         raise ValueError(f"odd mode {image.mode}: no agreed meaning as 8-bit colour")
-    if image.mode != target:
-        return image.convert(target)
-    image.load()
-    return image
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _sixteen_to_eight_bits(image: Image.Image) -> Image.Image:
@@ -87,14 +77,3 @@ def _on_white(image: Image.Image) -> Image.Image:
     opaque = Image.new("RGBA", image.size, "white")
     opaque.alpha_composite(image.convert("RGBA"))
     return opaque.convert("RGB")
-
-
-def _resize_and_crop(image: Image.Image, image_size: int) -> Image.Image:
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    # Cropping and resizing in one: no intermediate image of an extreme aspect ratio.
-    return image.resize(
-        (image_size, image_size),
-        Image.Resampling.BILINEAR,
-        box=(left, top, left + side, top + side),
-    )

@@ -1,92 +1,75 @@
-"""The table `examples`: one row per image, what is known of it beside its pixels."""
+"""The table `examples`: one row per image."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from itertools import compress
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from kd_pipeline.data.listing import ImageListing
 from kd_pipeline.errors import DataError
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 COLUMNS = ("example_id", "label", "class_name", "source", "partition", "content_hash")
-REJECTED_COLUMNS = ("source", "example_id", "reason")
 PARTITIONS = frozenset({"train", "test", "pool"})
 
 
 def make_examples(
-    *,
-    example_ids: NDArray[np.int64],
-    labels: NDArray[np.int64],
+    listing: ImageListing,
+    kept: NDArray[np.bool_],
     class_names: Sequence[str],
-    sources: Sequence[str],
-    partitions: NDArray[np.str_],
     content_hashes: Sequence[str],
 ) -> pd.DataFrame:
-    """Build the table from columns of equal length.
+    """Table of the images of a listing that are kept.
 
     Args:
-        example_ids: int64 [num_images], strictly ascending.
-        labels: int64 [num_images]; below 0 = none.
+        listing: All images of the source.
+        kept: bool [num_images].
         class_names: Position = label.
-        sources: Where each image comes from.
-        partitions: train, test or pool, per image.
-        content_hashes: Hash of the decoded pixels, per image.
+        content_hashes: Of the decoded pixels, of all images.
 
     Returns:
         `example_id` int64, `label` Int64 or null, `class_name` string or null, `source`,
         `partition` and `content_hash` string.
     """
-    without = labels < 0
-    names = np.array([*class_names, None], dtype=object)
-    table = pd.DataFrame(
+    labels = listing.labels[kept]
+    names = np.array([*class_names, None], dtype=object)  # None at -1
+    return pd.DataFrame(
         {
-            "example_id": example_ids,
-            "label": pd.arrays.IntegerArray(labels.copy(), without),
-            "class_name": pd.array(names[np.where(without, -1, labels)], dtype="string"),
-            "source": pd.array(sources, dtype="string"),
-            "partition": pd.array(partitions.astype(object), dtype="string"),
-            "content_hash": pd.array(content_hashes, dtype="string"),
+            "example_id": listing.example_ids[kept],
+            "label": pd.arrays.IntegerArray(labels, labels < 0),
+            "class_name": pd.array(names[labels], dtype="string"),
+            "source": pd.array(list(compress(listing.sources, kept)), dtype="string"),
+            "partition": pd.array(listing.partitions[kept].astype(object), dtype="string"),
+            "content_hash": pd.array(list(compress(content_hashes, kept)), dtype="string"),
         }
     )
-    return check_examples(table)
 
 
-def make_rejected(rows: Sequence[tuple[str, int, str]]) -> pd.DataFrame:
-    """Table of rejected images from (source, example_id, reason), in this order."""
-    table = pd.DataFrame(list(rows), columns=list(REJECTED_COLUMNS))
+def make_rejected(listing: ImageListing, reasons: Mapping[int, str]) -> pd.DataFrame:
+    """Table of rejected images: `source`, `example_id` and `reason`, in the listing's order."""
+    rows = [(listing.sources[at], listing.example_ids[at], reasons[at]) for at in sorted(reasons)]
+    table = pd.DataFrame(rows, columns=["source", "example_id", "reason"])
     return table.astype({"source": "string", "example_id": "int64", "reason": "string"})
 
 
 def check_examples(examples: pd.DataFrame) -> pd.DataFrame:
-    """Refuse a table `examples` that later stages could not rely on.
-
-    Args:
-        examples: As `make_examples` builds it, or as it was read from a file.
-
-    Returns:
-        The table itself.
+    """Return the table if it is as `make_examples` describes: the catalog's validator.
 
     Raises:
-        DataError: If columns, types, order, partitions or class names are not as promised.
+        DataError: If columns, types, order, partitions or class names are not as described.
     """
     if tuple(examples.columns) != COLUMNS:
         raise DataError(f"`examples` must have the columns {COLUMNS}, got {list(examples.columns)}")
     _check_types(examples)
     ids = examples["example_id"].to_numpy()
     if np.any(ids[1:] <= ids[:-1]):
-        raise DataError(
-            "`examples` must be sorted by unique `example_id`, got equal or falling ids"
-        )
+        raise DataError("`examples` must be sorted by unique `example_id`, got another order")
     if unknown := set(examples["partition"].unique()) - PARTITIONS:
         raise DataError(
             f"`partition` must be one of {sorted(PARTITIONS)}, got {sorted(map(str, unknown))}"
         )
-    _check_classes(examples)
+    _check_class_names(examples)
     return examples
 
 
@@ -103,7 +86,7 @@ def _check_types(examples: pd.DataFrame) -> None:
             raise DataError(f"`{column}` must be there for every example, got null")
 
 
-def _check_classes(examples: pd.DataFrame) -> None:
+def _check_class_names(examples: pd.DataFrame) -> None:
     labelled = examples["label"].notna()
     if (labelled != examples["class_name"].notna()).any():
         raise DataError("`label` and `class_name` must be null together, got one without the other")

@@ -1,27 +1,21 @@
-"""Images as one uint8 array keyed by example id, in memory or memory-mapped."""
-
-from __future__ import annotations
+"""Images as one uint8 array keyed by example id."""
 
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from kd_pipeline.errors import DataError
 
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+if TYPE_CHECKING:  # The pipelines' wiring imports ImageSet and should not pay for torch.
     from torch import Tensor
 
-_BLOCK_BYTES = 64 * 2**20
 
-
-@dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images of one size, found by example id.
+    """Images of one size, by example id.
 
     Attributes:
         example_ids: int64 [num_images], strictly ascending.
@@ -29,81 +23,125 @@ class ImageSet:
         class_names: Position in this tuple = label.
     """
 
-    example_ids: NDArray[np.int64]
-    pixels: NDArray[np.uint8]
-    class_names: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        """Check shapes, dtypes and the order of the ids.
+    def __init__(
+        self,
+        example_ids: NDArray[np.int64],
+        pixels: NDArray[np.uint8],
+        class_names: tuple[str, ...],
+        fingerprint: str = "",
+    ) -> None:
+        """Check the arrays; a `fingerprint` that was stored with them is not computed again.
 
         Raises:
-            DataError: If one of them is not as the class promises.
+            DataError: If a shape, a dtype or the order of the ids is not as described.
         """
-        ids, pixels = self.example_ids, self.pixels
         if pixels.dtype != np.uint8 or pixels.ndim != 4:
             raise DataError(
                 "`pixels` must be uint8 of shape [images, channels, height, width], "
                 f"got {pixels.dtype} {pixels.shape}"
             )
-        if ids.dtype != np.int64 or ids.shape != (len(pixels),):
+        if example_ids.dtype != np.int64 or example_ids.shape != (len(pixels),):
             raise DataError(
                 f"`example_ids` must be int64 of shape ({len(pixels)},), "
-                f"got {ids.dtype} {ids.shape}"
+                f"got {example_ids.dtype} {example_ids.shape}"
             )
-        if np.any(ids[1:] <= ids[:-1]):
+        if np.any(example_ids[1:] <= example_ids[:-1]):
             raise DataError("`example_ids` must be strictly ascending, got equal or falling ids")
-        if len(set(self.class_names)) != len(self.class_names):
-            raise DataError(f"`class_names` must be unique, got {self.class_names}")
+        if len(set(class_names)) != len(class_names):
+            raise DataError(f"`class_names` must be unique, got {class_names}")
+        self.example_ids, self.pixels, self.class_names = example_ids, pixels, class_names
+        self._fingerprint = fingerprint
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over shape, class names, ids and pixels."""
+        if not self._fingerprint:
+            head = {"shape": self.pixels.shape, "class_names": self.class_names}
+            digest = hashlib.sha256(json.dumps(head).encode())
+            digest.update(np.ascontiguousarray(self.example_ids).data)
+            for image in np.asarray(self.pixels):
+                digest.update(np.ascontiguousarray(image).data)
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
 
     def positions(self, example_ids: ArrayLike) -> NDArray[np.int64]:
-        """Rows of `pixels` that hold these examples, in the order asked.
-
-        Args:
-            example_ids: int64 [n]; repeats are fine.
-
-        Returns:
-            int64 [n].
+        """Rows of `pixels`, int64 [n], of examples int64 [n], in their order; repeats are fine.
 
         Raises:
             DataError: If an id is not in this set.
         """
-        wanted = np.asarray(example_ids, dtype=np.int64)
-        rows = np.searchsorted(self.example_ids, wanted)
-        inside = rows < len(self.example_ids)
-        known = np.zeros(wanted.shape, dtype=bool)
-        known[inside] = self.example_ids[rows[inside]] == wanted[inside]
-        if not known.all():
-            missing = wanted[~known]
+        ids = np.asarray(example_ids, dtype=np.int64)
+        rows = np.searchsorted(self.example_ids, ids)
+        found = rows < len(self.example_ids)
+        found[found] = self.example_ids[rows[found]] == ids[found]
+        if not found.all():
+            missing = ids[~found]
             raise DataError(
                 f"`example_ids` must be among the {len(self.example_ids)} images at hand, got "
                 f"{len(missing)} unknown ones, first {missing[:3].tolist()}"
             )
         return rows.astype(np.int64, copy=False)
 
-    def take(self, example_ids: ArrayLike) -> Tensor:
-        """Copy the pixels of these examples.
+    def take(self, example_ids: ArrayLike) -> "Tensor":
+        """Copy of the pixels of examples int64 [n], uint8 [n, channels, height, width]."""
+        return self.take_rows(self.positions(example_ids))
+
+    def take_rows(self, rows: NDArray[np.int64]) -> "Tensor":
+        """Copy of rows int64 [...] of `pixels`, uint8 [..., channels, height, width]."""
+        import torch
+
+        taken = np.empty((*rows.shape, *self.pixels.shape[1:]), dtype=np.uint8)
+        # Without `clip` NumPy fills a second array of this size first.
+        np.take(self.pixels, rows, axis=0, out=taken, mode="clip")
+        return torch.from_numpy(taken)
+
+    def reader(
+        self, example_ids: ArrayLike, *, device: str, budget_bytes: int = 0
+    ) -> "ImagePixels":
+        """Pixels of examples int64 [n], by position among them.
 
         Args:
             example_ids: int64 [n].
-
-        Returns:
-            uint8 [n, channels, height, width] in its own memory.
+            device: Where batches are given.
+            budget_bytes: Up to this size all pixels are copied to the device at once; more are
+                read batch by batch.
         """
-        # Imported here: the pipelines' wiring names ImageSet and should not pay for torch.
         import torch
 
-        taken = np.empty((len(np.asarray(example_ids)), *self.pixels.shape[1:]), dtype=np.uint8)
-        np.take(self.pixels, self.positions(example_ids), axis=0, out=taken, mode="clip")
-        return torch.from_numpy(taken)
+        rows = self.positions(example_ids)
+        fits = len(rows) * int(np.prod(self.pixels.shape[1:])) <= budget_bytes
+        return ImagePixels(
+            example_ids=torch.from_numpy(self.example_ids[rows]).to(device),
+            images=self,
+            rows=rows,
+            loaded=self.take_rows(rows).to(device) if fits else None,
+        )
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 over shape, class names, ids and pixels, read block by block."""
-        head = {"shape": self.pixels.shape, "class_names": self.class_names}
-        digest = hashlib.sha256(json.dumps(head).encode())
-        digest.update(np.ascontiguousarray(self.example_ids).data)
-        image_bytes = max(1, int(np.prod(self.pixels.shape[1:])))
-        block = max(1, _BLOCK_BYTES // image_bytes)
-        for start in range(0, len(self.pixels), block):
-            digest.update(np.ascontiguousarray(self.pixels[start : start + block]).data)
-        return digest.hexdigest()
+
+@dataclass(frozen=True, eq=False)
+class ImagePixels:
+    """Pixels of some examples, by position among them; a `Pixels` of `kd_pipeline.views`.
+
+    Attributes:
+        example_ids: int64 [n], on the device where batches are given.
+        images: The images read from.
+        rows: int64 [n], rows of the examples in `images`.
+        loaded: uint8 [n, channels, height, width] on the device; None = read batch by batch.
+    """
+
+    example_ids: "Tensor"
+    images: ImageSet
+    rows: NDArray[np.int64]
+    loaded: "Tensor | None"
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.images.pixels.shape[2], self.images.pixels.shape[3]
+
+    def __call__(self, positions: "Tensor") -> "Tensor":
+        """Pixels of these positions, uint8 [batch, channels, height, width], on the device."""
+        if self.loaded is not None:
+            return self.loaded[positions]
+        rows = self.rows[positions.cpu().numpy()]
+        return self.images.take_rows(rows).to(self.example_ids.device)

@@ -1,22 +1,16 @@
-"""What a source knows of its images before any of them is decoded."""
-
-from __future__ import annotations
+"""The images of a source, listed before any of them is decoded."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from kd_pipeline.errors import DataError
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from PIL import Image
-
-    Reader = Callable[[Any], Image.Image]
-
-_NUM_SHOWN = 5
+Reader = Callable[[Any], Image.Image]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,13 +19,13 @@ class ImageListing:
 
     Attributes:
         example_ids: int64 [num_images], strictly ascending.
-        sources: Where each image comes from, for people.
-        labels: int64 [num_images]; -1 = none. A reader may fill them in while it reads.
+        sources: Where each image comes from, as text.
+        labels: int64 [num_images]; -1 = none, or filled in by the reader while images are read.
         partitions: str [num_images]: train, test, or pool where the source has no test set.
-        class_names: Position = label; empty where only the labels tell.
-        keys: What the reader knows each image by.
+        class_names: Position = label; empty where classes have numbers only.
+        keys: The reader's arguments, one per image.
         reader: Opens the image of a key, undecoded; picklable where `by_processes`.
-        by_processes: Whether other processes may do the reading.
+        by_processes: Whether other processes may read.
         decoded: uint8 [num_images, channels, height, width] where nothing needs decoding.
     """
 
@@ -46,10 +40,23 @@ class ImageListing:
     decoded: NDArray[np.uint8] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class ArrayReader:
+    """Reader of images in an array, for when they must be resized or change colour."""
+
+    pixels: NDArray[np.uint8]
+    """[num_images, 1 or 3, height, width]"""
+
+    def __call__(self, position: int) -> Image.Image:
+        """Wrap the image at this position for Pillow."""
+        image = self.pixels[position]
+        return Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+
+
 def check_classes(
     labels: NDArray[np.int64], partitions: NDArray[np.str_], class_names: tuple[str, ...]
 ) -> None:
-    """Refuse what no classifier can be trained and tested on.
+    """Refuse images that no classifier can be trained and tested on.
 
     Args:
         labels: int64 [num_images]; -1 = none.
@@ -57,30 +64,28 @@ def check_classes(
         class_names: Position = label.
 
     Raises:
-        DataError: If there is one class only, a class of the test set that is not in the
-            training images, or a class without images.
+        DataError: If there is one class only, or a class without training images.
     """
     if len(class_names) < 2:
         raise DataError(f"the images must be of at least 2 classes, got {list(class_names)}")
-    to_test = partitions == "test"
-    train = set(labels[~to_test & (labels >= 0)].tolist())
-    test = set(labels[to_test & (labels >= 0)].tolist())
+    in_test, labelled = partitions == "test", labels >= 0
+    train = set(labels[~in_test & labelled].tolist())
+    test = set(labels[in_test & labelled].tolist())
     if test - train:
         raise DataError(
             "every class of the test set must be in the training images, got more classes in "
             f"test than in train: {_named(test - train, class_names)}"
         )
-    empty = set(range(len(class_names))) - train
-    if empty:
+    if empty := set(range(len(class_names))) - train:
         raise DataError(
             f"every class must have a readable image, got none for {_named(empty, class_names)}"
         )
 
 
 def first_few(lines: list[str]) -> str:
-    """Join the first few lines and say how many more there are."""
-    more = len(lines) - _NUM_SHOWN
-    return "; ".join(lines[:_NUM_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+    """The first five lines, joined, and how many more there are."""
+    more = [f"and {len(lines) - 5} more"] if len(lines) > 5 else []
+    return "; ".join(lines[:5] + more)
 
 
 def _named(labels: set[int], class_names: tuple[str, ...]) -> str:

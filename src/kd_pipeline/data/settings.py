@@ -14,7 +14,7 @@ class DigitsSource(Params):
 
 
 class TorchvisionSource(Params):
-    """Any classification data set of torchvision, by its class name."""
+    """A classification data set of torchvision, by its class name."""
 
     kind: Literal["torchvision"]
     name: str
@@ -33,7 +33,7 @@ class ImageFolderSource(Params):
 
 
 class DataIngestParams(Params):
-    """`data_ingest`: where the images come from and what is done with bad ones."""
+    """`data_ingest`: where the images come from, and which are used."""
 
     source: Annotated[
         DigitsSource | TorchvisionSource | ImageFolderSource, Field(discriminator="kind")
@@ -45,7 +45,7 @@ class DataIngestParams(Params):
     max_pixels_per_image: PositiveInt = 178_956_970
     """An image with more pixels is rejected unread (Pillow's own bound is the default)."""
     memory_budget_mb: PositiveInt = 4096
-    """More uint8 pixels than this are decoded into a memory-mapped file."""
+    """More MiB of pixels than this are decoded into a memory-mapped file."""
 
 
 class TeacherShare(Params):
@@ -69,14 +69,13 @@ class TransferShare(Params):
     pool without the teacher's examples."""
     fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     labelled: bool = False
-    """Whether the students may use the labels of transfer examples that the teacher did not
-    train on. The teacher's own labels are always open to them: the baseline gets every label
-    that the teacher had."""
+    """Whether students may use labels of the transfer set beyond those that the teacher trains
+    on, which are always open to them: the baseline gets every label that the teacher had."""
     excluded_classes: tuple[str, ...] = ()
 
 
 class TransferSplitParams(Params):
-    """`transfer_split`: who sees which example, by seed and example id."""
+    """`transfer_split`: which examples have which role, by seed and example id."""
 
     seed: Seed = 0
     test_fraction: OpenFraction = 0.2

@@ -1,14 +1,12 @@
 """scikit-learn's packaged digits: nothing to download."""
 
-from __future__ import annotations
-
 import numpy as np
 
-from kd_pipeline.data.listing import ImageListing
-from kd_pipeline.data.readers import ArrayReader
+from kd_pipeline.data.listing import ArrayReader, ImageListing
+from kd_pipeline.data.settings import DigitsSource
 
 
-def list_digits() -> ImageListing:
+def list_digits(source: DigitsSource) -> ImageListing:  # noqa: ARG001 - it has no settings
     """List the 1,797 grey images of 8 by 8 pixels; example_id = position.
 
     Their values 0 to 16 are scaled to 0 to 255; there is no test set of their own.

@@ -1,23 +1,21 @@
 """A tree of image files, one folder per class."""
 
-from __future__ import annotations
-
 import hashlib
+import io
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
 
 from kd_pipeline.data.listing import ImageListing, first_few
-from kd_pipeline.data.readers import FileReader
+from kd_pipeline.data.settings import ImageFolderSource
 from kd_pipeline.errors import DataError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
@@ -32,71 +30,76 @@ class _File:
     partition: str
 
 
-def list_image_folder(root: str, *, labels_file: str | None = None) -> ImageListing:
+@dataclass(frozen=True)
+class FileReader:
+    """Reader of image files; a key is a path relative to `root`."""
+
+    root: str
+
+    def __call__(self, key: str) -> Image.Image:
+        """Read one file and parse its header."""
+        # At once: Pillow reads small files in several steps, each releasing Python's lock.
+        # With os.path: a Path costs a fifth of decoding a small image.
+        with open(os.path.join(self.root, key), "rb") as file:  # noqa: PTH118, PTH123
+            content = file.read()
+        if not content:
+            raise OSError("the file is empty")
+        return Image.open(io.BytesIO(content))
+
+
+def list_image_folder(source: ImageFolderSource) -> ImageListing:
     """List the images of `root/train/<class>/` with `root/test/` or `root/val/`, or of one tree.
 
     Without `root/train/`, every folder in the root is a class and all images are `pool`: the
-    split stage takes the test set. So they are where `root/train/` stands alone. `val` is the
-    test set where there is no `test`; where there are both, the images of `val` belong to
-    `train`, because the split stage draws its own validation set.
-
-    The example id is a hash of the relative path: it stays when files are added or removed. Of
-    paths with one hash, all but the first in order get another id: expected once in 370,000
-    files.
-
-    Args:
-        root: The folder.
-        labels_file: CSV with columns `path` (relative to the root) and `label` (class name)
-            that must agree with the folders.
+    split stage draws the test set. The same holds for `root/train/` alone. `val` is the test set
+    where there is no `test`; where there are both, the images of `val` belong to `train`, because
+    the split stage draws its own validation set. The example id is a hash of the relative path,
+    unchanged when files are added or removed.
 
     Raises:
         DataError: If the folder is missing, holds no images, has an empty class folder, or
-            disagrees with the labels file.
+            disagrees with the labels file, whose paths are relative to the root.
     """
+    root = source.root
     if not Path(root).is_dir():
         raise DataError(f"`data_ingest.source.root` must be a folder, got {root!r}")
-    files = [file for name, part in _trees(Path(root)) for file in _scan(root, name, part)]
+    files = [file for tree, part in _trees(Path(root)) for file in _scan(root, tree, part)]
     if not files:
         raise DataError(
             "`data_ingest.source.root` must hold a folder of images per class, got none in "
             f"{root!r} that ends in {', '.join(sorted(EXTENSIONS))}"
         )
-    if labels_file is not None:
-        _check_labels(labels_file, {file.path: file.class_name for file in files})
+    if source.labels_file is not None:
+        _check_labels(source.labels_file, {file.path: file.class_name for file in files})
     return _make_listing(root, files)
 
 
 def example_id_of_path(path: str, *, attempt: int = 0) -> int:
-    """Hash a relative POSIX path to an id in [0, 2**36).
+    """Hash a relative POSIX path to an id in [0, 2**36), another one with each attempt.
 
     36 bits and not 63: sorted ids of n images cost about 39 - log2(n) bits each in every view of
     a soft-target cache, of 50,000 images 2.9 bytes instead of 6.3, beside 18 bytes of logits of
     ten classes (bench.cache_size).
-
-    Args:
-        path: Relative to the root.
-        attempt: Counts up where another path has the id already.
     """
     text = os.fsencode(path) + (b"\0%d" % attempt if attempt else b"")  # No path holds a NUL.
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> (64 - ID_BITS)
 
 
 def example_ids_of_paths(paths: Sequence[str]) -> NDArray[np.int64]:
-    """Unique ids of paths, int64 [num_paths], each that of its path alone where none collides."""
+    """Unique ids of paths, int64 [num_paths]: of paths with one hash, the first in order keeps it.
+
+    Of 370,000 files one pair is expected to have one hash.
+    """
     ids = np.array([example_id_of_path(path) for path in paths], dtype=np.int64)
     taken = set(ids.tolist())
-    if len(taken) == len(paths):
-        return ids
     # In the paths' own order, so that the order in which a folder is walked does not matter.
     seen: set[int] = set()
     for position in sorted(range(len(paths)), key=paths.__getitem__):
-        own, attempt = int(ids[position]), 0
-        while own in seen or (attempt and own in taken):
+        attempt = 0
+        while ids[position] in seen or (attempt and ids[position] in taken):
             attempt += 1
-            own = example_id_of_path(paths[position], attempt=attempt)
-        ids[position] = own
-        seen.add(own)
-        taken.add(own)
+            ids[position] = example_id_of_path(paths[position], attempt=attempt)
+        seen.add(int(ids[position]))
     return ids
 
 
@@ -114,32 +117,32 @@ def _trees(root: Path) -> list[tuple[str, str]]:
         logger.warning("%s: folders beside train are left out: %s", root, first_few(extra))
     if test is None:
         return [("train", "pool")]
+    trees = [("train", "train"), (test, "test")]
     if {"test", "val"} <= inside:
-        logger.info("%s: the images of val join train; the split draws its own validation", root)
-        return [("train", "train"), ("val", "train"), ("test", "test")]
-    return [("train", "train"), (test, "test")]
+        logger.info("%s: val is part of train; the split draws its own validation set", root)
+        trees.insert(1, ("val", "train"))
+    return trees
 
 
 def _scan(root: str, tree: str, partition: str) -> Iterator[_File]:
     for class_name in _folders(Path(root, tree)):
-        prefix = f"{tree}/{class_name}" if tree else class_name
-        names = list(_image_names(Path(root, prefix)))
-        if not names:
+        paths = list(_image_paths(root, Path(root, tree, class_name)))
+        if not paths:
             raise DataError(
-                f"every class folder must have a readable image, got an empty class: {prefix} "
-                f"in {root!r}"
+                "every class folder must have a readable image, got an empty class: "
+                f"{Path(tree, class_name).as_posix()} in {root!r}"
             )
-        for name in names:
-            yield _File(f"{prefix}/{name}", class_name, partition)
+        for path in paths:
+            yield _File(path, class_name, partition)
 
 
-def _image_names(folder: Path) -> Iterator[str]:
-    # Hidden files too are left out: macOS litters archives with `._*.jpg` that are no images.
+def _image_paths(root: str, folder: Path) -> Iterator[str]:
+    # Without hidden files: macOS adds `._*.jpg` to archives that are no images.
     for parent, _, names in os.walk(folder, followlinks=True):
-        inside = Path(parent).relative_to(folder)
+        inside = Path(parent).relative_to(root).as_posix()
         for name in names:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:  # noqa: PTH122 - a Path per file costs more than the rest
-                yield name if inside == Path() else f"{inside.as_posix()}/{name}"
+                yield f"{inside}/{name}"
 
 
 def _folders(folder: Path) -> list[str]:
@@ -150,16 +153,15 @@ def _folders(folder: Path) -> list[str]:
 def _make_listing(root: str, files: list[_File]) -> ImageListing:
     ids = example_ids_of_paths([file.path for file in files])
     order = np.argsort(ids)
-    ids = ids[order]
     in_order = [files[position] for position in order]
-    class_names = tuple(sorted({file.class_name for file in files}))
+    class_names = sorted({file.class_name for file in files})
     label_of = {name: label for label, name in enumerate(class_names)}
     return ImageListing(
-        example_ids=ids,
+        example_ids=ids[order],
         sources=[_printable(file.path) for file in in_order],
         labels=np.array([label_of[file.class_name] for file in in_order], dtype=np.int64),
         partitions=np.array([file.partition for file in in_order]),
-        class_names=tuple(_printable(name) for name in class_names),
+        class_names=tuple(map(_printable, class_names)),
         keys=[file.path for file in in_order],
         reader=FileReader(root),
         by_processes=True,
@@ -172,16 +174,14 @@ def _printable(path: str) -> str:
 
 
 def _check_labels(labels_file: str, folders: dict[str, str]) -> None:
-    stated = _read_labels(labels_file)
+    labels = _read_labels(labels_file)
     problems = [
-        f"{path} is {label!r} in the file and {folders[path]!r} by its folder"
-        for path, label in stated.items()
-        if path in folders and folders[path] != label
+        f"{path} is {labels[path]!r} in the file and {folders[path]!r} by its folder"
+        for path in labels.keys() & folders
+        if labels[path] != folders[path]
     ]
-    problems += [
-        f"{path} is in the file and not in the folders" for path in stated.keys() - folders
-    ]
-    problems += [f"{path} is not in the file" for path in folders.keys() - stated.keys()]
+    problems += [f"{p} is in the file and not in the folders" for p in labels.keys() - folders]
+    problems += [f"{p} is not in the file" for p in folders.keys() - labels]
     if problems:
         raise DataError(
             f"`data_ingest.source.labels_file` must agree with the folders, got {len(problems)} "
@@ -190,8 +190,6 @@ def _check_labels(labels_file: str, folders: dict[str, str]) -> None:
 
 
 def _read_labels(labels_file: str) -> dict[str, str]:
-    import pandas as pd
-
     if not Path(labels_file).is_file():
         raise DataError(f"`data_ingest.source.labels_file` must be a CSV file, got {labels_file!r}")
     table = pd.read_csv(labels_file, dtype=str, keep_default_na=False)
@@ -200,8 +198,7 @@ def _read_labels(labels_file: str) -> dict[str, str]:
             "`data_ingest.source.labels_file` must have the columns path and label, got "
             f"{list(table.columns)} without {sorted(missing)}"
         )
-    if table["path"].duplicated().any():
-        twice = table["path"][table["path"].duplicated()].tolist()
+    if twice := table["path"][table["path"].duplicated()].tolist():
         raise DataError(
             f"`data_ingest.source.labels_file` must name every path once, got {first_few(twice)} "
             "more than once"

@@ -1,15 +1,15 @@
-"""Who sees which example: deterministic, stratified splits keyed by seed and example id."""
+"""The roles of examples: deterministic, stratified splits keyed by seed and example id."""
 
 import hashlib
 import logging
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from kd_pipeline.data.settings import TeacherShare, TransferSplitParams
 from kd_pipeline.errors import DataError, ParameterError
 from kd_pipeline.randomness import derive_seed, random_bits
 
@@ -20,89 +20,42 @@ logger = logging.getLogger(__name__)
 
 
 def split_examples(
-    examples: pd.DataFrame,
-    *,
-    class_names: Sequence[str],
-    seed: int,
-    test_fraction: float,
-    validation_fraction: float,
-    labels_per_class: int | None = None,
-    fraction: float | None = None,
-    relation: str = "overlapping",
-    transfer_fraction: float = 1.0,
-    labelled: bool = False,
-    excluded_classes: Collection[str] = (),
+    examples: pd.DataFrame, class_names: Sequence[str], params: TransferSplitParams
 ) -> pd.DataFrame:
     """Give every example its role or roles.
 
-    The order in which a class's examples are dealt out is a hash of (seed, purpose, example id):
-    adding images moves few others. A copy of a test or validation image is kept
-    out of everything else.
-
-    Args:
-        examples: The table that `check_examples` accepts.
-        class_names: Every class, so that an empty one is found.
-        seed: Seed of all draws.
-        test_fraction: Share of each class for the test set, where the source brings none.
-        validation_fraction: Share of what remains for validation.
-        labels_per_class: Labelled examples of each class that train the teacher, or
-        fraction: the share of them.
-        relation: `equal`, `overlapping` or `disjoint`: the transfer set against the teacher's.
-        transfer_fraction: Share of the eligible examples that make the transfer set.
-        labelled: Whether students may use labels that the teacher did not train on.
-        excluded_classes: Class names that no student training row may have.
+    The examples of a class are drawn in the order of a hash of (seed, purpose, example id), so that
+    added images move few others. A copy of a test or validation image gets no other role.
 
     Returns:
-        The `splits` table, sorted by role and example id, checked.
+        The table `splits`: `example_id` int64, `role`, `use_label` and `for_student` bool; rows in
+        the order of `ROLES` and ids.
 
     Raises:
         ParameterError: If a count or name does not fit the examples.
     """
-    _check_class_names(excluded_classes, class_names)
-    label = dict(zip(examples["example_id"], examples["label"], strict=True))
-    known = {e for e, value in label.items() if not pd.isna(value)}
-
-    test, validation, pool = _hold_out(
-        examples,
-        label,
-        known,
-        seed=seed,
-        test_fraction=test_fraction,
-        validation_fraction=validation_fraction,
-    )
-    teacher = _draw_teacher(
-        pool & known,
-        label,
-        class_names,
-        labels_per_class=labels_per_class,
-        fraction=fraction,
-        seed=derive_seed(seed, "teacher"),
-    )
-    excluded = {class_names.index(name) for name in excluded_classes}
-    allowed = {e for e in pool if e not in known or label[e] not in excluded}
-    eligible = {"equal": teacher, "overlapping": pool, "disjoint": pool - teacher}[relation]
-    transfer = _draw_share(
-        eligible & allowed, label, transfer_fraction, derive_seed(seed, "transfer")
-    )
-    if not transfer:
-        rule = "leave at least one example in the transfer set"
-        raise ParameterError("transfer_split.transfer", rule, relation)
-    usable = known if labelled else known & teacher
+    excluded = _labels_of(params.transfer.excluded_classes, class_names)
+    test, validation, pool = _hold_out(examples.set_index("example_id").sort_index(), params)
+    seed = derive_seed(params.seed, "teacher")
+    teacher = _draw_teacher(_labelled(pool), class_names, params.teacher, seed=seed)
+    allowed = pool[~pool["label"].isin(excluded)]
+    transfer = _draw_transfer(allowed, teacher, params)
+    usable = pool if params.transfer.labelled else teacher
     tables = [
-        _rows("teacher_train", teacher, use_label=teacher, for_student=teacher & allowed),
-        _rows("transfer", transfer, use_label=transfer & usable, for_student=transfer),
-        _rows("validation", validation, use_label=validation, for_student=set()),
-        _rows("test", test, use_label=test, for_student=set()),
+        _rows("teacher_train", teacher, use_label=teacher, for_student=allowed),
+        _rows("transfer", transfer, use_label=_labelled(usable), for_student=transfer),
+        _rows("validation", validation, use_label=validation, for_student=None),
+        _rows("test", test, use_label=test, for_student=None),
     ]
     return check_splits(pd.concat(tables, ignore_index=True))
 
 
 def check_splits(splits: pd.DataFrame) -> pd.DataFrame:
-    """Refuse splits that leak: this is the catalog's validator for `splits`.
+    """Return the splits if they do not leak: the catalog's validator.
 
     Raises:
-        DataError: If validation or test share an example with anything, a row is double, a role
-            is unknown or empty, or a held-out row is open to students.
+        DataError: If validation or test share an example with another role, a row is double, a
+            role is unknown or empty, or a held-out row is open to students.
     """
     if tuple(splits.columns) != COLUMNS:
         raise DataError(f"splits must have the columns {COLUMNS}, got {tuple(splits.columns)}")
@@ -111,15 +64,15 @@ def check_splits(splits: pd.DataFrame) -> pd.DataFrame:
     if unknown or missing:
         raise DataError(f"splits must have the roles {ROLES}: unknown {unknown}, empty {missing}")
     if splits.duplicated(["example_id", "role"]).any():
-        raise DataError("splits must name an example once in a role")
+        raise DataError("splits must name an example once in a role, got it twice")
     ids = {role: set(rows["example_id"]) for role, rows in splits.groupby("role")}
     training = ids["teacher_train"] | ids["transfer"]
-    for name, first, second in (
-        ("test and training", ids["test"], training),
-        ("validation and training", ids["validation"], training),
-        ("test and validation", ids["test"], ids["validation"]),
+    for name, shared in (
+        ("test and training", ids["test"] & training),
+        ("validation and training", ids["validation"] & training),
+        ("test and validation", ids["test"] & ids["validation"]),
     ):
-        if shared := first & second:
+        if shared:
             raise DataError(f"{name} must be disjoint: {len(shared)} shared, {sorted(shared)[:3]}")
     held_out = splits["role"].isin(["validation", "test"])
     if splits.loc[held_out, "for_student"].any():
@@ -131,9 +84,8 @@ def split_fingerprint(splits: pd.DataFrame) -> str:
     """16 hex digits over the table's rows."""
     digest = hashlib.sha256()
     for column in COLUMNS:
-        values = splits[column]
-        text = values.astype(str) if column == "role" else values.astype("int64").astype(str)
-        digest.update("\n".join(text).encode())
+        values = splits[column] if column == "role" else splits[column].astype("int64")
+        digest.update("\n".join(values.astype(str)).encode())
     return digest.hexdigest()[:16]
 
 
@@ -143,11 +95,7 @@ def ids_with_role(splits: pd.DataFrame, role: str) -> NDArray[np.int64]:
 
 
 def student_rows(splits: pd.DataFrame) -> pd.DataFrame:
-    """The rows open to students, one per example.
-
-    Returns:
-        Columns example_id, `use_label` (in either role) and `in_transfer`; by example id.
-    """
+    """The rows open to students: example_id, ascending, use_label (in any role), in_transfer."""
     rows = splits[splits["for_student"]]
     rows = rows.assign(in_transfer=rows["role"] == "transfer")
     return rows.groupby("example_id", as_index=False)[["use_label", "in_transfer"]].any()
@@ -156,11 +104,10 @@ def student_rows(splits: pd.DataFrame) -> pd.DataFrame:
 def summarise_splits(
     splits: pd.DataFrame, examples: pd.DataFrame, class_names: Sequence[str]
 ) -> pd.DataFrame:
-    """Count examples by role and class, and how many labels may be used.
+    """Count the examples of each role: all, those whose labels are used, and those of each class.
 
     Returns:
-        One row per role: role, examples, labels_used, for_students, then a column per class
-        (images without a label count under `unlabelled`).
+        Columns role, examples, labels_used, for_students, one per class, and `unlabelled` if any.
     """
     named = splits.merge(examples[["example_id", "class_name"]], on="example_id", how="left")
     named["class_name"] = named["class_name"].fillna("unlabelled").astype(str)
@@ -175,131 +122,119 @@ def summarise_splits(
     return table.reindex(list(ROLES)).reset_index()
 
 
-def _hold_out(
-    examples: pd.DataFrame,
-    label: Mapping[int, int],
-    known: set[int],
-    *,
-    seed: int,
-    test_fraction: float,
-    validation_fraction: float,
-) -> tuple[set[int], set[int], set[int]]:
-    """Test, validation, and the pool that is left, free of copies of either."""
-    in_test = set(examples.loc[examples["partition"] == "test", "example_id"])
-    test = (in_test & known) or _draw_per_class(
-        known, label, share=test_fraction, seed=derive_seed(seed, "test")
-    )
-    # A test image without a label can be neither scored nor trained on.
-    rest = _without_copies(set(examples["example_id"]), of=test, examples=examples) - in_test
-    validation = _draw_per_class(
-        rest & known, label, share=validation_fraction, seed=derive_seed(seed, "validation")
-    )
-    return test, validation, _without_copies(rest, of=validation, examples=examples)
+# Below, examples are rows of the table `examples`, indexed by example id, ascending.
 
 
-def _check_class_names(excluded: Collection[str], class_names: Sequence[str]) -> None:
+def _labels_of(excluded: Sequence[str], class_names: Sequence[str]) -> list[int]:
     name = "transfer_split.transfer.excluded_classes"
-    for class_name in excluded:
-        if class_name not in class_names:
-            legal = class_names if len(class_names) <= 20 else None
-            raise ParameterError(name, "name classes of the images", class_name, legal=legal)
+    if unknown := [class_name for class_name in excluded if class_name not in class_names]:
+        legal = class_names if len(class_names) <= 20 else None
+        raise ParameterError(name, "name classes of the images", unknown[0], legal=legal)
     if set(excluded) >= set(class_names):
         raise ParameterError(name, "leave at least one class", list(excluded))
+    return [class_names.index(class_name) for class_name in excluded]
+
+
+def _hold_out(
+    examples: pd.DataFrame, params: TransferSplitParams
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Test, validation, and the pool that is left, free of copies of either."""
+    in_test = examples[examples["partition"] == "test"]
+    test = _labelled(in_test)
+    if test.empty:
+        seed = derive_seed(params.seed, "test")
+        test = _draw_per_class(_labelled(examples), params.test_fraction, seed=seed)
+    # A test image without a label can be neither scored nor trained on.
+    rest = _without(_without_copies(examples, of=test), in_test)
+    seed = derive_seed(params.seed, "validation")
+    validation = _draw_per_class(_labelled(rest), params.validation_fraction, seed=seed)
+    return test, validation, _without_copies(rest, of=validation)
 
 
 def _draw_teacher(
-    ids: Collection[int],
-    label: Mapping[int, int],
-    class_names: Sequence[str],
-    *,
-    labels_per_class: int | None,
-    fraction: float | None,
-    seed: int,
-) -> set[int]:
+    labelled: pd.DataFrame, class_names: Sequence[str], share: TeacherShare, *, seed: int
+) -> pd.DataFrame:
     """The teacher's examples, some of every class."""
-    if labels_per_class is not None:
-        return _draw_count_per_class(ids, label, class_names, count=labels_per_class, seed=seed)
-    teacher = _draw_share(ids, label, fraction or 1.0, seed)
-    taught = {int(label[e]) for e in teacher}
-    missing = [name for index, name in enumerate(class_names) if index not in taught]
-    if missing:
+    sizes = labelled["label"].value_counts()
+    if (count := share.labels_per_class) is not None:
+        for label, class_name in enumerate(class_names):
+            if (have := sizes.get(label, 0)) < count:
+                rule = f"be at most the {have} labelled training examples of class {class_name!r}"
+                raise ParameterError("transfer_split.teacher.labels_per_class", rule, count)
+        shuffled = _shuffled(labelled, seed=seed)
+        return shuffled[shuffled.groupby("label").cumcount() < count].sort_index()
+    teacher = _draw_per_class(labelled, share.fraction or 1.0, seed=seed)
+    drawn = set(teacher["label"])
+    if missing := [name for label, name in enumerate(class_names) if label not in drawn]:
         rule = "leave the teacher an example of every class, beside test and validation"
         raise ParameterError("transfer_split.teacher", rule, f"none of {', '.join(missing[:5])}")
     return teacher
 
 
-def _order(ids: Collection[int], seed: int) -> list[int]:
-    """Ids in the order of their hashes."""
-    tensor = torch.tensor(sorted(ids), dtype=torch.int64)
-    keys = random_bits(tensor, stream=seed)
-    return [int(e) for e in tensor[torch.argsort(keys, stable=True)]]
+def _draw_transfer(
+    allowed: pd.DataFrame, teacher: pd.DataFrame, params: TransferSplitParams
+) -> pd.DataFrame:
+    relation, of_teacher = params.transfer.relation, allowed.index.isin(teacher.index)
+    if relation != "overlapping":
+        allowed = allowed[of_teacher if relation == "equal" else ~of_teacher]
+    seed = derive_seed(params.seed, "transfer")
+    transfer = _draw_per_class(allowed, params.transfer.fraction, seed=seed)
+    if transfer.empty:
+        rule = "leave at least one example in the transfer set"
+        raise ParameterError("transfer_split.transfer", rule, relation)
+    return transfer
 
 
-def _by_class(ids: Collection[int], label: Mapping[int, int], seed: int) -> dict[object, list[int]]:
-    classes: dict[object, list[int]] = {}
-    for example_id in _order(ids, seed):
-        value = label[example_id]
-        classes.setdefault(None if pd.isna(value) else int(value), []).append(example_id)
-    return classes
+def _draw_per_class(examples: pd.DataFrame, share: float, *, seed: int) -> pd.DataFrame:
+    """A share of each class, at least one and, below a share of 1, not all of them.
+
+    Examples without a label count as a class.
+    """
+    shuffled = _shuffled(examples, seed=seed)
+    classes = shuffled.groupby("label", dropna=False)
+    sizes = classes["partition"].transform("size")
+    counts = np.maximum(1, np.floor(share * sizes + 0.5))
+    if share < 1:
+        counts = np.minimum(counts, sizes - 1)
+    return shuffled[classes.cumcount() < counts].sort_index()
 
 
-def _draw_per_class(
-    ids: Collection[int], label: Mapping[int, int], *, share: float, seed: int
-) -> set[int]:
-    """A share of each class, but one at least; of a class of one, nothing below a share of 1."""
-    drawn: set[int] = set()
-    for ordered in _by_class(ids, label, seed).values():
-        count = max(1, math.floor(share * len(ordered) + 0.5))
-        if share < 1:
-            count = min(count, len(ordered) - 1)
-        drawn.update(ordered[:count])
-    return drawn
+def _shuffled(examples: pd.DataFrame, *, seed: int) -> pd.DataFrame:
+    """Examples in the order of the hashes of their ids."""
+    keys = random_bits(torch.tensor(examples.index.to_numpy(np.int64)), stream=seed)
+    return examples.iloc[torch.argsort(keys, stable=True).numpy()]
 
 
-def _draw_share(
-    ids: Collection[int], label: Mapping[int, int], share: float, seed: int
-) -> set[int]:
-    return set(ids) if share == 1 else _draw_per_class(ids, label, share=share, seed=seed)
+def _labelled(examples: pd.DataFrame) -> pd.DataFrame:
+    return examples[examples["label"].notna()]
 
 
-def _draw_count_per_class(
-    ids: Collection[int],
-    label: Mapping[int, int],
-    class_names: Sequence[str],
-    *,
-    count: int,
-    seed: int,
-) -> set[int]:
-    classes = _by_class(ids, label, seed)
-    for index, class_name in enumerate(class_names):
-        if (have := len(classes.get(index, []))) < count:
-            rule = f"be at most the {have} labelled training examples of class {class_name!r}"
-            raise ParameterError("transfer_split.teacher.labels_per_class", rule, count)
-    return {e for ordered in classes.values() for e in ordered[:count]}
+def _without(examples: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
+    return examples[~examples.index.isin(others.index)]
 
 
-def _without_copies(ids: set[int], *, of: set[int], examples: pd.DataFrame) -> set[int]:
-    """Ids outside `of` whose pixels are not those of any example in it."""
-    hashes = dict(zip(examples["example_id"], examples["content_hash"], strict=True))
-    taken = {hashes[e] for e in of}
-    copies = {e for e in ids - of if hashes[e] in taken}
-    if copies:
+def _without_copies(examples: pd.DataFrame, *, of: pd.DataFrame) -> pd.DataFrame:
+    """Examples outside `of` whose pixels are not those of any example in it."""
+    rest = _without(examples, of)
+    copies = rest["content_hash"].isin(of["content_hash"])
+    if copies.any():
         logger.warning(
-            "%d examples have the very pixels of a held-out example and are left out of "
-            "training, first ids %s",
-            len(copies),
-            sorted(copies)[:3],
+            "%d examples are copies of a held-out one and are left out of training, first ids %s",
+            copies.sum(),
+            rest.index[copies][:3].tolist(),
         )
-    return ids - of - copies
+    return rest[~copies]
 
 
-def _rows(role: str, ids: set[int], *, use_label: set[int], for_student: set[int]) -> pd.DataFrame:
-    ordered = sorted(ids)
+def _rows(
+    role: str, examples: pd.DataFrame, *, use_label: pd.DataFrame, for_student: pd.DataFrame | None
+) -> pd.DataFrame:
+    ids = examples.index
     return pd.DataFrame(
         {
-            "example_id": np.array(ordered, dtype=np.int64),
+            "example_id": ids.to_numpy(np.int64),
             "role": role,
-            "use_label": [e in use_label for e in ordered],
-            "for_student": [e in for_student for e in ordered],
+            "use_label": ids.isin(use_label.index),
+            "for_student": False if for_student is None else ids.isin(for_student.index),
         }
     )

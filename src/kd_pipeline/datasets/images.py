@@ -1,11 +1,7 @@
 """Kedro dataset for an ImageSet: a folder of two arrays and a description."""
 
-from __future__ import annotations
-
 import json
 import shutil
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from kedro.io import AbstractDataset
@@ -13,6 +9,7 @@ from kedro.io import AbstractDataset
 from kd_pipeline.atomic import replace_folder
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.pixel_store import scratch_file
+from kd_pipeline.datasets.folder import InFolder
 from kd_pipeline.errors import DataError
 
 _PIXELS = "pixels.npy"
@@ -20,11 +17,11 @@ _IDS = "example_ids.npy"
 _ABOUT = "images.json"
 
 
-class ImageSetDataset(AbstractDataset[ImageSet, ImageSet]):
+class ImageSetDataset(InFolder, AbstractDataset[ImageSet, ImageSet]):
     """A folder with `pixels.npy`, `example_ids.npy` and `images.json`.
 
-    The folder is written whole or not at all. Loading maps the pixels into memory instead of
-    reading them; what a run writes into them stays in that run.
+    The folder is written whole or not at all. Pixels are mapped into memory copy-on-write: what a
+    run writes into them does not reach the file.
 
     Example catalog entry::
 
@@ -32,16 +29,6 @@ class ImageSetDataset(AbstractDataset[ImageSet, ImageSet]):
           type: kd_pipeline.datasets.images.ImageSetDataset
           filepath: data/02_intermediate/images
     """
-
-    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
-        """Name the folder.
-
-        Args:
-            filepath: The folder.
-            metadata: For Kedro-Viz; not used here.
-        """
-        self._filepath = Path(filepath)
-        self.metadata = metadata
 
     def save(self, data: ImageSet) -> None:
         """Write the folder; a scratch file that holds the pixels is moved, not copied."""
@@ -81,14 +68,9 @@ class ImageSetDataset(AbstractDataset[ImageSet, ImageSet]):
         pixels = np.load(self._filepath / _PIXELS, mmap_mode="c", allow_pickle=False)
         ids = np.load(self._filepath / _IDS, allow_pickle=False)
         if list(pixels.shape) != about["shape"]:
-            raise ValueError(f"{_PIXELS} has shape {pixels.shape}, {_ABOUT} says {about['shape']}")
-        images = ImageSet(ids, pixels, tuple(about["class_names"]))
-        # Worked out when the folder was written: every load would read all pixels for it.
-        images.__dict__["fingerprint"] = str(about["fingerprint"])
-        return images
+            raise ValueError(f"{_PIXELS} has shape {pixels.shape}, in {_ABOUT} {about['shape']}")
+        # The stored fingerprint: computing it would read all pixels at every load.
+        return ImageSet(ids, pixels, tuple(about["class_names"]), str(about["fingerprint"]))
 
     def _exists(self) -> bool:
         return (self._filepath / _ABOUT).is_file()
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._filepath)}

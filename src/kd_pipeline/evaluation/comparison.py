@@ -1,7 +1,7 @@
-"""The comparison of all arms as one JSON-able dict: what comparison.json holds."""
+"""The comparison of all students as one JSON-able dict: the content of comparison.json."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,193 +9,133 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kd_pipeline.errors import DataError
+from kd_pipeline.evaluation.metrics import METRICS
 from kd_pipeline.evaluation.paired import PairedDifference, gap_recovered, paired_difference
+from kd_pipeline.evaluation.roles import BASELINE, LABELS, PSEUDO, TEACHER, intermediate_students
+from kd_pipeline.evaluation.settings import EvaluationParams
 
-TEACHER = "teacher"
-BASELINE = "student_baseline"
-DISTILLED = ("student_kd", "student_live")
-"""The arms that soft targets teach, from the cache or live; the first at hand is the one."""
-_SUMMARISED = ("accuracy", "nll", "ece", "errors", "teacher_agreement")
-_USUAL_LEVEL = 0.95
+_SUMMARISED = tuple(metric for metric in METRICS if metric.summarised)
+_PAIRED = {m.key: (m.per_example, m.lower_is_better) for m in METRICS if m.per_example}
 
-Cells = Mapping[str, NDArray[np.float64]]
+Cells = dict[str, NDArray[np.float64]]
 """`accuracy` and `nll` of one role, each [num_replicates, num_examples]."""
+Pair = dict[str, PairedDifference]
+"""`accuracy` and `nll` of one role minus those of another."""
 
 
 def compare(
     predictions: pd.DataFrame,
     metrics: pd.DataFrame,
-    *,
-    num_samples: int,
-    confidence_level: float,
-    seed: int,
+    params: EvaluationParams,
+    run_identity: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Measure every arm against the baseline, and the distilled one against the controls.
+    """Measure every student against the baseline, and the distilled one against the controls.
 
-    Args:
-        predictions: One row per role, replicate and test example, with `label`, `predicted`, `nll`.
-        metrics: One row per role and replicate, with the columns `test/...`.
-        num_samples: Bootstrap samples of a paired difference.
-        confidence_level: Of every interval.
-        seed: Of the bootstrap.
+    `predictions` and `metrics` are those of `read_test_set`; `run_identity` has `group` and `env`.
 
     Returns:
-        `group` and `env` (null, for whoever knows them), `arms`, `teacher`, `gains` (each arm over
-        the baseline), and beside them `teacher_gap` (the teacher over the baseline),
-        `distilled` (its name, or null), `distilled_over` (that arm over each control) and
-        `method`. JSON-able: what is not finite is null.
+        `group`, `env`, `arms` (all students), `teacher`, `gains` (each compared student over the
+        baseline), and beside them `teacher_gap` (the teacher over the baseline), `distilled` (the
+        first compared student with a teacher, or null), `distilled_over` (that one over every
+        other), `learnt_from` (each student's teacher, or "labels"), `intermediate` (students that
+        others learnt from: measured, not compared in pairs), `models` (their architectures and
+        sizes) and `method`. What is not finite is null.
 
     Raises:
-        DataError: If the baseline is missing, or replicates or examples differ.
+        DataError: If the baseline is missing, or students differ in replicates or examples.
     """
-    cells = {str(role): _cells(rows) for role, rows in predictions.groupby("role", sort=False)}
+    first = metrics.drop_duplicates("role").set_index("role")
+    learnt_from = first["learnt_from"].drop(TEACHER, errors="ignore").to_dict()
+    intermediate = intermediate_students(learnt_from)
+    others = [role for role in learnt_from if role not in (*intermediate, BASELINE)]
+    cells = _cells(predictions)
     if BASELINE not in cells:
         raise DataError(f"`predictions` must hold {BASELINE}, got {list(cells)}")
-    settings: dict[str, Any] = {
-        "num_samples": num_samples,
-        "confidence_level": confidence_level,
-        "seed": seed,
-    }
-    baseline, arms = cells[BASELINE], [role for role in cells if role != TEACHER]
-    measured = TEACHER in cells
-    gap = _pair(cells[TEACHER], baseline, settings) if measured else None
-    gains = {arm: _pair(cells[arm], baseline, settings) for arm in arms if arm != BASELINE}
+    baseline = cells[BASELINE]
+    gains = {role: _pair(cells[role], baseline, params) for role in others}
+    gap = None
+    if TEACHER in cells:  # One model, paired with each replicate.
+        teacher = {k: np.broadcast_to(cells[TEACHER][k], baseline[k].shape) for k in baseline}
+        gap = _pair(teacher, baseline, params)
+    distilled = next((r for r in others if learnt_from[r] != LABELS and r != PSEUDO), None)
+    over = {}
+    if distilled is not None:
+        controls = [role for role in others if role != distilled]
+        over = {role: _pair(cells[distilled], cells[role], params) for role in controls}
     return {
-        "group": None,
-        "env": None,
-        "arms": {arm: _summary(metrics, arm) for arm in arms},
-        "teacher": _summary(metrics, TEACHER) if measured else None,
-        "gains": {arm: _gain(pair, gap, confidence_level) for arm, pair in gains.items()},
-        "teacher_gap": None if gap is None else _described(gap, confidence_level),
-        "distilled": _distilled(list(gains)),
-        "distilled_over": _distilled_over_controls(cells, list(gains), settings),
+        "group": run_identity["group"],
+        "env": run_identity["env"],
+        "arms": {role: _summary(metrics, role) for role in learnt_from},
+        "teacher": _summary(metrics, TEACHER) if gap else None,
+        "gains": {role: _gain(pair, gap) for role, pair in gains.items()},
+        "teacher_gap": gap,
+        "distilled": distilled,
+        "distilled_over": over,
+        "learnt_from": learnt_from,
+        "intermediate": intermediate,
+        "models": {str(role): _model(row) for role, row in first.iterrows()},
         "method": {
-            "num_test_examples": int(baseline["accuracy"].shape[1]),
-            "num_replicates": int(baseline["accuracy"].shape[0]),
+            **_method(baseline, params),
             "num_comparisons": len(gains),
-            "num_bootstrap_samples": num_samples,
-            "confidence_level": confidence_level,
-            "teacher_measured": measured,
-            "teacher_data_known": measured and _is_known(metrics),
+            "teacher_measured": gap is not None,
+            "teacher_data_known": gap is not None and bool(first.loc[TEACHER, "data_known"]),
         },
     }
 
 
-def paired_gains(
-    predictions: pd.DataFrame,
-    *,
-    arm: str,
-    references: Iterable[str],
-    num_samples: int,
-    confidence_level: float,
-    seed: int,
-) -> dict[str, Any]:
-    """Measure one arm against each reference, in pairs.
+def _cells(predictions: pd.DataFrame) -> dict[str, Cells]:
+    """Each role's values; columns are the examples of all roles by id, NaN where one has none."""
+    cells: dict[str, Cells] = {role: {} for role in predictions["role"].unique()}
+    for key, (value_of, _) in _PAIRED.items():
+        rows = predictions.assign(value=value_of(predictions).astype(np.float64))
+        table = rows.pivot(index=["role", "replicate"], columns="example_id", values="value")
+        for role, values in cells.items():
+            values[key] = table.loc[role].to_numpy()
+    return cells
 
-    Args:
-        predictions: As `compare` takes them.
-        arm: A role.
-        references: Roles whose replicate r shares its seed with the arm's.
-        num_samples: Bootstrap samples of a paired difference.
-        confidence_level: Of every interval.
-        seed: Of the bootstrap.
 
-    Returns:
-        `accuracy` and `nll` by reference, as under `gains` of comparison.json.
-    """
-    settings = {"num_samples": num_samples, "confidence_level": confidence_level, "seed": seed}
-    asked = {role: _cells(predictions[predictions["role"] == role]) for role in [arm, *references]}
+def _method(baseline: Cells, params: EvaluationParams) -> dict[str, Any]:
+    num_replicates, num_test_examples = baseline["accuracy"].shape
     return {
-        reference: _described(_pair(asked[arm], asked[reference], settings), confidence_level)
-        for reference in asked
-        if reference != arm
+        "num_replicates": num_replicates,
+        "num_test_examples": num_test_examples,
+        "num_bootstrap_samples": params.num_bootstrap_samples,
+        "confidence_level": params.confidence_level,
     }
 
 
-def _is_known(metrics: pd.DataFrame) -> bool:
-    return bool(metrics.loc[metrics["role"] == TEACHER, "data_known"].all())
-
-
-def _distilled_over_controls(
-    cells: Mapping[str, Cells], arms: list[str], settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    distilled = _distilled(arms)
-    if distilled is None:
-        return {}
+def _pair(arm: Cells, baseline: Cells, params: EvaluationParams) -> Pair:
     return {
-        arm: _described(_pair(cells[distilled], cells[arm], settings), settings["confidence_level"])
-        for arm in arms
-        if arm != distilled
+        key: paired_difference(arm[key], baseline[key], params, lower_is_better=lower_is_better)
+        for key, (_, lower_is_better) in _PAIRED.items()
     }
 
 
-def _distilled(arms: list[str]) -> str | None:
-    return next((arm for arm in DISTILLED if arm in arms), None)
-
-
-def _cells(rows: pd.DataFrame) -> Cells:
-    """One role's predictions as matrices whose columns are ordered by example id."""
-    rows = rows.assign(accuracy=(rows["predicted"] == rows["label"]).astype(np.float64))
-    tables = {
-        name: rows.pivot(index="replicate", columns="example_id", values=name)
-        for name in ("accuracy", "nll")
-    }
-    return {name: table.to_numpy(dtype=np.float64) for name, table in tables.items()}
-
-
-def _pair(arm: Cells, baseline: Cells, settings: Mapping[str, Any]) -> dict[str, PairedDifference]:
-    """Both measures; a single model, as the teacher is, stands beside every replicate."""
-    return {
-        name: paired_difference(
-            np.broadcast_to(arm[name], baseline[name].shape) if len(arm[name]) == 1 else arm[name],
-            baseline[name],
-            lower_is_better=name == "nll",
-            **settings,
-        )
-        for name in ("accuracy", "nll")
-    }
-
-
-def _gain(
-    pair: Mapping[str, PairedDifference],
-    gap: Mapping[str, PairedDifference] | None,
-    level: float,
-) -> dict[str, Any]:
+def _gain(pair: Pair, gap: Pair | None) -> dict[str, Any]:
     recovered = None if gap is None else gap_recovered(pair["accuracy"], gap["accuracy"])
-    return {**_described(pair, level), "gap_recovered": recovered}
-
-
-def _described(pair: Mapping[str, PairedDifference], level: float) -> dict[str, Any]:
-    """As JSON; the key `ci95` is fixed, so another level is named beside it."""
-    beside = {} if level == _USUAL_LEVEL else {"confidence_level": level}
-    return {
-        name: {
-            "mean": difference.mean,
-            "ci95": [difference.ci_low, difference.ci_high],
-            "p_value": difference.p_value,
-            "wins": difference.wins,
-            "replicates": difference.replicates,
-            **beside,
-        }
-        for name, difference in pair.items()
-    }
+    return {**pair, "gap_recovered": recovered}
 
 
 def _summary(metrics: pd.DataFrame, role: str) -> dict[str, Any]:
     """Mean, sample standard deviation and single values of one role's metrics."""
     rows = metrics[metrics["role"] == role].sort_values("replicate")
-    return {name: _spread(rows[f"test/{name}"].tolist()) for name in _SUMMARISED}
+    return {metric.key: _spread(rows[metric.name].tolist()) for metric in _SUMMARISED}
 
 
 def _spread(values: list[float]) -> dict[str, Any]:
     std = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
     return {
-        "mean": finite_or_none(float(np.mean(values))),
-        "std": finite_or_none(std),
-        "values": [finite_or_none(value) for value in values],
+        "mean": _finite_or_none(float(np.mean(values))),
+        "std": _finite_or_none(std),
+        "values": [_finite_or_none(value) for value in values],
     }
 
 
-def finite_or_none(value: float) -> float | None:
-    """NaN and infinity are not JSON: null stands for them."""
+def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _model(row: pd.Series) -> dict[str, Any]:
+    sizes = {name: row[f"model/{name}"] for name in ("parameters", "macs")}
+    known = {name: None if pd.isna(value) else int(value) for name, value in sizes.items()}
+    return {"architecture": row["architecture"], **known}

@@ -1,30 +1,33 @@
-"""The paired difference of two arms: how large, how sure, over replicates and test examples.
+"""The paired difference of two students, with its interval over replicates and test examples.
 
-Both replicates (seeds) and test examples are random, and crossed: every replicate is measured on
-every example. Resampling only the examples, as is usual, says nothing of another seed. The method
-and the coverage it was measured to have are in docs/decisions/0004-paired-interval.md.
+Replicates (seeds) and test examples are both random, and crossed: every replicate is measured on
+every example. Resampling only the examples, as is usual, leaves out the variance of the seeds. The
+method and its measured coverage are in docs/decisions/0004-paired-interval.md.
 """
 
-from dataclasses import dataclass
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kd_pipeline.errors import DataError
+from kd_pipeline.evaluation.settings import EvaluationParams
 
 _CHUNK_CELLS = 4_000_000
 _ROUNDING = 1e-12
+_USUAL_LEVEL = 0.95
 
 
-@dataclass(frozen=True)
-class PairedDifference:
-    """Arm minus baseline, averaged over replicates and examples."""
+class PairedDifference(TypedDict):
+    """Arm minus baseline, averaged over replicates and examples, as in comparison.json."""
 
     mean: float
-    ci_low: float
-    ci_high: float
+    ci95: list[float]
+    """Low and high, whatever the level is."""
+    confidence_level: NotRequired[float]
+    """Where it is not 0.95."""
     p_value: float
-    """Two-sided; the smallest that the bootstrap can give is 1 / (num_samples + 1)."""
+    """Two-sided; the smallest that the bootstrap can give is 1 / (num_bootstrap_samples + 1)."""
     wins: int
     """Replicates in which the arm is better."""
     replicates: int
@@ -34,26 +37,17 @@ class PairedDifference:
 def paired_difference(
     arm: NDArray[np.float64],
     baseline: NDArray[np.float64],
+    params: EvaluationParams,
     *,
-    num_samples: int,
-    confidence_level: float,
-    seed: int,
     lower_is_better: bool = False,
 ) -> PairedDifference:
-    """Compare two arms, replicate by replicate and example by example.
+    """Compare two students, replicate by replicate and example by example.
 
-    Args:
-        arm: A value per cell (1 where right, or the loss), [num_replicates, num_examples].
-        baseline: Same shape; row r shares its seed with the arm's row r.
-        num_samples: Bootstrap samples.
-        confidence_level: Of the interval, in (0, 1).
-        seed: Of the resampling.
-        lower_is_better: Whether a win is a smaller value, as for a loss.
+    The interval is symmetric about the difference, and the p-value is of no difference, from the
+    same bootstrap shifted to the null: the interval leaves out 0 where p < 1 - confidence_level.
 
-    Returns:
-        The difference with an interval symmetric about it and the two-sided p-value of no
-        difference from the same bootstrap shifted to the null: the interval leaves out 0 where
-        the p-value is below 1 - confidence_level.
+    `arm` and `baseline` hold a value per cell (1 where right, or the loss), both of shape
+    [num_replicates, num_examples]; row r of both has the same seed.
 
     Raises:
         DataError: If the shapes differ, are empty or not two-dimensional, or a value is not finite.
@@ -67,44 +61,37 @@ def paired_difference(
     if not np.isfinite(differences).all():
         raise DataError("`arm` and `baseline` must be finite, got NaN or infinity")
     mean = float(differences.mean())
-    deviations = np.abs(_bootstrap_deviations(differences, num_samples=num_samples, seed=seed))
-    half_width = float(np.quantile(deviations, confidence_level))
+    deviations = np.abs(_bootstrap_deviations(differences, params))
+    half_width = float(np.quantile(deviations, params.confidence_level))
     as_extreme = int((deviations >= abs(mean) - _ROUNDING).sum())
     gains = differences.mean(axis=1) * (-1 if lower_is_better else 1)
-    return PairedDifference(
-        mean=mean,
-        ci_low=mean - half_width,
-        ci_high=mean + half_width,
-        p_value=(1 + as_extreme) / (1 + num_samples),
-        wins=int((gains > _ROUNDING).sum()),
-        replicates=len(differences),
-    )
+    difference: PairedDifference = {
+        "mean": mean,
+        "ci95": [mean - half_width, mean + half_width],
+        "p_value": (1 + as_extreme) / (1 + params.num_bootstrap_samples),
+        "wins": int((gains > _ROUNDING).sum()),
+        "replicates": len(differences),
+    }
+    if params.confidence_level != _USUAL_LEVEL:
+        difference["confidence_level"] = params.confidence_level
+    return difference
 
 
 def gap_recovered(gain: PairedDifference, teacher_gap: PairedDifference) -> float | None:
-    """Share of the teacher's lead over the baseline that an arm wins back.
-
-    Args:
-        gain: The arm against the baseline.
-        teacher_gap: The teacher against the same baseline.
-
-    Returns:
-        gain / gap, or None where the gap's interval is not above 0: the ratio of something to
-        noise says nothing.
-    """
-    return gain.mean / teacher_gap.mean if teacher_gap.ci_low > 0 else None
+    """An arm's gain as a share of the teacher's; None unless that one's interval is above 0."""
+    return gain["mean"] / teacher_gap["mean"] if teacher_gap["ci95"][0] > 0 else None
 
 
 def _bootstrap_deviations(
-    differences: NDArray[np.float64], *, num_samples: int, seed: int
+    differences: NDArray[np.float64], params: EvaluationParams
 ) -> NDArray[np.float64]:
-    """How far the mean would lie off with other replicates and other examples, [num_samples].
+    """Deviations of the mean with other replicates and other examples, [num_samples].
 
-    The sum of the deviation over replicates and that over examples. Resampling both within one
-    sample (the pigeonhole bootstrap, Owen 2007, doi:10.1214/07-AOAS122) counts the variance of a
-    single cell three times; the sum counts it twice and stays on the safe side.
+    The sum of the deviations over replicates and over examples, drawn apart. Resampling both at
+    once (the pigeonhole bootstrap, Owen 2007, doi:10.1214/07-AOAS122) counts the variance of a
+    single cell three times; the sum counts it twice, which is still conservative.
     """
-    generator = np.random.default_rng(seed)
+    generator, num_samples = np.random.default_rng(params.seed), params.num_bootstrap_samples
     by_replicate = _replicate_deviations(differences.mean(axis=1), num_samples, generator)
     return by_replicate + _example_deviations(differences.mean(axis=0), num_samples, generator)
 
@@ -114,8 +101,8 @@ def _replicate_deviations(
 ) -> NDArray[np.float64]:
     """Draw R - 1 of R replicates with replacement (Rao & Wu 1988): the variance is unbiased.
 
-    It is estimated from a handful all the same: dividing each draw by the root of chi-square over
-    its R - 1 degrees of freedom spreads the draws like Student's t instead of a normal.
+    Each draw is divided by the root of chi-square over its R - 1 degrees of freedom, as in
+    Student's t: a variance estimated from a few replicates is uncertain.
     """
     degrees = len(means) - 1
     if degrees == 0:

@@ -1,39 +1,34 @@
-"""The report: the result in words first, then the table, then what it rests on."""
+"""The report in Markdown: the result in words, the table, what the result rests on."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-import pandas as pd
+from kd_pipeline.evaluation import numbers, tables
+from kd_pipeline.evaluation.roles import BASELINE, LABELS, PSEUDO, TEACHER, label, words
 
-from kd_pipeline.evaluation import numbers
-from kd_pipeline.evaluation.roles import label, words
+_Json = Mapping[str, Any]
 
-_BASELINE = "student_baseline"
-_PSEUDO = "student_pseudo"
-_SMOOTHED = "student_smoothed"
 _FIGURES = {
     "Accuracy of every replicate, and the gain over hard labels": "figures/accuracy_figure.png",
     "Calibration": "figures/reliability_figure.png",
     "Confusion": "figures/confusion_figure.png",
     "Gain per class": "figures/class_gain_figure.png",
 }
+_EXPLANATIONS = {
+    PSEUDO: "the gain in accuracy comes with any use of the teacher's labels; that soft targets "
+    "add to it is not shown.",
+    "student_smoothed": "it uses no teacher, so that the gain in accuracy needs one is not shown.",
+}
 
 
-def markdown_report(comparison: Mapping[str, Any], metrics: pd.DataFrame) -> str:
-    """Write the comparison for a reader who was not there, null and negative results included.
-
-    Args:
-        comparison: As `metrics.comparison.compare` gives it.
-        metrics: One row per role and replicate; `model/parameters` is taken from it.
-
-    Returns:
-        Markdown, ending in a newline. It points to the figures by file name, beside it.
-    """
+def markdown_report(comparison: _Json) -> str:
+    """The content of comparison.json as Markdown, with links to the figures."""
     sections = [
         "# Did distillation help?",
-        "\n\n".join(_verdict(comparison)),
+        "\n\n".join(verdict(comparison)),
         "## Arms",
-        _arms_table(comparison, metrics),
+        _table(comparison),
         "## What this rests on",
         "\n".join(f"- {line}" for line in _method(comparison)),
         "## Figures",
@@ -42,192 +37,157 @@ def markdown_report(comparison: Mapping[str, Any], metrics: pd.DataFrame) -> str
     return "\n\n".join(sections) + "\n"
 
 
-def _verdict(comparison: Mapping[str, Any]) -> list[str]:
-    gains = comparison["gains"]
+def verdict(comparison: _Json) -> list[str]:
+    """Whether the distilled student gained, and which controls explain it, a paragraph each."""
+    gains, distilled = comparison["gains"], comparison["distilled"]
     if not gains:
         return ["Only the baseline was trained: there is nothing to compare."]
-    if comparison["distilled"] is None:
-        return [_gain_sentence(arm, gain) for arm, gain in gains.items()]
-    gain = gains[comparison["distilled"]]
-    sentences = [_answer(gain["accuracy"]), _likelihood(gain["nll"])]
-    sentences += [
-        _control(control, gain["accuracy"], pair)
-        for control, pair in comparison["distilled_over"].items()
-    ]
+    if distilled is None:
+        return [
+            _answer(f"the arm {label(arm)}", "hard labels", gain["accuracy"])
+            for arm, gain in gains.items()
+        ]
+    gain, through = gains[distilled], _students_between(comparison)
+    sentences = [_answer("distillation", "hard labels", gain["accuracy"]), _nll(gain["nll"])]
+    for control, over in comparison["distilled_over"].items():
+        if through and comparison["learnt_from"][control] == TEACHER and control != PSEUDO:
+            directly = f"being taught by the teacher directly ({control})"
+            answer = _answer(f"learning through {through}", directly, over["accuracy"])
+            sentences.append(f"{answer} {_nll(over['nll'])}")
+        else:
+            sentences.append(_control(control, gain["accuracy"], over))
     return [*sentences, _recovered(comparison, gain)]
 
 
-def _answer(difference: Mapping[str, Any]) -> str:
-    found = (
-        f"{numbers.points(difference)} points of accuracy over hard labels, {_interval(difference)}"
+def _answer(subject: str, reference: str, difference: _Json) -> str:
+    answer = {
+        1: f"{subject[0].upper()}{subject[1:]} helped",
+        -1: f"{subject[0].upper()}{subject[1:]} hurt",
+        0: f"No evidence that {subject} helped or hurt",
+    }[numbers.side_of_zero(difference)]
+    return (
+        f"**{answer}**: {numbers.points(difference)} points of accuracy over {reference}, "
+        f"{_interval(difference)}; better in {_wins(difference)} replicates."
     )
-    wins = f"better in {difference['wins']} of {difference['replicates']} replicates"
-    match numbers.side_of_zero(difference):
-        case 1:
-            return f"**Distillation helped**: {found}; {wins}."
-        case -1:
-            return f"**Distillation hurt**: {found}; {wins}."
-    return f"**No evidence that distilling helped or hurt**: {found}; {wins}."
 
 
-def _likelihood(difference: Mapping[str, Any]) -> str:
-    verdict = {
+def _nll(difference: _Json) -> str:
+    found = {
         1: "The distilled student's NLL is worse",
         -1: "The distilled student's NLL is better",
         0: "Its NLL is not shown to differ",
     }[numbers.side_of_zero(difference)]
-    return f"{verdict}: {numbers.nats(difference)} nats, lower being better."
+    return f"{found}: {numbers.nats(difference)} nats, lower being better."
 
 
-def _control(control: str, gain: Mapping[str, Any], over: Mapping[str, Any]) -> str:
-    """Say whether a control explains the gain away. A tie of nothing explains nothing."""
-    difference = over["accuracy"]
-    measured = (
-        f"distilled minus {words(control)}: {numbers.points(difference)} points, "
-        f"{_interval(difference)}"
-    )
+def _students_between(comparison: _Json) -> str:
+    """The students between the teacher and the distilled one, in the order of their training."""
+    learnt_from, path = comparison["learnt_from"], [comparison["distilled"]]
+    while (source := learnt_from.get(path[0], TEACHER)) not in (TEACHER, LABELS):
+        path.insert(0, source)
+    return ", ".join(path[:-1])
+
+
+def _control(control: str, gain: _Json, over: _Json) -> str:
+    """Whether a control explains the gain; a tie where nothing was gained explains nothing."""
+    difference, name = over["accuracy"], f"The control {label(control)}"
+    points = f"{numbers.points(difference)} points, {_interval(difference)}"
+    measured = f"distilled minus {words(control)}: {points}"
     sign = numbers.side_of_zero(difference)
     if sign > 0:
-        return (
-            f"The control {label(control)} does worse ({measured}): it does not explain the result."
-        )
+        return f"{name} does worse ({measured}): it does not explain the result."
     if sign < 0:
-        return f"The control {label(control)} does better ({measured}): prefer it."
+        return f"{name} does better ({measured}): prefer it."
     if numbers.side_of_zero(gain) <= 0:
-        return f"The control {label(control)} is within noise of it ({measured})."
+        return f"{name} is within noise of it ({measured})."
+    explanation = _EXPLANATIONS.get(
+        control, "that the gain in accuracy needs soft targets is not shown."
+    )
+    in_nll = {
+        1: "In NLL the control is better",
+        -1: "In NLL soft targets are better than it",
+        0: "Nor do the two differ in NLL",
+    }[numbers.side_of_zero(over["nll"])]
     return (
-        f"The control {label(control)} does as well within noise ({measured}): "
-        f"{_explanation(control)}{_likelihood_beside(over['nll'])}"
+        f"{name} does as well within noise ({measured}): {explanation} {in_nll}: "
+        f"{numbers.nats(over['nll'])} nats."
     )
 
 
-def _explanation(control: str) -> str:
-    if control == _PSEUDO:
-        return (
-            "the gain in accuracy comes with any use of the teacher's labels; that soft targets "
-            "add to it is not shown."
-        )
-    if control == _SMOOTHED:
-        return "it uses no teacher, so that the gain in accuracy needs one is not shown."
-    return "that the gain in accuracy needs soft targets is not shown."
-
-
-def _likelihood_beside(difference: Mapping[str, Any]) -> str:
-    verdict = {
-        1: " In NLL the control is better",
-        -1: " In NLL soft targets are better than it",
-        0: " Nor do the two differ in NLL",
-    }[numbers.side_of_zero(difference)]
-    return f"{verdict}: {numbers.nats(difference)} nats."
-
-
-def _recovered(comparison: Mapping[str, Any], gain: Mapping[str, Any]) -> str:
+def _recovered(comparison: _Json, gain: _Json) -> str:
     if comparison["teacher_gap"] is None:
         return (
             "The teacher's logits were imported and do not cover the test set: what it reaches "
             "there, how much of its lead the students recover and how closely they follow it are "
             "not known."
         )
-    gap = comparison["teacher_gap"]["accuracy"]
+    gap, share = comparison["teacher_gap"]["accuracy"], gain["gap_recovered"]
     lead = f"{numbers.points(gap)} points, {_interval(gap)}"
-    if gain["gap_recovered"] is None:
+    if share is None:
+        worse = numbers.side_of_zero(gap) < 0
+        finding = "does worse than" if worse else "is not shown to beat"
         return (
-            f"The teacher is not shown to beat the baseline ({lead}), so there is no gap of which "
-            "to recover a share."
+            f"The teacher {finding} the baseline ({lead}), so there is no gap of which to recover "
+            "a share."
         )
+    recovers = f"the distilled student recovers {100 * share:.0f} % of that."
     if numbers.side_of_zero(gain["accuracy"]) <= 0:
-        return (
-            f"The teacher leads the baseline by {lead}; that the distilled student recovers any of "
-            "it is not shown."
-        )
-    share = f"{100 * gain['gap_recovered']:.0f} %"
-    return (
-        f"The teacher leads the baseline by {lead}; the distilled student recovers {share} of that."
-    )
+        recovers = "that the distilled student recovers any of it is not shown."
+    return f"The teacher leads the baseline by {lead}; {recovers}"
 
 
-def _gain_sentence(arm: str, gain: Mapping[str, Any]) -> str:
-    difference = gain["accuracy"]
-    verdict = {1: "beats hard labels", -1: "is worse than hard labels", 0: "shows no difference"}
-    found = f"{numbers.points(difference)} points of accuracy, {_interval(difference)}"
-    return f"The arm {label(arm)} {verdict[numbers.side_of_zero(difference)]}: {found}."
-
-
-def _arms_table(comparison: Mapping[str, Any], metrics: pd.DataFrame) -> str:
-    head = [
-        "arm", "parameters", "accuracy %", "errors", "NLL", "ECE", "agreement with the teacher %",
-        "gain in points", "interval", "p", "wins",
-    ]  # fmt: skip
-    teacher = comparison["teacher"]
-    rows = [] if teacher is None else [_table_row("teacher", teacher, None, metrics)]
-    rows += [
-        _table_row(arm, spreads, comparison["gains"].get(arm), metrics)
-        for arm, spreads in comparison["arms"].items()
-    ]
-    rule = ["---", *["---:"] * (len(head) - 1)]
+def _table(comparison: _Json) -> str:
+    gained = partial(tables.gain_column, comparison)
+    columns: tables.Columns = {
+        "arm": label,
+        **tables.model_columns(comparison),
+        **tables.metric_columns(comparison, short=False),
+        "gain in points": gained(numbers.points),
+        "interval": gained(numbers.points_interval),
+        "p": gained(numbers.p_value),
+        "wins": gained(_wins),
+    }
+    head, *rows = tables.table_rows(comparison, columns)
+    in_words = ("arm", "learnt from", "architecture")
+    rule = ["---" if heading in in_words else "---:" for heading in head]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *rows])
 
 
-def _table_row(
-    role: str, spreads: Mapping[str, Any], gain: Mapping[str, Any] | None, metrics: pd.DataFrame
-) -> list[str]:
-    agreement = (
-        numbers.NOTHING if role == "teacher" else numbers.percent(spreads["teacher_agreement"])
-    )
-    measured = [
-        label(role),
-        _num_parameters(metrics, role),
-        numbers.percent(spreads["accuracy"]),
-        f"{spreads['errors']['mean']:.1f}".removesuffix(".0"),
-        numbers.decimals(spreads["nll"]),
-        numbers.decimals(spreads["ece"]),
-        agreement,
-    ]
-    if gain is None:
-        return measured + [numbers.NOTHING] * 4
-    difference = gain["accuracy"]
-    return [
-        *measured,
-        numbers.points(difference),
-        numbers.points_interval(difference),
-        numbers.p_value(difference),
-        f"{difference['wins']} of {difference['replicates']}",
-    ]
-
-
-def _num_parameters(metrics: pd.DataFrame, role: str) -> str:
-    values = metrics.loc[metrics["role"] == role, "model/parameters"].dropna()
-    return numbers.NOTHING if values.empty else f"{int(values.iloc[0]):,}"
-
-
-def _method(comparison: Mapping[str, Any]) -> list[str]:
-    method = comparison["method"]
-    replicates, compared = method["num_replicates"], method["num_comparisons"]
-    origin = [
-        "The teacher was given and does not say what it was trained on: that it never saw these "
-        "test images cannot be verified."
-    ]
+def _method(comparison: _Json) -> list[str]:
+    method, between = comparison["method"], comparison["intermediate"]
+    replicates = method["num_replicates"]
+    over = "replicates and test examples" if replicates > 1 else "test examples"
     lines = [
-        *([] if method["teacher_data_known"] else origin),
         f"{method['num_test_examples']:,} test examples, read once, after all training and all "
         "choices were done.",
         f"{replicates} replicate(s) per arm. Replicate r has the same initial weights, views "
         "and budget of steps in every arm, and the same batches wherever two arms learn from the "
         "same rows; ± is the standard deviation over replicates.",
-        f"Intervals and p-values: paired bootstrap over "
-        f"{'replicates and ' if replicates > 1 else ''}test examples, "
+        f"Intervals and p-values: paired bootstrap over {over}, "
         f"{method['num_bootstrap_samples']:,} samples.",
-        f"{compared} arm(s) were compared with {label(_BASELINE)}, and the distilled arm with "
-        f"{len(comparison['distilled_over'])} control(s); p-values are as they are, not corrected "
-        "for their number.",
+        f"{method['num_comparisons']} arm(s) were compared with {label(BASELINE)}, and the "
+        f"distilled arm with {len(comparison['distilled_over'])} control(s); p-values are as they "
+        "are, not corrected for their number.",
         "All of it is conditional on this split of the data and on this teacher: another split or "
         "another teacher may give another answer.",
     ]
+    if between:
+        lines.append(
+            f"So it is on {', '.join(between)}, which other students learnt from: measured, not "
+            "compared in pairs. The replicates of one teach as their ensemble average."
+        )
     if replicates == 1:
         lines.insert(2, "**With one replicate nothing is known of other seeds**: the intervals "
                      "cover the choice of test examples only, and are too narrow.")  # fmt: skip
+    if not method["teacher_data_known"]:
+        lines.insert(0, "The teacher was given without a record of its training data: that these "
+                     "test images are not among them cannot be verified.")  # fmt: skip
     return lines
 
 
-def _interval(difference: Mapping[str, Any]) -> str:
+def _wins(difference: _Json) -> str:
+    return f"{difference['wins']} of {difference['replicates']}"
+
+
+def _interval(difference: _Json) -> str:
     return f"{numbers.level(difference)} interval {numbers.points_interval(difference)}"

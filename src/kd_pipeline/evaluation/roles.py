@@ -1,28 +1,30 @@
-"""What the roles are called and which colour each keeps in every figure."""
+"""Roles: their names, words for them, and their colours in all figures."""
 
-_WORDS = {
-    "teacher": "teacher",
-    "student_baseline": "hard labels",
-    "student_kd": "distilled",
-    "student_live": "distilled, live teacher",
-    "student_smoothed": "label smoothing",
-    "student_pseudo": "pseudo-labels",
-}
-# Okabe & Ito 2008: told apart with any colour vision.
-_COLOURS = {
-    "teacher": "#000000",
-    "student_baseline": "#7F7F7F",
-    "student_kd": "#0072B2",
-    "student_live": "#0072B2",
-    "student_smoothed": "#E69F00",
-    "student_pseudo": "#009E73",
+from collections.abc import Mapping, Sequence
+
+TEACHER = "teacher"
+BASELINE = "student_baseline"
+PSEUDO = "student_pseudo"
+LABELS = "labels"
+"""What a student without a teacher learns from."""
+
+# Words, and colours of Okabe & Ito 2008, which differ with any colour vision.
+_KNOWN = {
+    TEACHER: ("teacher", "#000000"),
+    BASELINE: ("hard labels", "#7F7F7F"),
+    "student_kd": ("distilled", "#0072B2"),
+    "student_live": ("distilled, live teacher", "#0072B2"),
+    "student_assisted": ("distilled through an assistant", "#D55E00"),
+    "student_smoothed": ("label smoothing", "#E69F00"),
+    PSEUDO: ("pseudo-labels", "#009E73"),
+    "assistant": ("assistant", "#56B4E9"),
 }
 _OTHER_COLOURS = ("#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
 
 
 def words(role: str) -> str:
-    """A role as running text calls it; an arm of the user's own keeps its name."""
-    return _WORDS.get(role, role)
+    """A role in running text: "distilled"; the name of a student that is not known here."""
+    return _KNOWN[role][0] if role in _KNOWN else role
 
 
 def label(role: str) -> str:
@@ -30,10 +32,18 @@ def label(role: str) -> str:
     return role if words(role) == role else f"{words(role)} ({role})"
 
 
-def colours(roles: list[str]) -> dict[str, str]:
+def colours(roles: Sequence[str]) -> dict[str, str]:
     """One colour per role: fixed for the known ones, in order of mention for others."""
-    others = [role for role in roles if role not in _COLOURS]
-    chosen = {
-        role: _OTHER_COLOURS[index % len(_OTHER_COLOURS)] for index, role in enumerate(others)
-    }
-    return {role: _COLOURS.get(role) or chosen[role] for role in roles}
+    chosen = {role: _KNOWN[role][1] for role in roles if role in _KNOWN}
+    free = [colour for colour in _OTHER_COLOURS if colour not in chosen.values()]
+    others = [role for role in roles if role not in _KNOWN]
+    return chosen | {role: free[index % len(free)] for index, role in enumerate(others)}
+
+
+def intermediate_students(learnt_from: Mapping[str, str]) -> list[str]:
+    """Students that another student learnt from; the baseline stays the baseline.
+
+    Args:
+        learnt_from: The role that each student learnt from, or `LABELS`.
+    """
+    return [role for role in learnt_from if role in learnt_from.values() and role != BASELINE]

@@ -4,16 +4,16 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kd_pipeline.config import Device, OpenFraction, Params, PositiveInt, Precision, Seed
+from kd_pipeline.config import Computing, OpenFraction, PositiveInt, Seed
 
 
-class EvaluationParams(Params):
+class EvaluationParams(Computing):
     """`evaluation`: how the test set is read and the comparison drawn."""
 
     seed: Seed = 0
-    batch_size: PositiveInt = 1024
-    device: Device = "auto"
-    precision: Precision = "float32"
+    """Of the bootstrap."""
     num_bootstrap_samples: Annotated[int, Field(ge=100)] = 10_000
     confidence_level: OpenFraction = 0.95
+    """Of every interval."""
     num_calibration_bins: PositiveInt = 15
+    """Equal-width bins of confidence for the expected calibration error."""

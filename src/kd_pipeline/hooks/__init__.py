@@ -1,4 +1,4 @@
-"""Kedro hooks: checks before a run, what a person sees of it, and what MLflow is told."""
+"""Kedro hooks: checks before a run, progress on the terminal, and logging to MLflow."""
 
 from kd_pipeline.hooks.guard_hook import GuardHook
 from kd_pipeline.hooks.mlflow_hook import MLflowHook

@@ -1,32 +1,41 @@
-"""Shows the errors that this project raises on purpose without a traceback."""
+"""Errors about settings and artefacts are shown without a traceback."""
 
 import os
 import sys
+from collections.abc import Callable
 from types import TracebackType
+
+from kedro.validation.exceptions import ParameterValidationError
 
 from kd_pipeline.errors import our_cause
 
 TRACEBACK_VARIABLE = "KD_TRACEBACK"
 
-_before = sys.excepthook
+_ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None], object]
 
 
 def show_errors_concisely() -> None:
-    """Print only the message of an error that ends the process, if it comes from us.
+    """Print only the message of an error that ends the process, if it is about a user's input.
 
-    That is a `KdPipelineError`, also where Kedro has wrapped it while reading or writing data.
-    Any other error, and every error where `KD_TRACEBACK` is set, is shown as before.
+    That is a `KdPipelineError`, also where Kedro has wrapped it while reading or writing data, and
+    Kedro's own error for parameters of wrong types. Any other error, and every error where
+    `KD_TRACEBACK` is set, is shown as before.
     """
-    global _before
-    if sys.excepthook is not _show:
-        _before, sys.excepthook = sys.excepthook, _show
+    if not isinstance(sys.excepthook, _ConciseDisplay):
+        sys.excepthook = _ConciseDisplay(sys.excepthook)
 
 
-def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    ours = our_cause(error)
-    if ours is None or os.environ.get(TRACEBACK_VARIABLE):
-        _before(kind, error, trace)
-        return
-    sys.stdout.flush()
-    hint = f"({TRACEBACK_VARIABLE}=1 shows where this was raised)"
-    sys.stderr.write(f"\n{hint}\n{type(ours).__name__}: {ours}\n")
+class _ConciseDisplay:
+    def __init__(self, before: _ExceptHook) -> None:
+        self._before = before
+
+    def __call__(
+        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        shown = error if isinstance(error, ParameterValidationError) else our_cause(error)
+        if shown is None or os.environ.get(TRACEBACK_VARIABLE):
+            self._before(kind, error, trace)
+            return
+        sys.stdout.flush()
+        hint = f"({TRACEBACK_VARIABLE}=1 shows where this was raised)"
+        sys.stderr.write(f"\n{hint}\n{type(shown).__name__}: {shown}\n")

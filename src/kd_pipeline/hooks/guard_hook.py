@@ -13,10 +13,10 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from kd_pipeline.errors import DataError, ParameterError
-from kd_pipeline.hooks.soft_target_guard import check_soft_targets
-from kd_pipeline.hooks.training_guard import (
-    check_arms,
-    check_cache,
+from kd_pipeline.hooks.guards import (
+    check_caches,
+    check_checkpoints,
+    check_settings,
     check_trainings,
     training_nodes,
 )
@@ -25,17 +25,17 @@ DATA_FOLDER = "data"
 
 
 class GuardHook:
-    """Checks the folder, the runner, the parameters and the cache as early as each is known."""
+    """Checks the folder, the runner, the parameters and the cache, each as early as possible."""
 
     def __init__(self) -> None:
-        """Nothing is known before the context is there."""
+        """There is nothing to check before the context is there."""
         self._project = Path.cwd()
         self._context: KedroContext | None = None
         self._training: list[Node] = []
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Remember the project's root and where its parameters are."""
+        """Keep the project's root and its parameters."""
         self._project, self._context = Path(context.project_path), context
 
     # First of all hooks: a refused run leaves no trace in MLflow.
@@ -46,22 +46,23 @@ class GuardHook:
         pipeline: Pipeline,
         catalog: CatalogProtocol[Any, Any],
     ) -> None:
-        """Refuse what can be known to fail before the first node.
+        """Refuse, before the first node, what is certain to fail.
 
         Raises:
             DataError: If nothing can be written into the data folder, or where an output goes.
             ParameterError: If a block of parameters is unknown, an arm cannot have what it asks
                 for, or a pipeline that trains is to run in threads or processes.
             StaleArtefactError: If the run would use soft targets that do not match it.
+            CheckpointError: If it reads models that are not there.
         """
         if self._context is not None:
             check_blocks(self._context.params, known_blocks())
         self._training = training_nodes(pipeline)
         if self._training:
             check_runner(str(run_params.get("runner")))
-            check_arms(pipeline, catalog)
-            check_cache(pipeline, catalog)
-        check_soft_targets(pipeline, catalog)
+        check_settings(pipeline, catalog)
+        check_caches(pipeline, catalog)
+        check_checkpoints(pipeline, catalog)
         check_writable(self._project / DATA_FOLDER)
         for folder in sorted(output_folders(pipeline, catalog)):
             check_writable(folder)
@@ -125,7 +126,7 @@ def check_runner(runner: str) -> None:
     """Refuse runners that run nodes side by side.
 
     Args:
-        runner: As Kedro tells hooks: the repr of the runner, or "None" for its default.
+        runner: As Kedro gives it to hooks: the repr of the runner, or "None" for its default.
 
     Raises:
         ParameterError: If it is any but the SequentialRunner.

@@ -1,4 +1,4 @@
-"""Tells MLflow what a Kedro run does: the events of training, and the outputs of its nodes."""
+"""Logs a Kedro run to MLflow: the events of training, and the outputs of its nodes."""
 
 import atexit
 import getpass
@@ -17,42 +17,35 @@ from typing import Any
 from kedro.config import MissingConfigException
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
+from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
-from pydantic import BaseModel, ConfigDict
 
 from kd_pipeline import events
 from kd_pipeline.errors import our_cause
-from kd_pipeline.hooks.inputs import InputFacts
-from kd_pipeline.hooks.training_guard import CHECKPOINTS, training_nodes
+from kd_pipeline.hooks.inputs import describe_inputs
 from kd_pipeline.tracking.journal import Journal
 from kd_pipeline.tracking.operations import DatasetFacts
 from kd_pipeline.tracking.runs import RunBook, new_group
 from kd_pipeline.tracking.sender import Sender
-from kd_pipeline.tracking.store import Store, locate_store, remember_store
+from kd_pipeline.tracking.settings import MLflowParams
+from kd_pipeline.tracking.store import Store, locate_store
 from kd_pipeline.tracking.unsent import Unsent, find_unsent
 
 logger = logging.getLogger(__name__)
 
-# Of the arms, and of a chain.
-METRICS = ("metrics", "hop_metrics")
-COMPARISONS = ("comparison", "hop_comparison")
-REPORTS = ("report", "hop_report")
-HOP_TABLE = "hop_table"
+# Entries of the catalog in memory, which the hook fills for nodes to take as inputs.
+TRACKING_STORE = "tracking_store"
+RUN_IDENTITY = "run_identity"
+
+CHECKPOINTS = ".checkpoints"
+METRICS = "metrics"
+COMPARISON = "comparison"
+REPORT = "report"
 SOFT_TARGET_SUMMARY = "soft_target_summary"
 SOFT_TARGET_TABLES = (SOFT_TARGET_SUMMARY, "soft_target_confusions")
 EVALUATION = "params:evaluation"
 UNSENT_FOLDER = Path("data", "09_tracking")
-
-
-class MLflowSettings(BaseModel):
-    """`mlflow.yml`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    enabled: bool = True
-    tracking_uri: str | None = None
-    experiment: str = "kd_pipeline"
 
 
 class MLflowHook:
@@ -60,15 +53,14 @@ class MLflowHook:
 
     def __init__(self) -> None:
         """Nothing is opened, and mlflow not imported, before a pipeline runs."""
-        self._settings = MLflowSettings(enabled=False)
+        self._params = MLflowParams(enabled=False)
         self._project = Path.cwd()
         self._env = "base"
         self._book: RunBook | None = None
         self._journal: Journal | None = None
-        self._forget()
+        self._clear_node()
 
-    def _forget(self) -> None:
-        self._facts = InputFacts()
+    def _clear_node(self) -> None:
         self._role = ""
         self._node_name = ""
         self._inputs: Mapping[str, Any] = {}
@@ -83,85 +75,90 @@ class MLflowHook:
             given = context.config_loader["mlflow"]
         except MissingConfigException:
             given = {}
-        self._settings = MLflowSettings.model_validate(given)
-        # Teachers may be fetched from it whether or not this run is logged.
-        remember_store(self._store())
+        self._params = MLflowParams.model_validate(given)
 
     @hook_impl
-    def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline) -> None:
+    def after_catalog_created(self, catalog: CatalogProtocol[Any, Any]) -> None:
+        """Fill the entries of the store and the run's identity; each run has a catalog of its own.
+
+        Both are there whether or not this run is logged: teachers are fetched from the store,
+        and comparison.json names the run.
+        """
+        store = locate_store(self._project, self._params)
+        catalog.save(TRACKING_STORE, store)
+        catalog.save(RUN_IDENTITY, {"group": new_group(), "env": self._env})
+
+    @hook_impl
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]
+    ) -> None:
         """Begin a group of runs, if this pipeline makes anything that belongs into MLflow."""
         self._abandon()
         outputs = pipeline.all_outputs()
-        compares = not outputs.isdisjoint(COMPARISONS)
-        trains = bool(training_nodes(pipeline))
-        caches = any(_last(name) == SOFT_TARGET_SUMMARY for name in outputs)
-        tracked = compares or trains or caches or not outputs.isdisjoint(METRICS)
-        if not self._settings.enabled or not tracked:
+        tracked = not outputs.isdisjoint((METRICS, COMPARISON)) or any(
+            name.endswith(CHECKPOINTS) or _last(name) == SOFT_TARGET_SUMMARY for name in outputs
+        )
+        if not self._params.enabled or not tracked:
             return
-        self._begin(",".join(run_params.get("pipeline_names") or ["__default__"]))
-        if compares and self._book is not None:
+        pipeline_name = ",".join(run_params.get("pipeline_names") or ["__default__"])
+        identity = catalog.load(RUN_IDENTITY)
+        self._book = self._begin(pipeline_name, identity, catalog.load(TRACKING_STORE))
+        if COMPARISON in outputs:
             self._book.open_comparison()
 
-    def _store(self) -> Store:
-        settings = self._settings
-        return locate_store(
-            self._project, uri=settings.tracking_uri, experiment=settings.experiment
-        )
-
-    def _begin(self, pipeline_name: str) -> None:
-        folder, store = self._project / UNSENT_FOLDER, self._store()
+    def _begin(self, pipeline_name: str, identity: Mapping[str, str], store: Store) -> RunBook:
+        folder = self._project / UNSENT_FOLDER
         if waiting := find_unsent(folder):
             hint = "`python -m kd_pipeline.tracking` sends them"
             logger.info("%d earlier runs wait to be sent to MLflow: %s", len(waiting), hint)
-        group = new_group()
-        self._journal = Journal(Sender(store), Unsent(folder / f"unsent-{group}.jsonl", store))
-        tags = {
-            "kd.pipeline": pipeline_name,
-            "kd.env": self._env,
-            **describe_process(self._project),
-        }
-        self._book = RunBook(self._journal, group=group, tags=tags)
-        events.subscribe(self._hear)
+        unsent = Unsent(folder / f"unsent-{identity['group']}.jsonl", store)
+        self._journal = Journal(Sender(store), unsent)
+        events.subscribe(self._log_event)
         # Ctrl-C and sys.exit reach no hook of Kedro's.
         atexit.register(self._abandon)
+        tags = {
+            "kd.pipeline": pipeline_name,
+            "kd.env": identity["env"],
+            "kd.group": identity["group"],
+            **describe_process(self._project),
+        }
+        return RunBook(self._journal, tags)
 
     @hook_impl
     def before_dataset_loaded(self, node: Node) -> None:
-        """Remember whose inputs are read: that may fail too."""
+        """Note whose inputs are read: that may fail too."""
         self._node_name = node.name
 
     @hook_impl
     def before_node_run(self, node: Node, inputs: dict[str, Any]) -> None:
-        """Remember who works on what: events do not say."""
+        """Note the node and its inputs, which events do not name."""
         self._role, self._node_name = node.namespace or node.name, node.name
         self._inputs, self._datasets = inputs, None
-        self._facts.look_at(inputs)
         if self._journal is not None:
             # Not earlier: mlflow's import would slow down the way to the first node.
             self._journal.start()
 
     @hook_impl
     def after_node_run(self, outputs: dict[str, Any]) -> None:
-        """Log what the node made. Kedro saves the outputs after this."""
-        self._facts.look_at(outputs)
+        """Log what the node made."""
         if self._book is None:
-            for name in outputs.keys() & COMPARISONS:
-                # Without MLflow too, the file says where it comes from.
-                outputs[name].update(group=new_group(), env=self._env)
             return
         for name, value in outputs.items():
             if name.endswith(CHECKPOINTS):
                 self._book.log_models(name.removesuffix(CHECKPOINTS), value)
-        for name in outputs.keys() & METRICS:
-            rows = outputs[name].to_dict("records")
+        if METRICS in outputs:
+            rows = outputs[METRICS].to_dict("records")
             self._book.log_test_metrics(rows, self._describe_inputs("evaluation"))
-        for name in outputs.keys() & COMPARISONS:
-            self._log_comparison(self._book, name, outputs[name])
-        self._log_files(self._book, outputs)
+        if COMPARISON in outputs:
+            self._log_comparison(self._book, outputs[COMPARISON])
+        if REPORT in outputs:
+            self._book.log_report(outputs[REPORT])
+        for name, value in outputs.items():
+            _log_output(self._book, name, value)
 
     @hook_impl
     def after_pipeline_run(self) -> None:
-        """Close the runs, send what is left, and say where they can be compared."""
+        """Close the runs, send what is left, and log where they can be compared."""
         if self._book is None:
             return
         book = self._book
@@ -177,7 +174,7 @@ class MLflowHook:
         reason = next(iter(str(error).splitlines()), "")
         self._end("FAILED", error=f"{self._node_name}: {type(error).__name__}: {reason}")
 
-    def _hear(self, event: events.Event) -> None:
+    def _log_event(self, event: events.Event) -> None:
         if self._book is None:
             return
         match event:
@@ -190,34 +187,12 @@ class MLflowHook:
 
     def _describe_inputs(self, context: str) -> list[DatasetFacts]:
         if self._datasets is None:
-            self._datasets = self._facts.describe(self._inputs, context=context)
+            self._datasets = describe_inputs(self._inputs, context=context)
         return self._datasets
 
-    def _log_comparison(self, book: RunBook, name: str, comparison: dict[str, Any]) -> None:
-        if EVALUATION in self._inputs:
-            book.log_settings(self._inputs[EVALUATION].model_dump())
-        for metrics in self._inputs.keys() & METRICS:
-            book.find_models(self._inputs[metrics].to_dict("records"))
-        # The node knows neither; in place, because Kedro saves this very object next.
-        comparison["group"], comparison["env"] = book.join_group(), self._env
-        book.log_gains(comparison["gains"])
-        book.log_file(f"{name}.json", json.dumps(comparison, indent=2).encode())
-
-    def _log_files(self, book: RunBook, outputs: Mapping[str, Any]) -> None:
-        for name, value in outputs.items():
-            if _last(name) == SOFT_TARGET_SUMMARY:
-                # The last row is what the students hear: the ensemble mixed, or its one member.
-                row = value.to_dict("records")[-1]
-                book.log_soft_targets(row, namespace=name.rpartition(".")[0])
-            if _last(name) in SOFT_TARGET_TABLES:
-                book.log_file(f"{name}.csv", value.to_csv(index=False).encode())
-            if type(value).__module__.startswith("matplotlib.") and hasattr(value, "savefig"):
-                book.log_file(f"figures/{name}.png", _png(value.savefig))
-        if HOP_TABLE in outputs:
-            book.log_file(f"{HOP_TABLE}.csv", outputs[HOP_TABLE].to_csv(index=False).encode())
-        for name in outputs.keys() & REPORTS:
-            book.log_file(f"{name}.md", outputs[name].encode())
-            book.describe(outputs[name])
+    def _log_comparison(self, book: RunBook, comparison: Mapping[str, Any]) -> None:
+        rows = self._inputs[METRICS].to_dict("records")
+        book.log_comparison(comparison, rows=rows, settings=self._inputs[EVALUATION].model_dump())
 
     def _abandon(self) -> None:
         """Close what an interrupted run has left open in this process."""
@@ -227,10 +202,22 @@ class MLflowHook:
         if self._book is None:
             return
         book, self._book, self._journal = self._book, None, None
-        events.unsubscribe(self._hear)
+        events.unsubscribe(self._log_event)
         atexit.unregister(self._abandon)
-        self._forget()
+        self._clear_node()
         book.end(status, error=error)
+
+
+def _log_output(book: RunBook, name: str, value: Any) -> None:
+    """Log what any node may make: tables of soft targets, and figures."""
+    if _last(name) == SOFT_TARGET_SUMMARY:
+        # The last row is what the students learn from: the ensemble, or its one member.
+        row = value.to_dict("records")[-1]
+        book.log_soft_targets(row, namespace=name.rpartition(".")[0])
+    if _last(name) in SOFT_TARGET_TABLES:
+        book.log_file(f"{name}.csv", value.to_csv(index=False).encode())
+    if type(value).__module__.startswith("matplotlib.") and hasattr(value, "savefig"):
+        book.log_file(f"figures/{name}.png", _png(value.savefig))
 
 
 def _last(name: str) -> str:
@@ -239,7 +226,7 @@ def _last(name: str) -> str:
 
 
 def describe_process(project: Path) -> dict[str, str]:
-    """Tags that say which code ran where, and who ran it."""
+    """Tags that name the machine, the process, the user and the commit."""
     tags = {
         "kd.host": socket.gethostname(),
         "kd.pid": str(os.getpid()),
@@ -256,7 +243,7 @@ def describe_process(project: Path) -> dict[str, str]:
 
 
 def _git(project: Path, *arguments: str) -> str | None:
-    """What git says; None without git, repository or commit."""
+    """What git prints; None without git, repository or commit."""
     git = shutil.which("git")
     if git is None:
         return None

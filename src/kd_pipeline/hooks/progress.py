@@ -23,16 +23,16 @@ class Progress:
         self.description = description
         self._total = total
         self._unit = unit
-        self._started_at = self._said_at = time.monotonic()
+        self._started_at = self._logged_at = time.monotonic()
         self._bar: tqdm[Any] | None = _bar(description, total, unit) if _on_terminal() else None
 
     def advance(self, done: int, detail: str = "") -> None:
-        """Say how much is done by now, and anything worth knowing beside."""
+        """Show how much is done by now, and a detail beside."""
         if self._bar is not None:
             self._bar.set_postfix_str(detail, refresh=False)
             self._bar.update(done - self._bar.n)
-        elif (now := time.monotonic()) - self._said_at >= LINE_EVERY_SECONDS:
-            self._said_at = now
+        elif (now := time.monotonic()) - self._logged_at >= LINE_EVERY_SECONDS:
+            self._logged_at = now
             logger.info("%s", self._line(done, now - self._started_at, detail))
 
     def close(self) -> None:

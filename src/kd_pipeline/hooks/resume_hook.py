@@ -1,4 +1,4 @@
-"""Forgets interrupted trainings once what they led to is safe on disk."""
+"""Removes the states of interrupted trainings once their checkpoints are on disk."""
 
 from typing import Any
 
@@ -6,8 +6,7 @@ from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
 from kedro.pipeline.node import Node
 
-from kd_pipeline.hooks.training_guard import CHECKPOINTS
-
+CHECKPOINTS = ".checkpoints"
 STATES = ".training_states"
 
 
@@ -24,12 +23,12 @@ class ResumeHook:
 
     @hook_impl
     def before_pipeline_run(self, catalog: CatalogProtocol[Any, Any]) -> None:
-        """Remember where the states are."""
+        """Keep the catalog, which has the states."""
         self._catalog = catalog
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, node: Node) -> None:
-        """Forget the states that these checkpoints came from."""
+        """Remove the states that these checkpoints came from."""
         states = dataset_name.removesuffix(CHECKPOINTS) + STATES
         if dataset_name.endswith(CHECKPOINTS) and states in node.inputs and self._catalog:
             self._catalog.load(states).clear()

@@ -1,4 +1,4 @@
-"""What a person sees of a run: its stages, how far each is, and the table at the end."""
+"""The run on the terminal: its stages, how far each is, and the table at the end."""
 
 import logging
 import os
@@ -27,19 +27,18 @@ _SHOWN = {
 
 
 class TerminalHook:
-    """Announces each stage, shows progress from the events, prints arms or hops at the end."""
+    """Logs each stage, shows progress from the events, prints the table of arms at the end."""
 
     def __init__(self) -> None:
         """Nothing is shown before a pipeline runs."""
         self._open = ExitStack()
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._numbers: dict[str, int] = {}
         self._stage = ""
         self._progress: Progress | None = None
         self._comparison: dict[str, Any] | None = None
-        self._hops: tuple[Any, dict[str, Any]] | None = None
         self._started_at = time.monotonic()
         self._metrics: dict[str, float] = {}
 
@@ -50,11 +49,11 @@ class TerminalHook:
 
     @hook_impl
     def before_pipeline_run(self, pipeline: Pipeline) -> None:
-        """Number the stages and begin to listen."""
+        """Number the stages and subscribe to the events."""
         self._close()
-        self._forget()
+        self._reset()
         self._numbers = {node.name: at for at, node in enumerate(pipeline.nodes, start=1)}
-        self._open.enter_context(events.listening(self._hear))
+        self._open.enter_context(events.listening(self._show))
         if sys.stderr.isatty():
             from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -63,7 +62,7 @@ class TerminalHook:
 
     @hook_impl
     def before_node_run(self, node: Node) -> None:
-        """Announce a stage."""
+        """Log a stage."""
         name = node.name.removeprefix(f"{node.namespace}.")
         owner = f"{node.namespace}: " if node.namespace else ""
         number = f"[{self._numbers.get(node.name, 0)}/{len(self._numbers)}]"
@@ -75,27 +74,21 @@ class TerminalHook:
         """Keep what is to be shown at the end."""
         self._end_progress()
         self._comparison = outputs.get("comparison", self._comparison)
-        if "hop_table" in outputs:
-            self._hops = outputs["hop_table"], outputs["hop_comparison"]
 
     # Last, so that the table is what stays on the screen.
     @hook_impl(trylast=True)
     def after_pipeline_run(self, catalog: CatalogProtocol[Any, Any]) -> None:
-        """Print the table of arms or hops, and how long it all took."""
+        """Print the table of arms, and how long it all took."""
         self._close()
         if self._comparison is not None:
             from kd_pipeline.evaluation.terminal import arms_table
 
-            _say(arms_table(self._comparison, _report_path(catalog, "report")))
-        if self._hops is not None:
-            from kd_pipeline.evaluation.hop_table import terminal_hop_table
-
-            _say(terminal_hop_table(*self._hops, _report_path(catalog, "hop_report")))
+            _print(arms_table(self._comparison, _report_path(catalog)))
         logger.info("Done in %.1f s", time.monotonic() - self._started_at)
 
     @hook_impl
     def on_node_error(self) -> None:
-        """Say which stage failed; the message itself comes last, from Python."""
+        """Name the stage that failed; the message itself comes last, from Python."""
         self._end_progress()
         logger.error("%s failed", self._stage)
 
@@ -104,7 +97,7 @@ class TerminalHook:
         """Leave the terminal as it was."""
         self._close()
 
-    def _hear(self, event: events.Event) -> None:
+    def _show(self, event: events.Event) -> None:
         match event:
             case events.TrainingStarted(replicate=replicate, num_epochs=num_epochs):
                 self._metrics = {}
@@ -117,9 +110,9 @@ class TerminalHook:
                 self._end_progress()
                 logger.info("  replicate %d: %s", event.replicate, self._result(event))
             case events.Progress():
-                self._hear_progress(event)
+                self._show_progress(event)
 
-    def _hear_progress(self, event: events.Progress) -> None:
+    def _show_progress(self, event: events.Progress) -> None:
         if self._progress is None or self._progress.description != event.description:
             self._begin_progress(event.description, event.total, event.unit)
         if self._progress is not None:
@@ -146,16 +139,16 @@ class TerminalHook:
         return ", ".join(part for part in parts if part) or "trained"
 
 
-def _say(table: str) -> None:
+def _print(table: str) -> None:
     sys.stderr.flush()
     sys.stdout.write(f"\n{table}\n\n")
     sys.stdout.flush()
 
 
-def _report_path(catalog: CatalogProtocol[Any, Any], report: str) -> str | None:
-    """Where the report lies, from the working directory; None where it is no file."""
+def _report_path(catalog: CatalogProtocol[Any, Any]) -> str | None:
+    """Path of the report from the working directory; None where it is no file."""
     # Kedro's data sets have no public name for their path.
-    path = getattr(catalog[report], "_filepath", None) if report in catalog else None
+    path = getattr(catalog["report"], "_filepath", None) if "report" in catalog else None
     return None if path is None else os.path.relpath(path)
 
 

@@ -4,15 +4,13 @@ from typing import Self
 
 from pydantic import model_validator
 
-from kd_pipeline.config import Device, Fraction, Params, PositiveFloat, PositiveInt, Precision, Seed
+from kd_pipeline.config import Computing, Fraction, Params, PositiveFloat, PositiveInt, Seed
 
 
-class SoftTargetCachingParams(Params):
+class SoftTargetCachingParams(Computing):
     """`soft_target_caching`: how the teacher labels the transfer set."""
 
     batch_size: PositiveInt = 512
-    device: Device = "auto"
-    precision: Precision = "float32"
     rows_per_part: PositiveInt | None = None
     """Rows in one file: what is labelled before it is on disk, and what is read at a time. null is
     as many as keep float32 logits of all classes within 64 MiB, and at most 65,536."""

@@ -1,143 +1,98 @@
 """A teacher labels the transfer set: every member, every view, each cached apart."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kd_pipeline.data.images import ImageSet
+from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.events import Progress, emit, part_of
-from kd_pipeline.labelling.predictor import Predictor, open_predictor
-from kd_pipeline.models.checkpoint import ModelCheckpoint, check_classes, check_origin
-from kd_pipeline.models.imported_logits import check_covers
+from kd_pipeline.labelling.members import Member, Predictor, check_members, open_predictor
+from kd_pipeline.labelling.settings import SoftTargetCachingParams
+from kd_pipeline.models.checkpoint import ModelCheckpoint
 from kd_pipeline.models.predict import resolve_device, resolve_precision
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.manifest import Manifest, Part, Provenance
 from kd_pipeline.soft_targets.parts_folder import PartsFolder
-from kd_pipeline.soft_targets.store import SoftTargets, plan_store, rows_within_budget
-from kd_pipeline.views import ViewPolicy
+from kd_pipeline.soft_targets.store import SoftTargets, plan_store
+from kd_pipeline.views.settings import ViewsParams
 
-_TOLD_AS = "label the transfer set"
+_DESCRIPTION = "label the transfer set"
 
 
 def label_transfer_set(
-    teacher: Sequence[ModelCheckpoint],
-    images: ImageSet,
-    example_ids: NDArray[np.int64],
-    *,
+    teacher: Sequence[Member],
+    data: LabelledImages,
     parts: PartsFolder,
-    splits_fingerprint: str,
-    policy: ViewPolicy,
-    num_views: int,
-    batch_size: int,
-    device: str,
-    precision: str,
-    rows_per_part: int | None = None,
-    top_k: int | None = None,
-    temperature: float | None = None,
+    caching: SoftTargetCachingParams,
+    views: ViewsParams,
 ) -> SoftTargets:
     """Run each member of a teacher once over each view of the transfer set.
 
     One part is in memory at a time, and is on disk before the next one is begun: a run that was
-    killed and is started again makes only what is missing or damaged.
-
-    Args:
-        teacher: One checkpoint per ensemble member.
-        images: Where the pixels are.
-        example_ids: int64 [num_examples], ascending.
-        parts: Where the store is made.
-        splits_fingerprint: Of the splits that the example ids come from.
-        policy: How views are drawn; the student replays the same.
-        num_views: Views per example.
-        batch_size: Images at a time.
-        device: `auto`, or a torch device type.
-        precision: `auto`, `float32` or `bfloat16`.
-        rows_per_part: At most so many rows in a file; None is as many as `rows_within_budget`
-            gives. Batches begin with a part, so that a part made alone has the same bits.
-        top_k: Keep only so many logits of each row, and one for all others; None keeps all.
-        temperature: At which that one holds; given exactly where `top_k` is.
-
-    Returns:
-        A handle on the finished store in the folder of parts.
+    killed and is started again makes only what is missing or damaged. Batches begin with a part,
+    so that a part made alone has the same bits.
 
     Raises:
-        CheckpointError: If the teacher has other classes.
-        StaleArtefactError: If it says that it was trained on other images or another split.
+        CheckpointError, StaleArtefactError: As `check_members`.
         DataError: If a logit is not finite or too large for float16, or imported logits leave out
             an example.
-        ParameterError: If the encoding cannot hold so many classes.
+        ParameterError: If the encoding cannot hold so many classes or members.
     """
-    for member in teacher:
-        check_classes(member, images.class_names, name="teacher.checkpoints")
-        check_origin(member, images=images.fingerprint, splits=splits_fingerprint)
-        check_covers(member, example_ids, what="the transfer set")
-    _check_top_k(top_k, num_members=len(teacher))
-    device = resolve_device(device)
-    precision = resolve_precision(precision, device)
-    manifest = plan_store(
-        example_ids,
-        provenance=Provenance(
-            class_names=images.class_names,
-            teacher_fingerprints=tuple(member.fingerprint for member in teacher),
-            images_fingerprint=images.fingerprint,
-            splits_fingerprint=splits_fingerprint,
-            view_policy=policy.description,
-            num_views=num_views,
-        ),
-        encoding=Encoding(top_k, temperature),
-        facts={
-            "batch_size": batch_size,
-            "device": device,
-            "precision": precision,
-            "teacher_label_smoothing": _label_smoothing(teacher),
-        },
-        rows_per_part=rows_per_part or rows_within_budget(len(images.class_names)),
-    )
+    check_members(teacher, data)
+    if caching.top_k is not None and len(teacher) > 1:
+        rule = "be null for a teacher of several members: their best classes differ"
+        raise ParameterError("soft_target_caching.top_k", rule, caching.top_k)
+    ids = data.ids("transfer")
+    manifest = _plan(teacher, data, ids, caching, views)
 
-    def open_member(member: int) -> Predictor:
-        return open_predictor(
-            teacher[member],
-            images,
-            batch_size=batch_size,
-            device=device,
-            precision=precision,
-            policy=policy,
-            partners=example_ids if policy.mixes else None,
-        )
+    @lru_cache(maxsize=1)  # One model in memory at a time.
+    def predictor_of(member: int) -> Predictor:
+        return open_predictor(teacher[member], data, ids, caching, policy=views.policy)
 
-    soft_targets = parts.fill(manifest, example_ids, _Labeller(open_member, manifest).logits_of)
-    emit(Progress(_TOLD_AS, manifest.num_rows, manifest.num_rows, "images"))
+    def logits_of(part: Part, _example_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        rows, predictor = manifest.rows_of(part.shard), predictor_of(part.member)
+        views_before = part.member * manifest.provenance.num_views + part.view
+        done = views_before * manifest.num_examples + rows.start
+        with part_of(_DESCRIPTION, done=done, total=manifest.num_rows):
+            return predictor.logits(rows, view=part.view, description=_DESCRIPTION).numpy()
+
+    soft_targets = parts.fill(manifest, ids, logits_of)
+    emit(Progress(_DESCRIPTION, manifest.num_rows, manifest.num_rows, "images"))
     return soft_targets
 
 
-def _check_top_k(top_k: int | None, *, num_members: int) -> None:
-    if top_k is not None and num_members > 1:
-        rule = "be null for a teacher of several members: their best classes differ"
-        raise ParameterError("soft_target_caching.top_k", rule, top_k)
+def _plan(
+    teacher: Sequence[Member],
+    data: LabelledImages,
+    example_ids: NDArray[np.int64],
+    caching: SoftTargetCachingParams,
+    views: ViewsParams,
+) -> Manifest:
+    device, at_hand = resolve_device(caching.device), data.provenance
+    return plan_store(
+        example_ids,
+        provenance=Provenance(
+            class_names=data.images.class_names,
+            teacher_fingerprints=tuple(member.fingerprint for member in teacher),
+            images_fingerprint=at_hand["images"],
+            splits_fingerprint=at_hand["splits"],
+            view_policy=views.policy.description,
+            num_views=views.num_cached_views(),
+        ),
+        encoding=Encoding(caching.top_k, caching.temperature),
+        facts={
+            "batch_size": caching.batch_size,
+            "device": device,
+            "precision": resolve_precision(caching.precision, device),
+            "teacher_label_smoothing": max(map(_label_smoothing, teacher), default=0.0),
+        },
+        rows_per_part=caching.rows_per_part,
+    )
 
 
-def _label_smoothing(teacher: Sequence[ModelCheckpoint]) -> float:
-    """The most that any member was trained with."""
-    told = [member.facts.get("parameters", {}).get("label_smoothing", 0.0) for member in teacher]
-    return float(max(told, default=0.0))
-
-
-class _Labeller:
-    """Labels part after part with one member's model in memory at a time."""
-
-    def __init__(self, open_member: Callable[[int], Predictor], manifest: Manifest) -> None:
-        self._open_member, self._manifest = open_member, manifest
-        self._member: int | None = None
-        self._predictor: Predictor
-
-    def logits_of(self, part: Part, example_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Label one part, telling how far this is among all parts."""
-        if part.member != self._member:
-            self._member, self._predictor = part.member, self._open_member(part.member)
-        manifest = self._manifest
-        views_before = part.member * manifest.provenance.num_views + part.view
-        done = views_before * manifest.num_examples + manifest.rows_of(part.shard).start
-        with part_of(_TOLD_AS, done=done, total=manifest.num_rows):
-            logits = self._predictor.logits(example_ids, view=part.view, description=_TOLD_AS)
-        return logits.numpy()
+def _label_smoothing(member: Member) -> float:
+    facts = member.facts if isinstance(member, ModelCheckpoint) else {}
+    return float(facts.get("parameters", {}).get("label_smoothing", 0.0))

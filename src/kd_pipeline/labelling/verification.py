@@ -1,4 +1,4 @@
-"""Does the cache hold what the teacher says? Random rows are labelled again and compared.
+"""The comparison of a cache with its teacher: random rows are labelled again.
 
 A cached logit differs from a new one by two things, and each has its bound:
 
@@ -16,25 +16,30 @@ the trained ones 2^-6. Errors thus grow to 2^4 times the unit roundoff of bfloat
 growth makes 2^-7 of TensorFloat-32's (2^-11), in which GPUs convolve by default where float32 is
 asked for; that share is derived and not measured. Each bound is at least twice these, so that an
 honest cache passes; a row of another example or view, or of another teacher, is off by far more.
-A change below the bound cannot be told from noise: verify in float32 what was cached in float32.
+A change below the bound passes as noise: verify in float32 what was cached in float32.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from kd_pipeline.data.images import ImageSet
+from kd_pipeline.config import Computing
+from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.errors import SoftTargetMismatchError
-from kd_pipeline.labelling.predictor import Predictor, open_predictor
-from kd_pipeline.models.checkpoint import ModelCheckpoint, check_classes
+from kd_pipeline.labelling.members import Member, Predictor, check_members, open_predictor
+from kd_pipeline.labelling.settings import SoftTargetCachingParams, SoftTargetVerificationParams
 from kd_pipeline.models.predict import resolve_device, resolve_precision
 from kd_pipeline.randomness import derive_seed
-from kd_pipeline.soft_targets.manifest import check_provenance
 from kd_pipeline.soft_targets.store import SoftTargets, check_store
-from kd_pipeline.views import ViewPolicy
+from kd_pipeline.teacher_logits import TeacherLogits, tail_logit, with_tail
+from kd_pipeline.views.settings import ViewsParams
 
 HALF_ROUNDOFF = 2.0**-11
 HALF_SUBNORMAL = 2.0**-25
@@ -63,40 +68,41 @@ class Compared:
     columns: NDArray[np.int64]
     """[n, columns], the class of each, -1 for the tail of a top-k cache."""
 
-    @property
+    @cached_property
+    def difference(self) -> NDArray[np.float64]:
+        """Absolute."""
+        return np.asarray(np.abs(self.cached - self.recomputed))
+
+    @cached_property
     def excess(self) -> NDArray[np.float64]:
-        """Difference over tolerance: above 1, or NaN, is a mismatch."""
-        return np.asarray(np.abs(self.cached - self.recomputed) / self.tolerance)
+        """Difference over tolerance: above 1 is a mismatch. NaN is infinitely far off."""
+        return np.nan_to_num(self.difference / self.tolerance, nan=np.inf)
+
+    def describe_worst(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """The logit that comes closest to its tolerance, or is furthest beyond it."""
+        at = np.unravel_index(self.excess.argmax(), self.excess.shape)
+        class_id = int(self.columns[at])
+        return {
+            "teacher": self.draw.member,
+            "view": self.draw.view,
+            "example_id": int(self.draw.example_ids[at[0]]),
+            "class": class_names[class_id] if class_id >= 0 else "the tail",
+            "cached": float(self.cached[at]),
+            "recomputed": float(self.recomputed[at]),
+            "absolute_difference": float(self.difference[at]),
+            "tolerance": float(self.tolerance[at]),
+        }
 
 
 def verify_soft_targets(
     soft_targets: SoftTargets,
-    teacher: Sequence[ModelCheckpoint],
-    images: ImageSet,
-    *,
-    splits_fingerprint: str,
-    policy: ViewPolicy,
-    num_views: int,
-    seed: int,
-    num_rows: int,
-    batch_size: int,
-    device: str,
-    precision: str,
+    teacher: Sequence[Member],
+    data: LabelledImages,
+    params: SoftTargetVerificationParams,
+    caching: SoftTargetCachingParams,
+    views: ViewsParams,
 ) -> dict[str, Any]:
     """Label random rows again and compare them with the cache.
-
-    Args:
-        soft_targets: The cache, dense or of the top k.
-        teacher: One checkpoint per member.
-        images: The images at hand.
-        splits_fingerprint: Of the splits at hand.
-        policy: How views are drawn in this run.
-        num_views: Views per example in this run.
-        seed: Which rows.
-        num_rows: How many, spread evenly over members and views.
-        batch_size: Images at a time.
-        device: `auto`, or a torch device type.
-        precision: `auto`, `float32` or `bfloat16`.
 
     Returns:
         JSON-able: rows, arithmetic, noise, worst_absolute_difference, and `worst`: the logit that
@@ -105,40 +111,23 @@ def verify_soft_targets(
     Raises:
         StaleArtefactError: If a part is damaged or missing, or the cache was made from something
             else than what is at hand.
+        CheckpointError: As `check_members`.
         SoftTargetMismatchError: If a row differs by more than its tolerance.
     """
-    for member in teacher:
-        check_classes(member, images.class_names, name="teacher.checkpoints")
-    check_provenance(
-        soft_targets.manifest.provenance,
-        class_names=images.class_names,
-        teacher_fingerprints=tuple(member.fingerprint for member in teacher),
-        images_fingerprint=images.fingerprint,
-        splits_fingerprint=splits_fingerprint,
-        view_policy=policy.description,
-        num_views=num_views,
-    )
+    check_members(teacher, data)
+    made_with = {"view_policy": views.policy.description, "num_views": views.num_cached_views()}
+    fingerprints = [member.fingerprint for member in teacher]
+    soft_targets.check({**data.provenance, **made_with, "teacher": fingerprints})
     check_store(soft_targets)
-    partners = soft_targets.example_ids if policy.mixes else None
-    draws = draw_rows(soft_targets, seed=seed, num_rows=num_rows)
-    arithmetic = coarser_arithmetic(soft_targets.manifest.facts, device, precision)
+    arithmetic = coarser_arithmetic(soft_targets.manifest.facts, caching)
+    noise, ids = NOISE[arithmetic], soft_targets.example_ids
+    draws = draw_rows(soft_targets, seed=params.seed, num_rows=params.num_rows)
     compared: list[Compared] = []
-    for number, checkpoint in enumerate(teacher):
-        mine = [draw for draw in draws if draw.member == number]
-        if not mine:
-            continue
-        predictor = open_predictor(
-            checkpoint,
-            images,
-            batch_size=batch_size,
-            device=device,
-            precision=precision,
-            policy=policy,
-            partners=partners,
-        )
-        compared += [_compare(soft_targets, draw, predictor, NOISE[arithmetic]) for draw in mine]
-    report = _report(compared, soft_targets.manifest.provenance.class_names)
-    return {**report, "arithmetic": arithmetic, "noise": NOISE[arithmetic], "seed": seed}
+    for number, of_member in groupby(draws, key=attrgetter("member")):
+        predictor = open_predictor(teacher[number], data, ids, caching, policy=views.policy)
+        compared += [_compare(soft_targets, draw, predictor, noise) for draw in of_member]
+    report = _report(compared, data.images.class_names)
+    return {**report, "arithmetic": arithmetic, "noise": noise, "seed": params.seed}
 
 
 def draw_rows(soft_targets: SoftTargets, *, seed: int, num_rows: int) -> list[Draw]:
@@ -164,13 +153,13 @@ def draw_rows(soft_targets: SoftTargets, *, seed: int, num_rows: int) -> list[Dr
     return draws
 
 
-def coarser_arithmetic(facts: Mapping[str, Any], device: str, precision: str) -> str:
+def coarser_arithmetic(facts: Mapping[str, Any], computing: Computing) -> str:
     """The coarser of the arithmetics in which the cache was made and is now verified.
 
-    A cache that does not say on which device it was made may come from any.
+    A cache whose facts name no device may come from any.
     """
-    device = resolve_device(device)
-    now = _arithmetic(device, resolve_precision(precision, device))
+    device = resolve_device(computing.device)
+    now = _arithmetic(device, resolve_precision(computing.precision, device))
     then = _arithmetic(str(facts.get("device")), str(facts.get("precision")))
     return max(now, then, key=list(NOISE).index)
 
@@ -182,90 +171,58 @@ def _arithmetic(device: str, precision: str) -> str:
 
 
 def _compare(soft_targets: SoftTargets, draw: Draw, predictor: Predictor, noise: float) -> Compared:
-    said = f"verify teacher {draw.member}, view {draw.view}"
-    logits = predictor.logits(draw.example_ids, view=draw.view, description=said).double().numpy()
-    cached, class_ids = _cached_rows(soft_targets, draw)
-    largest = np.abs(logits).max(axis=1, keepdims=True)
+    description = f"verify teacher {draw.member}, view {draw.view}"
+    rows = np.searchsorted(soft_targets.example_ids, draw.example_ids)
+    logits = predictor.logits(rows, view=draw.view, description=description).double()
+    cached = _cached_rows(soft_targets, draw)
+    largest = logits.abs().amax(dim=1, keepdim=True)
     # A row of small logits is as noisy as its neighbours: they come from activations alike.
-    noisy = noise * np.maximum(largest, largest.mean()) + HALF_SUBNORMAL
-    if class_ids is None:
-        columns = np.broadcast_to(np.arange(logits.shape[1]), logits.shape)
-        return Compared(draw, cached, logits, HALF_ROUNDOFF * np.abs(logits) + noisy, columns)
+    noisy = noise * torch.maximum(largest, largest.mean()) + HALF_SUBNORMAL
+    if cached.class_ids is None:
+        columns = torch.arange(logits.shape[1]).expand(logits.shape)
+        rounding = HALF_ROUNDOFF * logits.abs()
+        return _compared(draw, cached.logits, logits, rounding + noisy, columns)
     temperature = float(soft_targets.manifest.encoding.temperature or 1.0)
-    listed, tail = split_tail(logits, class_ids, temperature=temperature)
+    tail = tail_logit(logits, cached.class_ids, temperature=temperature)[:, None]
+    listed = logits.gather(1, cached.class_ids)
     # The tail moves no further than the logits it sums up, and is rounded once more itself.
-    rounding = HALF_ROUNDOFF * np.concatenate([np.abs(listed), np.abs(tail) + largest], axis=1)
-    columns = np.concatenate([class_ids, np.full((len(tail), 1), -1)], axis=1)
-    both = np.concatenate([listed, tail], axis=1)
-    return Compared(draw, cached, both, rounding + noisy, columns)
+    rounding = HALF_ROUNDOFF * torch.cat([listed.abs(), tail.abs() + largest], dim=1)
+    columns = torch.cat([cached.class_ids, torch.full_like(tail, -1, dtype=torch.int64)], dim=1)
+    recomputed = torch.cat([listed, tail], dim=1)
+    return _compared(draw, with_tail(cached), recomputed, rounding + noisy, columns)
 
 
-def split_tail(
-    logits: NDArray[np.float64], class_ids: NDArray[np.int64], *, temperature: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Logits [n, k] of the classes listed, and [n, 1] of all others in one.
-
-    Args:
-        logits: [n, num_classes].
-        class_ids: [n, k].
-        temperature: At which the others' probabilities add up.
-    """
-    others = logits.copy()
-    np.put_along_axis(others, class_ids, -np.inf, axis=1)
-    tail = temperature * np.logaddexp.reduce(others / temperature, axis=1, keepdims=True)
-    return np.take_along_axis(logits, class_ids, axis=1), tail
+def _compared(draw: Draw, *columns: torch.Tensor) -> Compared:
+    return Compared(draw, *(values.numpy() for values in columns))
 
 
-def _cached_rows(
-    soft_targets: SoftTargets, draw: Draw
-) -> tuple[NDArray[np.float64], NDArray[np.int64] | None]:
-    """The drawn rows of a cache in order, with the tail as last column if there is one."""
-    logits, class_ids = [], []
-    for part in soft_targets.parts(member=draw.member, view=draw.view):
-        rows = np.flatnonzero(np.isin(part.example_ids, draw.example_ids))
-        values = part.logits[rows].astype(np.float64)
-        if part.class_ids is not None and part.tail_logits is not None:
-            class_ids.append(part.class_ids[rows].astype(np.int64))
-            values = np.concatenate([values, part.tail_logits[rows, None]], axis=1)
-        logits.append(values)
-    return np.concatenate(logits), np.concatenate(class_ids) if class_ids else None
+def _cached_rows(soft_targets: SoftTargets, draw: Draw) -> TeacherLogits[torch.Tensor]:
+    """The drawn rows of a cache in order: float64 logits and int64 class ids."""
+    found = [
+        part.rows[np.isin(part.example_ids, draw.example_ids)]
+        for part in soft_targets.parts(member=draw.member, view=draw.view)
+    ]
+    columns = zip(*((r.logits, r.class_ids, r.tail_logits) for r in found), strict=True)
+    logits, *top_k = (_widened(np.concatenate(c)) for c in columns if c[0] is not None)
+    return TeacherLogits(logits, *top_k)
 
 
-def _report(compared: Iterable[Compared], class_names: tuple[str, ...]) -> dict[str, Any]:
-    num_rows = num_wrong = 0
-    largest, worst_excess, worst = 0.0, -1.0, {}
-    for some in compared:
-        # NaN compares with nothing: it must count as infinitely far off.
-        excess = np.nan_to_num(some.excess, nan=np.inf)
-        num_rows += len(excess)
-        num_wrong += int((excess > 1).any(axis=1).sum())
-        largest = max(largest, float(np.abs(some.cached - some.recomputed).max()))
-        row, column = np.unravel_index(excess.argmax(), excess.shape)
-        if excess[row, column] > worst_excess:
-            worst_excess = float(excess[row, column])
-            worst = _describe(some, int(row), int(column), class_names)
+def _widened(values: NDArray[Any]) -> torch.Tensor:
+    wide = np.float64 if values.dtype.kind == "f" else np.int64
+    return torch.from_numpy(values.astype(wide))
+
+
+def _report(compared: Sequence[Compared], class_names: Sequence[str]) -> dict[str, Any]:
+    num_rows = sum(len(some.excess) for some in compared)
+    num_wrong = sum(int((some.excess > 1).any(axis=1).sum()) for some in compared)
+    worst = max(compared, key=lambda some: some.excess.max()).describe_worst(class_names)
     if num_wrong:
         raise SoftTargetMismatchError(
-            "`soft_targets` must hold what the teacher says, got {cached:.5g} for {class!r} where "
-            "it says {recomputed:.5g} (tolerance {tolerance:.2g}), teacher {teacher}, view {view}, "
-            "example {example_id}".format(**worst)
+            "`soft_targets` must hold the teacher's logits, got {cached:.5g} for {class!r} where "
+            "it gives {recomputed:.5g} (tolerance {tolerance:.2g}), teacher {teacher}, "
+            "view {view}, example {example_id}".format(**worst)
             + f"; {num_wrong} of the {num_rows} rows compared differ; "
             "cache them anew: kedro run --pipelines=soft_target_caching"
         )
+    largest = max(float(some.difference.max()) for some in compared)
     return {"rows": num_rows, "worst_absolute_difference": largest, "worst": worst}
-
-
-def _describe(
-    some: Compared, row: int, column: int, class_names: tuple[str, ...]
-) -> dict[str, Any]:
-    class_id = int(some.columns[row, column])
-    return {
-        "teacher": some.draw.member,
-        "view": some.draw.view,
-        "example_id": int(some.draw.example_ids[row]),
-        "class": class_names[class_id] if class_id >= 0 else "the tail",
-        "cached": float(some.cached[row, column]),
-        "recomputed": float(some.recomputed[row, column]),
-        "absolute_difference": float(abs(some.cached - some.recomputed)[row, column]),
-        "tolerance": float(some.tolerance[row, column]),
-    }

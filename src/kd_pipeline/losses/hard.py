@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_pipeline.errors import ParameterError
-
 NO_LABEL = -1
 """The label of an example that has none."""
 
@@ -15,22 +13,26 @@ NO_LABEL = -1
 class MixedLabels(NamedTuple):
     """The labels of images that are two images in one (mixup, CutMix)."""
 
-    own: Tensor
-    """int64 [batch], `NO_LABEL` where there is none."""
-    partner: Tensor
+    labels: Tensor
+    """int64 [batch], of the image itself; `NO_LABEL` where there is none."""
+    partner_labels: Tensor
     """int64 [batch], of the image mixed in."""
-    own_share: Tensor
-    """float32 [batch], of the first image; 1 where nothing was mixed in."""
+    image_weight: Tensor
+    """float32 [batch], of the image itself; 1 where nothing was mixed in."""
 
     def dominant(self) -> Tensor:
-        """The label of the larger share, int64 [batch]."""
-        return torch.where(self.own_share >= 0.5, self.own, self.partner)
+        """The label of the image with the larger weight, int64 [batch]."""
+        return torch.where(self.image_weight >= 0.5, self.labels, self.partner_labels)
 
 
 def hard_label_loss(
-    student_logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0
+    student_logits: Tensor, labels: Tensor | MixedLabels, *, label_smoothing: float = 0.0
 ) -> Tensor:
     """Cross-entropy against labels, with label smoothing (Szegedy et al. 2015, §7).
+
+    Labels of mixed images are weighed as their images are (Zhang et al. 2018). An image mixed with
+    one that has no label has none either: half of a label would teach the student that the image
+    shows that class alone.
 
     Args:
         student_logits: Unnormalised scores, shape [batch, num_classes].
@@ -40,12 +42,15 @@ def hard_label_loss(
     Returns:
         One loss per example, shape [batch], float32, in nats; exactly 0, with no gradient, where
         there is no label, so that a batch without any label is 0 and not NaN.
-
-    Raises:
-        ParameterError: If the smoothing is out of range.
     """
-    if not 0 <= label_smoothing < 1:
-        raise ParameterError("label_smoothing", "be in [0, 1)", label_smoothing)
+    if isinstance(labels, MixedLabels):
+        own = hard_label_loss(student_logits, labels.labels, label_smoothing=label_smoothing)
+        other = hard_label_loss(
+            student_logits, labels.partner_labels, label_smoothing=label_smoothing
+        )
+        mixed = labels.image_weight * own + (1 - labels.image_weight) * other
+        mixed = torch.where(labels.image_weight == 1, own, mixed)
+        return mixed.where(has_label(labels), 0.0)
     return F.cross_entropy(
         student_logits.float(),
         labels,
@@ -55,40 +60,9 @@ def hard_label_loss(
     )
 
 
-def mixed_label_loss(
-    student_logits: Tensor, labels: MixedLabels, *, label_smoothing: float = 0.0
-) -> Tensor:
-    """Cross-entropy against both labels of a mixed image, by their shares (Zhang et al. 2018).
-
-    An image mixed with one that has no label has none either: half of a label would teach the
-    student that the image shows that class alone.
-
-    Args:
-        student_logits: Unnormalised scores, shape [batch, num_classes].
-        labels: Of both images.
-        label_smoothing: As in `hard_label_loss`.
-
-    Returns:
-        One loss per example, shape [batch], float32, in nats.
-    """
-    own = hard_label_loss(student_logits, labels.own, label_smoothing=label_smoothing)
-    other = hard_label_loss(student_logits, labels.partner, label_smoothing=label_smoothing)
-    mixed = labels.own_share * own + (1 - labels.own_share) * other
-    mixed = torch.where(labels.own_share == 1, own, mixed)
-    return mixed.where(labelled(labels), 0.0)
-
-
-def labelled(labels: Tensor | MixedLabels) -> Tensor:
+def has_label(labels: Tensor | MixedLabels) -> Tensor:
     """Which examples have a label, bool [batch]; a mixed one needs both of its own."""
     if isinstance(labels, Tensor):
         return labels != NO_LABEL
-    alone = labels.own_share == 1
-    return (labels.own != NO_LABEL) & ((labels.partner != NO_LABEL) | alone)
-
-
-def label_loss(
-    student_logits: Tensor, labels: Tensor | MixedLabels, *, label_smoothing: float
-) -> Tensor:
-    """The loss against labels of either kind."""
-    loss = hard_label_loss if isinstance(labels, Tensor) else mixed_label_loss
-    return loss(student_logits, labels, label_smoothing=label_smoothing)  # type: ignore[arg-type]
+    alone = labels.image_weight == 1
+    return (labels.labels != NO_LABEL) & ((labels.partner_labels != NO_LABEL) | alone)

@@ -1,16 +1,17 @@
 """What a student is trained to minimise: the one place where terms are weighed and averaged."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.losses.distillation import SOFT_LOSSES, TEMPERATURE_FREE
-from kd_pipeline.losses.hard import MixedLabels, label_loss
-from kd_pipeline.losses.tails import check_tail
-from kd_pipeline.losses.top_k import TopKLogits, ghost_buckets, without_tail
+from kd_pipeline.losses.distillation import SoftLoss
+from kd_pipeline.losses.hard import MixedLabels, hard_label_loss, has_label
+from kd_pipeline.losses.settings import ObjectiveParams
+from kd_pipeline.teacher_logits import TeacherLogits
 
 
 class ObjectiveTerms(NamedTuple):
@@ -30,29 +31,13 @@ class Objective:
     terms are divided by the whole batch, so that an example weighs the same in every batch.
     """
 
-    soft_weight: float = 0.0
-    soft_loss: str = "kl"
-    temperature: float = 1.0
-    label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Refuse settings that would be ignored or mean something else."""
-        if not 0 <= self.soft_weight <= 1:
-            raise ParameterError("soft_weight", "be in [0, 1]", self.soft_weight)
-        if self.soft_loss not in SOFT_LOSSES:
-            rule = "be a known loss"
-            raise ParameterError("soft_loss", rule, self.soft_loss, legal=SOFT_LOSSES)
-        if not self.temperature > 0:
-            raise ParameterError("temperature", "be > 0", self.temperature)
-        if self.soft_loss in TEMPERATURE_FREE and self.temperature != 1:
-            rule = f"be 1 for {self.soft_loss}, which has none"
-            raise ParameterError("temperature", rule, self.temperature)
+    params: ObjectiveParams
 
     def __call__(
         self,
         student_logits: Tensor,
         labels: Tensor | MixedLabels,
-        teacher_logits: Tensor | TopKLogits | None = None,
+        teacher_logits: TeacherLogits[Tensor] | None = None,
         has_soft_target: Tensor | None = None,
     ) -> ObjectiveTerms:
         """Weigh and average once.
@@ -60,38 +45,61 @@ class Objective:
         Args:
             student_logits: [batch, num_classes].
             labels: int64 [batch], `NO_LABEL` where there is none; or those of mixed images.
-            teacher_logits: [batch, num_classes], or its top k with the tail as a ghost bucket;
-                needed where `soft_weight` is above 0. Of the very images that the student sees:
-                a mixed image's are the teacher's own, never a mixture.
+            teacher_logits: [batch, num_classes], or the top k with a tail; needed where
+                `soft_weight` is above 0. Of the very images that the student is shown: a mixed
+                image's are the teacher's own, never a mixture of two.
             has_soft_target: bool [batch]; None where every example has one.
         """
+        weight, smoothing = self.params.soft_weight, self.params.label_smoothing
         # A term without weight is not computed: it would cost a step and build a graph.
-        if self.soft_weight == 0:
-            hard = label_loss(student_logits, labels, label_smoothing=self.label_smoothing)
-            loss = hard.mean()
+        if weight == 0:
+            loss = hard_label_loss(student_logits, labels, label_smoothing=smoothing).mean()
             return ObjectiveTerms(loss, torch.zeros_like(loss))
-        soft = self._soft(student_logits, teacher_logits, has_soft_target).mean()
-        if self.soft_weight == 1:
+        soft = self._soft(student_logits, labels, teacher_logits, has_soft_target).mean()
+        if weight == 1:
             return ObjectiveTerms(soft, soft.detach())
-        hard = label_loss(student_logits, labels, label_smoothing=self.label_smoothing)
-        loss = self.soft_weight * soft + (1 - self.soft_weight) * hard.mean()
-        return ObjectiveTerms(loss, soft.detach())
+        hard = hard_label_loss(student_logits, labels, label_smoothing=smoothing)
+        return ObjectiveTerms(weight * soft + (1 - weight) * hard.mean(), soft.detach())
 
     def _soft(
         self,
         student_logits: Tensor,
-        teacher_logits: Tensor | TopKLogits | None,
-        has: Tensor | None,
+        labels: Tensor | MixedLabels,
+        teacher: TeacherLogits[Tensor] | None,
+        has_soft_target: Tensor | None,
     ) -> Tensor:
-        if teacher_logits is None:
-            raise ParameterError("soft_weight", "be 0 without soft targets", self.soft_weight)
-        loss = SOFT_LOSSES[self.soft_loss]
-        if isinstance(teacher_logits, TopKLogits):
-            check_tail(self.soft_loss, self.temperature, cached_at=teacher_logits.temperature)
-            if self.soft_loss == "pseudo_label":  # No tail is ever the teacher's decision.
-                num_classes = student_logits.shape[1]
-                teacher_logits = without_tail(teacher_logits, num_classes=num_classes)
-            else:
-                student_logits, teacher_logits = ghost_buckets(student_logits, teacher_logits)
-        soft = loss(student_logits, teacher_logits, temperature=self.temperature)
-        return soft if has is None else soft.where(has, 0.0)
+        if teacher is None:
+            rule = "be 0 without soft targets"
+            raise ParameterError("soft_weight", rule, self.params.soft_weight)
+        record, teacher_logits = self._record, teacher.logits
+        if record.read_top_k is not None:
+            student_logits, teacher_logits = record.read_top_k(
+                student_logits, teacher, self.params.temperature
+            )
+        arguments = self._fixed
+        if record.needs_labels:
+            arguments = {**arguments, **_labels_for_loss(labels)}
+        soft = record.function(student_logits, teacher_logits, **arguments)
+        return soft if has_soft_target is None else soft.where(has_soft_target, 0.0)
+
+    @cached_property
+    def _record(self) -> SoftLoss:
+        return self.params.soft_loss.record
+
+    @cached_property
+    def _fixed(self) -> dict[str, Any]:
+        """What the loss takes beside tensors."""
+        params, record = self.params, self._record
+        fixed: dict[str, Any] = {}
+        if record.uses_temperature:
+            fixed["temperature"] = params.temperature
+        if set(record.settings.model_fields) != {"name"}:
+            fixed["settings"] = params.soft_loss
+        return fixed
+
+
+def _labels_for_loss(labels: Tensor | MixedLabels) -> dict[str, Tensor]:
+    if isinstance(labels, MixedLabels):
+        rule = "be one that needs no labels where views mix two images"
+        raise ParameterError("soft_loss", rule, "a loss that needs them")
+    return {"labels": labels, "label_mask": has_label(labels)}

@@ -1,40 +1,47 @@
-"""One dict from an architecture's name to its builder; every other name is torchvision's.
+"""Networks by name: this project's, torchvision's, timm's as `timm:<name>`, and users' own classes.
 
-Two prefixes lead elsewhere: `timm:<name>`, and `module:<package.module>:<Class>` for a user's own
-network, which is named by import path.
+The latter are named by import path: `module:<package.module>:<Class>`.
 """
 
 import hashlib
 import importlib
-import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from kd_pipeline.errors import CheckpointError, ParameterError
-from kd_pipeline.models.convolutional import build_cifar_resnet, build_small_cnn
+from kd_pipeline.errors import ParameterError
+from kd_pipeline.models.convolutional import CifarResNet, build_small_cnn
+from kd_pipeline.models.libraries import (
+    build_torchvision_model,
+    create_timm_model,
+    list_torchvision_models,
+    suggest,
+)
 from kd_pipeline.models.mlp import build_mlp
-from kd_pipeline.models.pretrained import build_torchvision_model, list_torchvision_models, suggest
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "mlp": build_mlp,
     "small_cnn": build_small_cnn,
-    "cifar_resnet": build_cifar_resnet,
+    "cifar_resnet": CifarResNet,
 }
 
 TIMM, MODULE = "timm:", "module:"
 
+_FAILURES = (ImportError, AttributeError, ValueError, TypeError)
+
 
 def num_channels(name: str, channels: int) -> int:
-    """How many channels a network by this name takes for images of so many.
+    """Number of input channels of a network, for images of `channels` channels.
 
-    Torchvision's and timm's take three, so that grey images are repeated for them.
+    Torchvision's and timm's networks take three: grey images are repeated for them.
     """
-    foreign = name not in ARCHITECTURES and not name.startswith(MODULE)
-    return 3 if foreign and channels == 1 else channels
+    is_library = name not in ARCHITECTURES and not name.startswith(MODULE)
+    return 3 if is_library and channels == 1 else channels
 
 
 def build_network(
@@ -43,71 +50,67 @@ def build_network(
     """Build an untrained network by name.
 
     Args:
-        name: A key of `ARCHITECTURES` or a torchvision classification model.
+        name: A key of `ARCHITECTURES`, a torchvision classification model, or a prefixed name.
         shape: Channels, height and width of its input.
         num_classes: Width of its head.
-        arguments: The architecture's own arguments.
+        arguments: The architecture's own.
 
     Raises:
-        ParameterError: If the name or an argument is unknown.
+        ParameterError: If the name or an argument is unknown; its name lacks the block's.
     """
     if name.startswith(TIMM):
-        arguments = {"num_classes": num_classes, **arguments}
-        return create_timm_model(name.removeprefix(TIMM), arguments=arguments)
+        bare = name.removeprefix(TIMM)
+        return create_timm_model(bare, num_classes=num_classes, arguments=arguments)
     if name.startswith(MODULE):
         return import_network(name.removeprefix(MODULE), arguments=arguments)
+    builder = _builder(name, arguments)
+    try:
+        return builder(shape=shape, num_classes=num_classes, **arguments)
+    except ParameterError:
+        raise
+    except (TypeError, RuntimeError, ValueError) as error:
+        rule = f"suit the architecture ({error})"
+        raise ParameterError("arguments", rule, dict(arguments)) from error
+
+
+def _builder(name: str, arguments: Mapping[str, Any]) -> Callable[..., nn.Module]:
     if name not in ARCHITECTURES:
-        known = list_torchvision_models()
-        if name not in known:
+        if name not in (known := list_torchvision_models()):
             legal = suggest(name, [*ARCHITECTURES, *known]) or list(ARCHITECTURES)
             rule = "be one of this project's architectures or of torchvision's"
-            raise ParameterError("model.name", rule, name, legal=legal)
-        return _call(build_torchvision_model, name, shape, num_classes, arguments)
+            raise ParameterError("name", rule, name, legal=legal)
+        return partial(build_torchvision_model, name)
     builder = ARCHITECTURES[name]
     legal_arguments = set(inspect.signature(builder).parameters) - {"shape", "num_classes"}
-    for argument in arguments:
-        if argument not in legal_arguments:
-            rule = f"be an argument of {name}"
-            raise ParameterError("model.arguments", rule, argument, legal=legal_arguments)
-    return _call(builder, None, shape, num_classes, arguments)
-
-
-def _call(
-    builder: Callable[..., nn.Module],
-    name: str | None,
-    shape: tuple[int, int, int],
-    num_classes: int,
-    arguments: Mapping[str, Any],
-) -> nn.Module:
-    positional = () if name is None else (name,)
-    try:
-        return builder(*positional, shape=shape, num_classes=num_classes, **arguments)
-    except (TypeError, RuntimeError) as error:
-        rule = f"suit the architecture ({error})"
-        raise ParameterError("model.arguments", rule, dict(arguments)) from error
+    if unknown := [argument for argument in arguments if argument not in legal_arguments]:
+        rule = f"be an argument of {name}"
+        raise ParameterError("arguments", rule, unknown[0], legal=legal_arguments)
+    return builder
 
 
 def import_network(import_path: str, *, arguments: Mapping[str, Any]) -> nn.Module:
-    """Make a network of a user's own class.
-
-    Only a class that is an `nn.Module` is called, and never a function: the import path may come
-    from a checkpoint's file, which could name any function there is. The same holds for a path in
-    YAML, as later stages have the teacher's checkpoint and nothing else.
-
-    Args:
-        import_path: `package.module:Class`, of something that is installed or on the path.
-        arguments: Handed to the class by name.
+    """Build a network of a user's own class.
 
     Raises:
-        ParameterError: If there is no such class, it fails, or it is no `nn.Module`.
+        ParameterError: If there is no such class, it is no `nn.Module`, or it refuses `arguments`.
     """
+    network = _import_class(import_path)
+    try:
+        return network(**arguments)
+    except _FAILURES as error:
+        rule = f"name a class that takes `arguments` ({error})"
+        raise ParameterError("import_path", rule, import_path) from error
+
+
+def _import_class(import_path: str) -> type[nn.Module]:
+    """Import a class, and never a function: a checkpoint's file could name any there is."""
     module, _, name = import_path.partition(":")
     if any(part.startswith("__") for part in module.split(".")):
-        # Importing `__main__` of a package runs the program that it is.
+        # Importing the `__main__` of a package runs it.
         raise ParameterError("import_path", "name a module without leading __", import_path)
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
+    except _FAILURES as error:
         rule = f"name a class as `package.module:Class` ({error})"
         raise ParameterError("import_path", rule, import_path) from error
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
@@ -116,76 +119,25 @@ def import_network(import_path: str, *, arguments: Mapping[str, Any]) -> nn.Modu
             "called; subclass what the function builds"
         )
         raise ParameterError("import_path", rule, import_path)
-    try:
-        network = found(**arguments)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        rule = f"name a class that takes `arguments` ({error})"
-        raise ParameterError("import_path", rule, import_path) from error
-    return network
+    return found
 
 
 def code_digest(architecture: str) -> str | None:
-    """16 hex digits over the file that a user's own class is written in.
+    """16 hex digits over the file in which a user's own class is written.
 
-    Weights do not tell what `forward` does with them: without this a teacher whose code was
-    mended would be served the logits of the old one. Files that this one imports are not in it.
-
-    Args:
-        architecture: Of a checkpoint.
+    A teacher with the same weights and another `forward` so gets another fingerprint. Files that
+    this one imports are not covered.
 
     Returns:
-        None for what is not a user's own class, and for classes without a source file.
+        None for all other architectures, and for classes without a file.
+
+    Raises:
+        ParameterError: If there is no such class.
     """
     if not architecture.startswith(MODULE):
         return None
-    module = architecture.removeprefix(MODULE).partition(":")[0]
-    found = importlib.util.find_spec(module)
-    if found is None or found.origin is None or not Path(found.origin).is_file():
+    module = sys.modules.get(_import_class(architecture.removeprefix(MODULE)).__module__)
+    file = getattr(module, "__file__", None)
+    if file is None or not Path(file).is_file():
         return None
-    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()[:16]
-
-
-def create_timm_model(
-    name: str, *, arguments: Mapping[str, Any], pretrained: bool = False
-) -> nn.Module:
-    """Build a network of timm's, which is an optional extra.
-
-    Args:
-        name: As in `timm.list_models`, with or without a weights tag.
-        arguments: Of `timm.create_model`.
-        pretrained: Whether timm loads the weights of the name, which may download them.
-
-    Raises:
-        ParameterError: If timm is not installed, or does not know the name or the arguments.
-        CheckpointError: If the weights cannot be had.
-    """
-    timm = import_timm()
-    # Else a checkpoint could name a hub, a folder or a file to load from.
-    if not timm.is_model(name):
-        known = suggest(name.partition(".")[0], timm.list_models()) or None
-        raise ParameterError("name", "be a model of timm's", name, legal=known)
-    if refused := sorted({"checkpoint_path", "pretrained_cfg", "cache_dir"} & set(arguments)):
-        rule = "name no files: those go under `file`"
-        raise ParameterError("arguments", rule, ", ".join(refused))
-    try:
-        network: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
-    except OSError as error:
-        raise CheckpointError(
-            f"the weights of timm's {name} could not be downloaded ({error}); download them "
-            "elsewhere and name the file under `file`"
-        ) from error
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        known = suggest(name.partition(".")[0], timm.list_models())
-        rule = f"be a model of timm's that takes `arguments` ({error})"
-        raise ParameterError("name", rule, name, legal=known or None) from error
-    return network
-
-
-def import_timm() -> Any:
-    """Import timm, or say how to install it."""
-    try:
-        import timm
-    except ImportError as error:
-        rule = "have timm installed: pip install 'kd_pipeline[timm]'"
-        raise ParameterError("kind", rule, "timm") from error
-    return timm
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]

@@ -1,8 +1,8 @@
-"""Checkpoints: safetensors for the weights, JSON for all that is needed to use them. No pickle."""
+"""Checkpoints: safetensors for the weights, JSON for everything else. No pickle."""
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,28 +14,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kd_pipeline.atomic import replace_folder
-from kd_pipeline.errors import CheckpointError, StaleArtefactError
+from kd_pipeline.errors import CheckpointError, ParameterError
 from kd_pipeline.models.architectures import MODULE, build_network, code_digest, num_channels
 from kd_pipeline.models.classifier import Classifier
-from kd_pipeline.models.exported_program import ExportedNetwork
 from kd_pipeline.models.onnx_graph import OnnxNetwork
 from kd_pipeline.models.preprocessing import Preprocessing
+from kd_pipeline.models.pretrained import load_strictly
+from kd_pipeline.models.settings import Model
+from kd_pipeline.provenance import check_provenance
 from kd_pipeline.randomness import seeded
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "model.json"
-IMPORTED_LOGITS = "imported_logits"
-"""Architecture of a checkpoint that holds what a model said instead of the model."""
-GRAPHS: dict[str, Callable[[Mapping[str, Tensor]], nn.Module]] = {
-    OnnxNetwork.architecture: OnnxNetwork,
-    ExportedNetwork.architecture: ExportedNetwork,
-}
-"""Networks that are a file: their state holds its bytes, and no weights by name."""
 
 
 @dataclass(frozen=True)
 class ModelCheckpoint:
-    """Everything needed to rebuild a trained classifier, and what is known of its training."""
+    """All that is needed to rebuild a trained classifier, and facts of its training."""
 
     architecture: str
     arguments: Mapping[str, Any]
@@ -44,32 +39,30 @@ class ModelCheckpoint:
     state: Mapping[str, Tensor]
     """The network's state dict, on the CPU."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """JSON-able: seeds, steps, the fingerprints of what it was trained on, costs."""
+    """JSON-able: seeds, steps, fingerprints of the training data, costs."""
     class_order: tuple[int, ...] | None = None
-    """Which of the network's outputs each of `class_names` is; None is the network's own order."""
+    """Which of the network's outputs each of `class_names` is; None keeps their order."""
     code: str | None = None
-    """Digest of a user's own class, as `code_digest` gives it; None for all others."""
+    """The architecture's `code_digest`."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits over everything but `facts`: two equal ones predict alike."""
+        """16 hex digits over everything but `facts`."""
         return tensors_digest(self.state, json.dumps(self._description(), sort_keys=True))
 
     def _description(self) -> dict[str, Any]:
-        order = {} if self.class_order is None else {"class_order": list(self.class_order)}
-        code = {} if self.code is None else {"code": self.code}
+        optional = {"class_order": self.class_order, "code": self.code}
         return {
             "architecture": self.architecture,
             "arguments": dict(self.arguments),
-            "class_names": list(self.class_names),
+            "class_names": self.class_names,
             "preprocessing": asdict(self.preprocessing),
-            **order,
-            **code,
+            **{key: value for key, value in optional.items() if value is not None},
         }
 
 
 def tensors_digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
-    """16 hex digits over a text and named tensors, wherever and however these are laid out."""
+    """16 hex digits over a text and named tensors, whatever their device and memory layout."""
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -79,147 +72,108 @@ def tensors_digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
 
 
 def snapshot(
-    classifier: Classifier,
-    *,
-    architecture: str,
-    arguments: Mapping[str, Any],
-    class_names: tuple[str, ...],
-    facts: Mapping[str, Any],
+    classifier: Classifier, model: Model, *, class_names: tuple[str, ...], facts: Mapping[str, Any]
 ) -> ModelCheckpoint:
     """Copy a classifier's weights into a checkpoint."""
-    state = {
-        name: value.detach().cpu().clone()
-        for name, value in classifier.network.state_dict().items()
-    }
-    return ModelCheckpoint(
-        architecture, arguments, class_names, classifier.preprocessing, state, facts
-    )
+    state, preprocessing = copy_state(classifier.network), classifier.preprocessing
+    return ModelCheckpoint(model.name, model.arguments, class_names, preprocessing, state, facts)
+
+
+def copy_state(network: nn.Module) -> dict[str, Tensor]:
+    """Copy a network's state dict to the CPU, tied weights apart."""
+    return {name: value.cpu().clone() for name, value in network.state_dict().items()}
 
 
 def build_untrained(
-    *,
-    architecture: str,
-    arguments: Mapping[str, Any],
-    preprocessing: Preprocessing,
-    num_classes: int,
-    seed: int,
+    model: Model, preprocessing: Preprocessing, *, num_classes: int, seed: int
 ) -> Classifier:
     """Build a classifier whose initial weights depend on the seed alone.
 
-    Args:
-        architecture: As in `build_network`.
-        arguments: The architecture's own.
-        preprocessing: Of the images; grey is repeated for networks that take colours only.
-        num_classes: Width of the head.
-        seed: Of the initial weights.
+    The images' `preprocessing` is adapted to the network's input.
+
+    Raises:
+        ParameterError: If the name or an argument of `model` is unknown.
     """
-    channels = num_channels(architecture, preprocessing.shape[0])
-    preprocessing = preprocessing.resized(None, num_channels=channels)
-    with seeded(seed):
-        network = build_network(
-            architecture, shape=preprocessing.shape, num_classes=num_classes, arguments=arguments
-        )
-    return Classifier(network, preprocessing, takes_any_layout=not is_foreign(architecture))
+    channels = num_channels(model.name, preprocessing.shape[0])
+    preprocessing = preprocessing.resized(model.input_size, num_channels=channels)
+    try:
+        with seeded(seed):
+            network = build_network(
+                model.name,
+                shape=preprocessing.shape,
+                num_classes=num_classes,
+                arguments=model.arguments,
+            )
+    except ParameterError as error:
+        raise error.within("model") from error
+    takes_any_layout = not model.name.startswith(MODULE)
+    return Classifier(network, preprocessing, takes_any_layout=takes_any_layout)
 
 
 def build_classifier(checkpoint: ModelCheckpoint) -> Classifier:
     """Rebuild a trained classifier, in eval mode, on the CPU.
 
     Raises:
-        CheckpointError: If the weights do not fit the architecture and class names, or the
-            checkpoint holds imported logits and no model.
+        CheckpointError: If the weights do not fit the architecture and class names.
     """
-    architecture = checkpoint.architecture
-    if architecture == IMPORTED_LOGITS:
-        raise CheckpointError("imported logits hold no model that could see an image")
-    if architecture in GRAPHS:
-        network = GRAPHS[architecture](checkpoint.state)
-    else:
-        network = _build_trained(checkpoint)
+    is_graph = checkpoint.architecture == OnnxNetwork.architecture
     return Classifier(
-        network,
+        OnnxNetwork(checkpoint.state) if is_graph else _build_trained(checkpoint),
         checkpoint.preprocessing,
         class_order=checkpoint.class_order,
-        takes_any_layout=not is_foreign(architecture),
+        takes_any_layout=not checkpoint.architecture.startswith(MODULE),
     ).eval()
 
 
-def is_foreign(architecture: str) -> bool:
-    """Whether the network's code is neither ours nor of a library that we know."""
-    return architecture in GRAPHS or architecture.startswith(MODULE)
-
-
 def _build_trained(checkpoint: ModelCheckpoint) -> nn.Module:
-    if checkpoint.code is not None and checkpoint.code != code_digest(checkpoint.architecture):
+    architecture, num_classes = checkpoint.architecture, len(checkpoint.class_names)
+    if checkpoint.code is not None and checkpoint.code != code_digest(architecture):
         raise CheckpointError(
-            f"the code of {checkpoint.architecture} has changed since this teacher was given: "
-            "its logits may be others; run `kedro run --pipelines=teacher_training` again"
+            f"the code of {architecture} has changed since this teacher was given, and so may its "
+            "logits; run `kedro run --pipelines=teacher_training` again"
         )
     with seeded(0):
         network = build_network(
-            checkpoint.architecture,
+            architecture,
             shape=checkpoint.preprocessing.shape,
-            num_classes=len(checkpoint.class_names),
+            num_classes=num_classes,
             arguments=checkpoint.arguments,
         )
-    try:
-        network.load_state_dict(dict(checkpoint.state))
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"the weights do not fit {checkpoint.architecture} with "
-            f"{len(checkpoint.class_names)} classes: {error}"
-        ) from error
+    load_strictly(network, checkpoint.state, f"{architecture} with {num_classes} classes")
     return network
 
 
-def identity_card(checkpoints: Sequence[ModelCheckpoint]) -> dict[str, Any]:
-    """What students need of their teacher when its weights are away: JSON-able.
-
-    Args:
-        checkpoints: One per member.
-    """
-    return {
-        "fingerprints": [checkpoint.fingerprint for checkpoint in checkpoints],
-        "architectures": [checkpoint.architecture for checkpoint in checkpoints],
-        "class_names": list(checkpoints[0].class_names),
-    }
-
-
 def check_classes(checkpoint: ModelCheckpoint, class_names: tuple[str, ...], *, name: str) -> None:
-    """Refuse a checkpoint of other classes: a head is never re-initialised in silence.
+    """Refuse a checkpoint of other classes, or of the same in another order.
 
     Raises:
-        CheckpointError: Naming the first difference.
+        CheckpointError: With the first difference.
     """
     given = checkpoint.class_names
     if given == class_names:
         return
-    if len(given) != len(class_names):
-        difference = f"{len(given)} classes where the images have {len(class_names)}"
-    else:
-        at = next(
-            i for i, pair in enumerate(zip(given, class_names, strict=True)) if len(set(pair)) > 1
-        )
+    difference = f"{len(given)} classes where the images have {len(class_names)}"
+    if len(given) == len(class_names):
+        at = next(i for i, wanted in enumerate(class_names) if given[i] != wanted)
         difference = f"class {at} is {given[at]!r} where the images have {class_names[at]!r}"
     raise CheckpointError(f"`{name}` must have the images' classes in their order: {difference}")
 
 
-def check_origin(teacher: ModelCheckpoint, **at_hand: str) -> None:
-    """Refuse a teacher of another split: it has learnt from examples that are held out here.
+def check_training_data(checkpoint: ModelCheckpoint, at_hand: Mapping[str, Any]) -> None:
+    """Refuse a teacher trained on other images or splits, perhaps on the test set.
+
+    A given teacher whose facts hold neither passes.
 
     Args:
-        teacher: One that says nothing of its origin is let through.
-        at_hand: Fingerprints by the names that they have among a checkpoint's facts.
+        checkpoint: Of a teacher.
+        at_hand: `images` and `splits` of this run, among others.
 
     Raises:
-        StaleArtefactError: Naming what differs.
+        StaleArtefactError: If either differs.
     """
-    for what, fingerprint in at_hand.items():
-        if teacher.facts.get(what, fingerprint) != fingerprint:
-            raise StaleArtefactError(
-                f"`teacher.checkpoints` were trained on other {what} than those at hand; "
-                "run `kedro run --pipelines=teacher_training`"
-            )
+    stated = {name: at_hand[name] for name in ("images", "splits") if name in checkpoint.facts}
+    remedy = "run `kedro run --pipelines=teacher_training`"
+    check_provenance("teacher.checkpoints", checkpoint.facts, stated, remedy=remedy)
 
 
 def write_checkpoint(checkpoint: ModelCheckpoint, folder: Path) -> None:
@@ -229,18 +183,17 @@ def write_checkpoint(checkpoint: ModelCheckpoint, folder: Path) -> None:
         "facts": dict(checkpoint.facts),
     }
     with replace_folder(folder) as temporary:
-        save_file(
-            {k: v.contiguous() for k, v in checkpoint.state.items()}, temporary / WEIGHTS_FILE
-        )
+        state = {name: tensor.contiguous() for name, tensor in checkpoint.state.items()}
+        save_file(state, temporary / WEIGHTS_FILE)
         text = json.dumps(description, indent=2, allow_nan=False)
         (temporary / DESCRIPTION_FILE).write_text(text + "\n")
 
 
 def read_checkpoint(folder: Path) -> ModelCheckpoint:
-    """Read a checkpoint and check it against its own fingerprint.
+    """Read a checkpoint.
 
     Raises:
-        CheckpointError: If a file is missing, damaged, or not what its description says.
+        CheckpointError: If a file is missing or damaged, or the fingerprint differs.
     """
     try:
         description = json.loads((folder / DESCRIPTION_FILE).read_text())
@@ -263,13 +216,27 @@ def read_checkpoint(folder: Path) -> ModelCheckpoint:
     return checkpoint
 
 
+def count_costs(classifier: Classifier) -> dict[str, int]:
+    """`model/parameters`, `model/macs` and `model/size_bytes` of a network."""
+    return {
+        "model/parameters": count_parameters(classifier.network),
+        "model/macs": count_macs(classifier),
+        "model/size_bytes": size_bytes(classifier.network.state_dict()),
+    }
+
+
+def size_bytes(state: Mapping[str, Tensor]) -> int:
+    """Bytes of a state dict."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+
+
 def count_parameters(network: nn.Module) -> int:
-    """Number of trainable and frozen weights."""
+    """Number of weights, trainable and frozen."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def count_macs(classifier: Classifier) -> int:
-    """Multiply-accumulates of one image's forward pass, counted by torch's own FLOP counter."""
+    """Multiply-accumulates of one image's forward pass, by torch's FLOP counter."""
     from torch.utils.flop_counter import FlopCounterMode
 
     was_training = classifier.training

@@ -16,19 +16,14 @@ def build_small_cnn(
     convolutions_per_stage: int = 1,
     dropout: float = 0.0,
 ) -> nn.Module:
-    """3x3 convolutions with batch norm and ReLU, halved by max pooling between stages.
+    """Stages of 3x3 convolutions of these widths, with batch norm, ReLU, and pooling between.
 
-    Args:
-        shape: Channels, height and width of the input.
-        num_classes: Width of the head.
-        channels: Width of each stage; one stage halves the image once, but the first.
-        convolutions_per_stage: Layers in each stage.
-        dropout: Share of the pooled features dropped before the head.
+    `dropout` is the fraction of the pooled features dropped before the head.
     """
     if not channels or min(shape[1:]) < 2 ** (len(channels) - 1):
         most = min(shape[1:]).bit_length()
         raise ParameterError(
-            "model.arguments.channels",
+            "arguments.channels",
             f"have 1 to {most} stages for images of {shape[1]}x{shape[2]}",
             list(channels),
         )
@@ -70,53 +65,43 @@ class _BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """ResNet for 32x32 images (He et al. 2015, arXiv:1512.03385, §4.2), depth 6 n + 2."""
+    """ResNet of 20, 32, 44, 56, 110 ... layers (He et al. 2015, arXiv:1512.03385, §4.2).
+
+    `width_factor` 4 with depth 8 or 32 gives the resnet8x4 / resnet32x4 of the distillation
+    literature up to their wider stem.
+    """
 
     def __init__(
-        self, *, in_channels: int, num_classes: int, blocks: int, widths: Sequence[int]
+        self,
+        *,
+        shape: tuple[int, int, int],
+        num_classes: int,
+        depth: int = 20,
+        width_factor: int = 1,
     ) -> None:
-        """Three stages of `blocks` basic blocks, with these widths."""
+        """Three stages of (depth - 2) / 6 basic blocks."""
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
+        if depth < 8 or (depth - 2) % 6:
+            raise ParameterError("arguments.depth", "be 6 n + 2 with n >= 1", depth)
+        if width_factor < 1:
+            raise ParameterError("arguments.width_factor", "be >= 1", width_factor)
+        widths = [width_factor * width for width in (16, 32, 64)]
+        self.conv = nn.Conv2d(shape[0], widths[0], 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(widths[0])
-        stages: list[nn.Module] = []
+        blocks: list[nn.Module] = []
         fan_in = widths[0]
         for stage, width in enumerate(widths):
-            for block in range(blocks):
-                stages.append(_BasicBlock(fan_in, width, 2 if stage and not block else 1))
+            for block in range((depth - 2) // 6):
+                blocks.append(_BasicBlock(fan_in, width, 2 if stage and not block else 1))
                 fan_in = width
-        self.blocks = nn.Sequential(*stages)
+        self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(fan_in, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Score images [batch, channels, height, width] into logits [batch, num_classes]."""
+        """Map images [batch, channels, height, width] to logits [batch, num_classes]."""
         features = self.blocks(F.relu(self.norm(self.conv(images))))
         logits: Tensor = self.head(features.mean(dim=(2, 3)))
         return logits
-
-
-def build_cifar_resnet(
-    *,
-    shape: tuple[int, int, int],
-    num_classes: int,
-    depth: int = 20,
-    width_factor: int = 1,
-) -> CifarResNet:
-    """Build a CIFAR ResNet of 20, 32, 44, 56, 110 ... layers.
-
-    `width_factor` 4 with depth 8 or 32 gives the resnet8x4 / resnet32x4 of the distillation
-    literature up to their wider stem.
-    """
-    if depth < 8 or (depth - 2) % 6:
-        raise ParameterError("model.arguments.depth", "be 6 n + 2 with n >= 1", depth)
-    if width_factor < 1:
-        raise ParameterError("model.arguments.width_factor", "be >= 1", width_factor)
-    return CifarResNet(
-        in_channels=shape[0],
-        num_classes=num_classes,
-        blocks=(depth - 2) // 6,
-        widths=tuple(width_factor * width for width in (16, 32, 64)),
-    )

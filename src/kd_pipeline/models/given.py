@@ -1,154 +1,167 @@
-"""Teachers from elsewhere, read into checkpoints: classes by name, preprocessing as declared.
+"""Teachers trained elsewhere, read into checkpoints with the images' classes in their order."""
 
-Every kind ends as a `ModelCheckpoint` whose classes are the images', in their order, so that no
-later stage knows where a teacher comes from.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from kd_pipeline.config import Computing
 from kd_pipeline.errors import CheckpointError, ParameterError
 from kd_pipeline.models.architectures import code_digest
 from kd_pipeline.models.checkpoint import (
-    GRAPHS,
-    IMPORTED_LOGITS,
     ModelCheckpoint,
     build_classifier,
-    count_macs,
-    count_parameters,
+    copy_state,
+    count_costs,
     read_checkpoint,
+    size_bytes,
 )
-from kd_pipeline.models.file_bytes import state_of
-from kd_pipeline.models.given_networks import read_module, read_timm, read_torchvision
+from kd_pipeline.models.classifier import Classifier
+from kd_pipeline.models.given_networks import find_network
 from kd_pipeline.models.onnx_graph import OnnxNetwork, read_onnx
 from kd_pipeline.models.predict import predict_batches
 from kd_pipeline.models.preprocessing import Preprocessing
+from kd_pipeline.models.settings import (
+    Given,
+    GivenCheckpoint,
+    GivenMlflow,
+    GivenModule,
+    GivenOnnx,
+    GivenPreprocessing,
+    GivenTimm,
+    GivenTorchvision,
+    NamedOutputs,
+)
 
 
 @dataclass(frozen=True)
 class ImagesAtHand:
-    """What a given teacher must suit."""
+    """Images that a given teacher must suit."""
 
     class_names: tuple[str, ...]
     shape: tuple[int, int, int]
     """Channels, height and width."""
     some: Tensor
-    """uint8 [num_images, *shape]: a few of them, to try the teacher on."""
+    """uint8 [num_images, *shape], at least two, to try the teacher on."""
 
 
-def read_given(entry: Mapping[str, Any], images: ImagesAtHand, *, name: str) -> ModelCheckpoint:
+@dataclass(frozen=True)
+class FetchedModel:
+    """A model downloaded from MLflow."""
+
+    path: Path
+    """The folder of a checkpoint of this project, or an ONNX file."""
+    format: Literal["checkpoint", "onnx"]
+    class_names: tuple[str, ...] | None
+    """From the model's metadata."""
+
+
+def read_given(
+    given: Given, images: ImagesAtHand, *, name: str, fetched: FetchedModel | None = None
+) -> ModelCheckpoint:
     """Read a network that was trained elsewhere.
 
     Args:
-        entry: One of `teacher.given`, of any kind but `logits`; an `mlflow` entry has what was
-            fetched for it under `model`.
-        images: What it must suit.
+        given: An entry of `teacher.given`, of any kind but `logits`.
+        images: Images that it must suit.
         name: Of the entry in YAML, for messages.
+        fetched: The downloaded model, for an entry of kind `mlflow`.
 
     Raises:
         ParameterError: If a setting names nothing usable.
         CheckpointError: If the file is damaged or needs code to be read, the classes are not the
-            images', or what it answers are not one image's logits.
+            images', or its outputs are not logits that depend on one image each.
     """
-    if entry["kind"] == "checkpoint":
-        return _read_checkpoint(Path(entry["folder"]), images, name)
     try:
-        checkpoint = _READERS[entry["kind"]](entry, images, name)
+        if isinstance(given, GivenCheckpoint):
+            return _read_own(Path(given.folder), given, images, name)
+        if fetched is not None and fetched.format == "checkpoint":
+            return _read_own(fetched.path, given, images, name)
+        return _read_foreign(given, images, name, fetched)
     except ParameterError as error:
         raise error.within(name) from error
-    check_answers(checkpoint, images.some, name=name)
-    facts = {
-        "given": _described(entry),
-        "image_shape": list(images.shape),
-        "costs": _costs(checkpoint),
-    }
-    return replace(checkpoint, facts=facts)
 
 
-def _read_checkpoint(folder: Path, images: ImagesAtHand, name: str) -> ModelCheckpoint:
-    checkpoint = with_classes_of(read_checkpoint(folder), images.class_names, name=name)
-    if checkpoint.architecture != IMPORTED_LOGITS:
-        try:
-            # What later stages could not build is refused here, where the entry's name is known.
-            build_classifier(checkpoint)
-        except ParameterError as error:
-            raise error.within(name) from error
-    return checkpoint
+def _read_own(folder: Path, given: Given, images: ImagesAtHand, name: str) -> ModelCheckpoint:
+    """A checkpoint of this project, with its facts and its classes in the images' order."""
+    checkpoint = read_checkpoint(folder)
+    names: Sequence[Sequence[str]] = [checkpoint.class_names]
+    if isinstance(given, GivenMlflow):
+        names = class_names_of(given, names, images.class_names, name=name)
+        if given.preprocessing is not None:
+            rule = "be left out: the model holds its own"
+            raise ParameterError("preprocessing", rule, given.preprocessing.model_dump())
+    order = match_classes(names, images.class_names, name=name)
+    if order is not None:
+        own = checkpoint.class_order or tuple(range(len(order)))
+        composed = tuple(own[position] for position in order)
+        checkpoint = replace(checkpoint, class_names=images.class_names, class_order=composed)
+    build_classifier(checkpoint)  # Fails here, with the entry's name, and not in a later stage.
+    return replace(checkpoint, facts={"given": _described(given), **checkpoint.facts})
 
 
-def with_classes_of(
-    checkpoint: ModelCheckpoint, class_names: tuple[str, ...], *, name: str
+def _read_foreign(
+    given: Given, images: ImagesAtHand, name: str, fetched: FetchedModel | None
 ) -> ModelCheckpoint:
-    """The same classifier with its classes in another order."""
-    order = match_classes([checkpoint.class_names], class_names, name=name)
-    if order is None:
-        return checkpoint
-    own = checkpoint.class_order or tuple(range(len(order)))
-    composed = tuple(own[position] for position in order)
-    return replace(checkpoint, class_names=class_names, class_order=composed)
+    if isinstance(given, GivenTorchvision | GivenTimm | GivenModule):
+        checkpoint = _read_network(given, images, name)
+    elif isinstance(given, GivenOnnx):
+        checkpoint = _read_graph(Path(given.file), given, [], images, name)
+    elif isinstance(given, GivenMlflow) and fetched is not None:
+        declared = [] if fetched.class_names is None else [fetched.class_names]
+        checkpoint = _read_graph(fetched.path, given, declared, images, name)
+    else:
+        raise ParameterError("kind", "be of a network that is at hand", given.kind)
+    # In the network's own order: a head that is too small could not be reordered.
+    try:
+        classifier = build_classifier(replace(checkpoint, class_order=None))
+    except CheckpointError as error:
+        raise CheckpointError(f"`{name}` cannot be built: {error}") from error
+    _check_logits(classifier, images, name)
+    state, costs = checkpoint.state, {"model/size_bytes": size_bytes(checkpoint.state)}
+    if checkpoint.architecture != OnnxNetwork.architecture:
+        state, costs = copy_state(classifier.network), count_costs(classifier)
+    facts = {"given": _described(given), "image_shape": list(images.shape), "costs": costs}
+    return replace(checkpoint, state=state, facts=facts)
 
 
-def match_classes(
-    declared: Sequence[Sequence[str]], class_names: tuple[str, ...], *, name: str
-) -> tuple[int, ...] | None:
-    """Find each of the images' classes among a teacher's outputs, by name.
-
-    Args:
-        declared: The names of the outputs, in order; several where a library knows several.
-        class_names: The images' classes.
-        name: Of the entry in YAML.
-
-    Returns:
-        The output of each class; None where the order is the same.
-
-    Raises:
-        CheckpointError: If the classes are not the same ones, naming what differs.
-    """
-    fitting = next((n for n in declared if sorted(n) == sorted(class_names)), None)
-    if fitting is None:
-        raise CheckpointError(
-            f"`{name}` must have the images' classes: {_difference(declared[0], class_names)}"
-        )
-    order = tuple(list(fitting).index(wanted) for wanted in class_names)
-    return None if order == tuple(range(len(order))) else order
-
-
-def _difference(given: Sequence[str], wanted: Sequence[str]) -> str:
-    counts = f"{len(given)} classes where the images have {len(wanted)}"
-    told = [counts] if len(given) != len(wanted) else []
-    doubles = sorted({n for n in given if list(given).count(n) > 1})
-    for what, found in (
-        ("named twice", doubles),
-        ("only in the teacher", sorted(set(given) - set(wanted))),
-        ("only in the images", sorted(set(wanted) - set(given))),
-    ):
-        if found:
-            told.append(f"{what}: {', '.join(found[:5])}{' ...' if len(found) > 5 else ''}")
-    return "; ".join(told)
+def _read_network(
+    given: GivenTorchvision | GivenTimm | GivenModule, images: ImagesAtHand, name: str
+) -> ModelCheckpoint:
+    found = find_network(given)
+    names = class_names_of(given, found.class_names, images.class_names, name=name)
+    order = match_classes(names, images.class_names, name=name)
+    return ModelCheckpoint(
+        found.architecture,
+        found.arguments,
+        images.class_names,
+        _suited(found.preprocessing, images),
+        found.read_state(),
+        class_order=order,
+        code=code_digest(found.architecture),
+    )
 
 
 def class_names_of(
-    entry: Mapping[str, Any],
+    given: NamedOutputs,
     declared: Sequence[Sequence[str]],
-    images: ImagesAtHand,
+    class_names: tuple[str, ...],
     *,
     name: str,
 ) -> Sequence[Sequence[str]]:
-    """The names of a teacher's outputs: as set, else as declared by its weights or file.
+    """Names of a teacher's outputs: those set, else those declared by its weights or file.
 
     Raises:
-        ParameterError: If nobody says.
+        ParameterError: If neither names them.
     """
-    if entry["class_names"] == "images":
-        return [images.class_names]
-    if entry["class_names"] is not None:
-        return [entry["class_names"]]
-    if (file := entry["class_names_file"]) is not None:
+    if given.class_names == "images":
+        return [class_names]
+    if given.class_names is not None:
+        return [given.class_names]
+    if (file := given.class_names_file) is not None:
         if not Path(file).is_file():
             raise ParameterError(f"{name}.class_names_file", "be an existing file", file)
         return [[line.strip() for line in Path(file).read_text().splitlines() if line.strip()]]
@@ -161,151 +174,116 @@ def class_names_of(
     return declared
 
 
-def _read_weights(entry: Mapping[str, Any], images: ImagesAtHand, name: str) -> ModelCheckpoint:
-    read = {"torchvision": read_torchvision, "timm": read_timm}[entry["kind"]]
-    found = read(entry, num_classes=len(images.class_names), name=name)
-    names = class_names_of(entry, found.class_names, images, name=name)
-    order = match_classes(names, images.class_names, name=name)
-    preprocessing = _preprocessing(
-        entry["preprocessing"] if isinstance(entry["preprocessing"], Mapping) else found.declared,
-        images,
-        name=name,
-    )
-    # Only now: the weights may have to be downloaded first.
-    network, arguments = found.load()
-    return _checkpoint(found.architecture, arguments, network, images, preprocessing, order)
+def match_classes(
+    declared: Sequence[Sequence[str]], class_names: tuple[str, ...], *, name: str
+) -> tuple[int, ...] | None:
+    """Find each of the images' classes among a teacher's outputs, by name.
+
+    Args:
+        declared: The names of the outputs, in order; one list per way of naming them.
+        class_names: The images' classes.
+        name: Of the entry in YAML, for messages.
+
+    Returns:
+        The position of each class among the outputs; None where the order is the same.
+
+    Raises:
+        CheckpointError: With the difference, if the classes are not the same ones.
+    """
+    fitting = next((n for n in declared if sorted(n) == sorted(class_names)), None)
+    if fitting is None:
+        raise CheckpointError(
+            f"`{name}` must have the images' classes: {_difference(declared[0], class_names)}"
+        )
+    order = tuple(list(fitting).index(wanted) for wanted in class_names)
+    return None if order == tuple(range(len(order))) else order
 
 
-def _read_module(entry: Mapping[str, Any], images: ImagesAtHand, name: str) -> ModelCheckpoint:
-    names = class_names_of(entry, [], images, name=name)
-    order = match_classes(names, images.class_names, name=name)
-    preprocessing = _preprocessing(entry["preprocessing"], images, name=name)
-    architecture, network = read_module(entry, name=name)
-    return _checkpoint(architecture, entry["arguments"], network, images, preprocessing, order)
+def _difference(given: Sequence[str], wanted: Sequence[str]) -> str:
+    counts = f"{len(given)} classes where the images have {len(wanted)}"
+    parts = [counts] if len(given) != len(wanted) else []
+    for what, found in (
+        ("named twice", sorted({n for n in given if list(given).count(n) > 1})),
+        ("only in the teacher", sorted(set(given) - set(wanted))),
+        ("only in the images", sorted(set(wanted) - set(given))),
+    ):
+        if found:
+            parts.append(f"{what}: {', '.join(found[:5])}{' ...' if len(found) > 5 else ''}")
+    return "; ".join(parts)
 
 
-def _checkpoint(
-    architecture: str,
-    arguments: Mapping[str, Any],
-    network: nn.Module,
-    images: ImagesAtHand,
-    preprocessing: Preprocessing,
-    order: tuple[int, ...] | None,
-) -> ModelCheckpoint:
-    state = {key: value.detach().clone() for key, value in network.state_dict().items()}
-    return ModelCheckpoint(
-        architecture,
-        arguments,
-        images.class_names,
-        preprocessing,
-        state,
-        class_order=order,
-        code=code_digest(architecture),
-    )
-
-
-def _read_onnx(entry: Mapping[str, Any], images: ImagesAtHand, name: str) -> ModelCheckpoint:
-    return _graph_checkpoint(OnnxNetwork.architecture, entry, [], images, name)
-
-
-def _read_mlflow(entry: Mapping[str, Any], images: ImagesAtHand, name: str) -> ModelCheckpoint:
-    fetched = entry["model"]
-    declared = [] if fetched["class_names"] is None else [fetched["class_names"]]
-    entry = {**entry, "file": fetched["file"]}
-    return _graph_checkpoint(fetched["format"], entry, declared, images, name)
-
-
-def _graph_checkpoint(
-    architecture: str,
-    entry: Mapping[str, Any],
+def _read_graph(
+    file: Path,
+    given: GivenOnnx | GivenMlflow,
     declared: Sequence[Sequence[str]],
     images: ImagesAtHand,
     name: str,
 ) -> ModelCheckpoint:
-    names = class_names_of(entry, declared, images, name=name)
+    names = class_names_of(given, declared, images.class_names, name=name)
     order = match_classes(names, images.class_names, name=name)
-    file = Path(entry["file"])
-    if not file.is_file():
-        raise ParameterError(f"{name}.file", "be an existing file", str(file))
-    is_onnx = architecture == OnnxNetwork.architecture
-    state = read_onnx(file) if is_onnx else state_of(file.read_bytes())
-    network = GRAPHS[architecture](state)
-    preprocessing = _graph_preprocessing(network, entry["preprocessing"], images, name=name)
+    network = read_onnx(file)
+    preprocessing = _graph_preprocessing(network, given.preprocessing, images)
     return ModelCheckpoint(
-        architecture, {}, images.class_names, preprocessing, state, class_order=order
+        OnnxNetwork.architecture,
+        {},
+        images.class_names,
+        preprocessing,
+        network.files,
+        class_order=order,
     )
 
 
 def _graph_preprocessing(
-    network: Any, setting: Mapping[str, Any] | None, images: ImagesAtHand, *, name: str
+    network: OnnxNetwork, setting: GivenPreprocessing | None, images: ImagesAtHand
 ) -> Preprocessing:
     _, channels, height, width = network.input_shape
-    if network.num_outputs not in (None, len(images.class_names)):
-        raise CheckpointError(
-            f"`{name}` must have the images' classes: {network.num_outputs} outputs where the "
-            f"images have {len(images.class_names)} classes"
-        )
     if network.takes_raw_pixels:
         if setting is not None:
             rule = "be left out: the graph takes uint8 pixels and normalises them itself"
-            raise ParameterError(f"{name}.preprocessing", rule, dict(setting))
+            raise ParameterError("preprocessing", rule, setting.model_dump())
         same = channels or images.shape[0]
-        setting = {"mean": (0.0,) * same, "std": (1.0,) * same, "input_size": None}
+        setting = GivenPreprocessing(mean=(0.0,) * same, std=(1.0,) * same)
     elif setting is None:
-        rule = "say what the graph takes: {mean: [..], std: [..]}; 0 and 1 for pixels in [0, 1]"
-        raise ParameterError(f"{name}.preprocessing", rule, None)
-    found = _preprocessing(setting, images, name=name)
+        rule = "be what the graph takes: {mean: [..], std: [..]}; 0 and 1 for pixels in [0, 1]"
+        raise ParameterError("preprocessing", rule, None)
+    found = _suited(setting, images)
     if channels not in (None, found.shape[0]):
         rule = f"have one mean for each of the graph's {channels} channels"
-        raise ParameterError(f"{name}.preprocessing.mean", rule, found.mean)
+        raise ParameterError("preprocessing.mean", rule, found.mean)
     side = found.shape[1:]
     fixed = (height or side[0], width or side[1])
-    if setting["input_size"] is not None and fixed != side:
+    if setting.input_size is not None and fixed != side:
         rule = f"be the graph's own size {fixed} or null"
-        raise ParameterError(f"{name}.preprocessing.input_size", rule, setting["input_size"])
+        raise ParameterError("preprocessing.input_size", rule, setting.input_size)
     return replace(found, shape=(found.shape[0], *fixed))
 
 
-def _preprocessing(setting: Mapping[str, Any], images: ImagesAtHand, *, name: str) -> Preprocessing:
-    mean, std, size = tuple(setting["mean"]), tuple(setting["std"]), setting["input_size"]
+def _suited(setting: GivenPreprocessing, images: ImagesAtHand) -> Preprocessing:
     channels, height, width = images.shape
-    if len(mean) != channels and channels != 1:
+    if len(setting.mean) != channels and channels != 1:
         rule = f"have one mean for each of the images' {channels} channels"
-        raise ParameterError(f"{name}.preprocessing.mean", rule, mean)
-    side = (height, width) if size is None else (size, size)
-    return Preprocessing((len(mean), *side), mean, std)
+        raise ParameterError("preprocessing.mean", rule, setting.mean)
+    shape = (len(setting.mean), setting.input_size or height, setting.input_size or width)
+    return Preprocessing(shape, setting.mean, setting.std)
 
 
-def check_answers(checkpoint: ModelCheckpoint, images: Tensor, *, name: str) -> None:
-    """Try a teacher on a few images, and refuse what are not each image's own logits.
-
-    Args:
-        checkpoint: Of a given network.
-        images: uint8 [num_images, channels, height, width], at least two.
-        name: Of the entry in YAML.
-
-    Raises:
-        CheckpointError: If it cannot score them, the head has another size, or it answers with
-            probabilities, with NaN, or otherwise for an image alone than among others.
-    """
-    # In the network's own order: a head that is too small could not be reordered.
-    classifier = build_classifier(replace(checkpoint, class_order=None))
+def _check_logits(classifier: Classifier, images: ImagesAtHand, name: str) -> None:
+    """Try a teacher on a few images, and refuse outputs that are not each image's own logits."""
+    some, computing = images.some, Computing(device="cpu")
     try:
-        together, alone = (
-            predict_batches(classifier, batches, device="cpu", precision="float32")
-            for batches in ([images], (images[:1], images[1:2]))
-        )
+        together = predict_batches(classifier, [some], computing)
+        alone = predict_batches(classifier, [some[:1], some[1:2]], computing)
     except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
-        shape = checkpoint.preprocessing.shape
+        shape = classifier.preprocessing.shape
         raise CheckpointError(f"`{name}` cannot score images of shape {shape}: {error}") from error
-    expected = (len(images), len(checkpoint.class_names))
+    expected = (len(some), len(images.class_names))
     if together.shape != expected:
         raise CheckpointError(
-            f"`{name}` must give logits of shape {expected} for {len(images)} images, got "
+            f"`{name}` must give logits of shape {expected} for {len(some)} images, got "
             f"{tuple(together.shape)}"
         )
     if problem := _problem(together, alone):
-        raise CheckpointError(f"`{name}` must answer with logits, got {problem}")
+        raise CheckpointError(f"`{name}` must give logits, got {problem}")
 
 
 def _problem(together: Tensor, alone: Tensor) -> str | None:
@@ -323,30 +301,8 @@ def _problem(together: Tensor, alone: Tensor) -> str | None:
     return None
 
 
-def _described(entry: Mapping[str, Any]) -> dict[str, Any]:
-    shown = {key: value for key, value in entry.items() if value is not None and key != "model"}
-    if len(names := shown.get("class_names", ())) > 20:
-        shown["class_names"] = f"{len(names)} names"
-    return shown
-
-
-def _costs(checkpoint: ModelCheckpoint) -> dict[str, int]:
-    tensors = checkpoint.state.values()
-    size = {"model/size_bytes": sum(t.numel() * t.element_size() for t in tensors)}
-    if checkpoint.architecture in GRAPHS:
-        return size  # A file of a graph tells neither its weights nor its operations.
-    classifier = build_classifier(checkpoint)
-    counts = {
-        "model/parameters": count_parameters(classifier.network),
-        "model/macs": count_macs(classifier),
-    }
-    return {**counts, **size}
-
-
-_READERS: dict[str, Callable[[Mapping[str, Any], ImagesAtHand, str], ModelCheckpoint]] = {
-    "torchvision": _read_weights,
-    "timm": _read_weights,
-    "module": _read_module,
-    "onnx": _read_onnx,
-    "mlflow": _read_mlflow,
-}
+def _described(given: Given) -> dict[str, Any]:
+    described = given.model_dump(mode="json", exclude_none=True)
+    if len(names := described.get("class_names", ())) > 20:
+        described["class_names"] = f"{len(names)} names"
+    return described

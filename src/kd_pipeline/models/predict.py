@@ -1,54 +1,67 @@
-"""Logits of a whole set of images: eval mode, no gradients, every row once, in order."""
+"""Logits of a whole set of images, in eval mode and without gradients."""
 
+import time
 from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
+from kd_pipeline.config import Computing
 from kd_pipeline.errors import ParameterError
+from kd_pipeline.events import Progress, emit
 from kd_pipeline.models.classifier import Classifier
 
 
 def predict_batches(
     classifier: Classifier,
     batches: Iterable[Tensor],
+    computing: Computing,
     *,
-    device: str,
-    precision: str,
     num_images: int | None = None,
+    description: str | None = None,
 ) -> Tensor:
     """Run a classifier over batches of pixels.
 
-    The classifier labels in eval mode (dropout off, batch-norm statistics untouched) and is
-    given back in the mode in which it came.
-
     Args:
-        classifier: Any classifier; moved to `device`.
+        classifier: Moved to the device; it predicts in eval mode and gets its mode back.
         batches: uint8 or float32 pixels [batch, channels, height, width].
-        device: `auto`, or a torch device type.
-        precision: `auto`, `float32` or `bfloat16` (autocast).
-        num_images: In all batches together; then there is never a second copy of all logits.
+        computing: Its device and precision are used.
+        num_images: In all batches; if given, memory for all logits is allocated only once.
+        description: Of the progress events, which are emitted if `num_images` is given too.
 
     Returns:
         float32 logits [num_images, num_classes], on the CPU.
     """
-    target = torch.device(resolve_device(device))
-    use_bfloat16 = resolve_precision(precision, target.type) == "bfloat16"
+    device = torch.device(resolve_device(computing.device))
+    use_bfloat16 = resolve_precision(computing.precision, device.type) == "bfloat16"
+    if num_images is not None and description is not None:
+        batches = _reported(batches, num_images, description)
     was_training = classifier.training
-    classifier.to(target).eval()
-    with torch.inference_mode(), torch.autocast(target.type, torch.bfloat16, enabled=use_bfloat16):
-        laid_out = (pixels.to(target, memory_format=classifier.layout) for pixels in batches)
-        batched = (classifier(pixels).float().cpu() for pixels in laid_out)
-        logits = torch.cat(list(batched)) if num_images is None else _filled(batched, num_images)
+    classifier.to(device).eval()
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
+        laid_out = (pixels.to(device, memory_format=classifier.layout) for pixels in batches)
+        predicted = (classifier(pixels).float().cpu() for pixels in laid_out)
+        parts = list(predicted) if num_images is None else [_filled(predicted, num_images)]
     classifier.train(was_training)
-    # An inference tensor could not be used in training.
-    return logits.clone() if logits.is_inference() else logits
+    # Outside inference mode: autograd refuses inference tensors.
+    return torch.cat(parts) if num_images is None else parts[0]
 
 
-def _filled(batched: Iterator[Tensor], num_images: int) -> Tensor:
-    """All batches in one tensor that is made once, float32 [num_images, num_classes]."""
+def _reported(batches: Iterable[Tensor], total: int, description: str) -> Iterator[Tensor]:
+    done, last_report = 0, time.monotonic()
+    for pixels in batches:
+        yield pixels
+        done += len(pixels)
+        if done < total and time.monotonic() - last_report > 0.1:
+            last_report = time.monotonic()
+            emit(Progress(description, done, total, "images"))
+    emit(Progress(description, total, total, "images"))
+
+
+def _filled(batches: Iterator[Tensor], num_images: int) -> Tensor:
+    """Concatenate batches in a tensor allocated at once, float32 [num_images, num_classes]."""
     logits, start = torch.empty(0, 0), 0
-    for batch in batched:
+    for batch in batches:
         if start == 0:
             with torch.inference_mode(mode=False):
                 logits = torch.empty(num_images, batch.shape[1])
@@ -58,23 +71,26 @@ def _filled(batched: Iterator[Tensor], num_images: int) -> Tensor:
 
 
 def resolve_device(device: str) -> str:
-    """Turn `auto` into the fastest device there is; refuse one that is not there."""
-    available = {"cuda": torch.cuda.is_available(), "cpu": True}
+    """The device for `auto`: CUDA if this machine has it, else the CPU.
+
+    Raises:
+        ParameterError: If this machine does not have the device.
+    """
+    available = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
     if device == "auto":
-        return next(name for name, present in available.items() if present)
-    if not available.get(device, False):
-        legal = ["auto", *(name for name, present in available.items() if present)]
-        raise ParameterError("device", "be one that this machine has", device, legal=legal)
+        return available[0]
+    if device not in available:
+        rule = "be one that this machine has"
+        raise ParameterError("device", rule, device, legal=["auto", *available])
     return device
 
 
 def resolve_precision(precision: str, device: str) -> str:
-    """Turn `auto` into bfloat16 where the hardware computes in it, float32 elsewhere."""
+    """The precision for `auto`: bfloat16 where the hardware computes in it, else float32."""
     if precision != "auto":
         return precision
     if device == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    if device == "cpu":
+        supported = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
         supported = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return "bfloat16" if supported else "float32"
-    return "float32"
+    return "bfloat16" if supported else "float32"

@@ -1,4 +1,4 @@
-"""What a model does to pixels before its first layer: declared, stored and applied with it."""
+"""A model's normalisation and input size, stored with it."""
 
 import math
 from dataclasses import dataclass
@@ -11,20 +11,16 @@ from kd_pipeline.errors import ParameterError
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """A model's own normalisation of pixels in [0, 1].
-
-    Every model carries its own, so that a teacher and a student that normalise differently
-    each see the same view in their own way.
-    """
+    """A model's input shape and normalisation, so that models that differ take the same view."""
 
     shape: tuple[int, int, int]
-    """Channels, height and width that the model expects."""
+    """Channels, height and width of the model's input."""
     mean: tuple[float, ...]
     """Per channel, of pixels in [0, 1]."""
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        """Refuse statistics that do not fit the channels."""
+        """Check the statistics."""
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.shape[0]:
                 rule = f"have one value for each of the {self.shape[0]} channels"
@@ -34,19 +30,17 @@ class Preprocessing:
         if min(self.std) <= 0:
             raise ParameterError("preprocessing.std", "be positive", self.std)
 
-    def resized(
-        self, input_size: int | None, *, num_channels: int | None = None
-    ) -> "Preprocessing":
+    def resized(self, input_size: int | None, *, num_channels: int) -> "Preprocessing":
         """The same for a network of another input.
 
         Args:
             input_size: Side of the square, in pixels; None keeps the size.
-            num_channels: A grey channel's statistics are repeated to as many; None keeps them.
+            num_channels: The statistics of a grey channel are repeated to as many.
         """
         channels, height, width = self.shape
-        side = (height, width) if input_size is None else (input_size, input_size)
-        repeats = num_channels if num_channels is not None and channels == 1 else 1
-        return Preprocessing((channels * repeats, *side), self.mean * repeats, self.std * repeats)
+        size = (input_size or height, input_size or width)
+        repeats = num_channels // channels
+        return Preprocessing((num_channels, *size), self.mean * repeats, self.std * repeats)
 
 
 def measure_preprocessing(pixels: Tensor) -> Preprocessing:
@@ -63,7 +57,7 @@ def measure_preprocessing(pixels: Tensor) -> Preprocessing:
     levels = torch.arange(256, dtype=torch.float64) / 255
     mean = weights @ levels
     variance = (weights * (levels - mean[:, None]) ** 2).sum(dim=1)
-    # A constant channel carries nothing: leave it unscaled rather than divide by zero.
+    # A constant channel is not scaled: its standard deviation is 0.
     std = torch.where(variance > 0, variance.sqrt(), torch.ones_like(variance))
     _, channels, height, width = pixels.shape
     return Preprocessing((channels, height, width), tuple(mean.tolist()), tuple(std.tolist()))

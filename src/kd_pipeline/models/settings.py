@@ -1,4 +1,4 @@
-"""Settings of models: an architecture by name, pretrained weights, and given teachers."""
+"""Settings of models: architectures, pretrained weights, and given teachers."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -13,7 +13,7 @@ class Model(Params):
     name: str
     arguments: dict[str, Any] = Field(default_factory=dict)
     input_size: PositiveInt | None = None
-    """Side of the square, in pixels, that views are resized to; null keeps the images' own size."""
+    """Side in pixels of the square that views are resized to; null keeps the images' size."""
 
 
 class Pretrained(Params):
@@ -22,7 +22,7 @@ class Pretrained(Params):
     weights: str | None = None
     file: str | None = None
     trainable_layers: PositiveInt | None = None
-    """Fine-tune only this many of the last layers that have weights; null tunes all."""
+    """Number of last layers with weights that are fine-tuned; null is all."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
@@ -31,17 +31,14 @@ class Pretrained(Params):
         return self
 
 
-Channels = Annotated[tuple[float, ...], Field(min_length=1)]
-
-
 class GivenPreprocessing(Params):
-    """What a network expects of its input; pixels are in [0, 1] before."""
+    """How a network's input is normalised; pixels are in [0, 1] before."""
 
-    mean: Channels
-    """Per channel. `mean: [0]` and `std: [1]`, or three of them, leave the pixels as they are."""
-    std: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+    mean: Annotated[tuple[float, ...], Field(min_length=1)]
+    """Per channel; a mean of 0 and a std of 1 leave the pixels as they are."""
+    std: tuple[PositiveFloat, ...]
     input_size: PositiveInt | None = None
-    """Side of the square, in pixels; null is the file's fixed size, or else the images' own."""
+    """Side of the square, in pixels; null is the file's fixed size, or else the images' size."""
 
     @model_validator(mode="after")
     def _as_many_as_channels(self) -> Self:
@@ -50,13 +47,13 @@ class GivenPreprocessing(Params):
         return self
 
 
-class _Named(Params):
-    """A teacher that may not say which class each of its outputs is."""
+class NamedOutputs(Params):
+    """A teacher whose file may not name the classes of its outputs."""
 
     class_names: tuple[str, ...] | Literal["images"] | None = None
-    """In the order of its outputs. `images` trusts that this is the images' order."""
+    """In the order of the outputs; `images` is the images' order, unchecked."""
     class_names_file: str | None = None
-    """The same as a text file, one name per line."""
+    """A text file with one name per line, instead."""
 
     @model_validator(mode="after")
     def _named_once(self) -> Self:
@@ -65,7 +62,7 @@ class _Named(Params):
         return self
 
 
-class _Weights(_Named):
+class _Weights(NamedOutputs):
     """An architecture of a library with weights by name or from a file; exactly one."""
 
     name: str
@@ -74,8 +71,7 @@ class _Weights(_Named):
     """`.safetensors`, or a `.pth` state dict, which is read without running code."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     preprocessing: Literal["declared"] | GivenPreprocessing | None = None
-    """`declared` by the weights, or by the architecture's usual ones for a file, which must ask
-    for it: nothing in a file says how its images were normalised."""
+    """`declared` is that of the weights, or for a file of the architecture's default weights."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
@@ -84,7 +80,7 @@ class _Weights(_Named):
         if self.file is not None and self.preprocessing is None:
             raise ValueError(
                 "`preprocessing` must be `declared` or {mean, std, input_size} with a `file`, "
-                "which does not say how its images were normalised"
+                "which does not hold how its images were normalised"
             )
         return self
 
@@ -109,7 +105,7 @@ class GivenTimm(_Weights):
     kind: Literal["timm"]
 
 
-class GivenModule(_Named):
+class GivenModule(NamedOutputs):
     """A user's own `nn.Module`, made by `package.module:Class`, with a state dict."""
 
     kind: Literal["module"]
@@ -119,25 +115,25 @@ class GivenModule(_Named):
     preprocessing: GivenPreprocessing
 
 
-class GivenOnnx(_Named):
+class GivenOnnx(NamedOutputs):
     """An ONNX file, run by onnxruntime, an optional extra."""
 
     kind: Literal["onnx"]
     file: str
     preprocessing: GivenPreprocessing | None = None
-    """Needed unless the graph takes uint8 pixels, which it then normalises itself."""
+    """Required unless the graph takes uint8 pixels, which it normalises itself."""
 
 
-class GivenMlflow(_Named):
+class GivenMlflow(NamedOutputs):
     """A model in MLflow: models:/name/version, models:/name@alias, models:/m-id, runs:/id/path."""
 
     kind: Literal["mlflow"]
     uri: Annotated[str, Field(pattern=r"^(models|runs):/.+")]
     preprocessing: GivenPreprocessing | None = None
-    """Needed unless the model takes uint8 pixels, as those logged by this project do."""
+    """Required for an ONNX model unless it takes uint8 pixels; refused for this project's own."""
 
 
-class GivenLogits(_Named):
+class GivenLogits(NamedOutputs):
     """Logits computed elsewhere, with the ids of their examples: `.parquet` or `.npz`."""
 
     kind: Literal["logits"]

@@ -1,4 +1,4 @@
-"""Training states on disk: safetensors and JSON, whole or not at all, found by a key."""
+"""Training states on disk, in safetensors and JSON."""
 
 import json
 import shutil
@@ -19,14 +19,14 @@ _PAIRS = "__pairs__"
 
 
 class StateFolder:
-    """Nested dicts and lists of tensors and plain values, each kept under a key."""
+    """States by key: nested dicts and lists of tensors and JSON-able values."""
 
     def __init__(self, folder: Path) -> None:
         """Keep states below `folder`, which need not exist."""
         self.folder = folder
 
     def save(self, key: str, state: Mapping[str, Any]) -> None:
-        """Replace the state under a key."""
+        """Replace the state under a key, whole or not at all."""
         tensors: dict[str, Tensor] = {}
         plain = _detach(state, tensors)
         with replace_folder(self.folder / key) as temporary:
@@ -34,10 +34,10 @@ class StateFolder:
             (temporary / "state.json").write_text(json.dumps(plain))
 
     def load(self, key: str) -> dict[str, Any] | None:
-        """The state under a key, or None where there is none.
+        """The state under a key; None where there is none.
 
         Raises:
-            CheckpointError: If there is one and it is damaged.
+            CheckpointError: If it is damaged.
         """
         folder = self.folder / key
         if not folder.is_dir():
@@ -54,7 +54,7 @@ class StateFolder:
         return state
 
     def clear(self) -> None:
-        """Forget every state."""
+        """Remove every state."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -1,1 +1,1 @@
-"""The teacher's logits as a parquet store that knows what it was made from."""
+"""The teacher's logits as a parquet store, with all that they were made from."""

@@ -2,8 +2,8 @@
 
 Columns: `example_id` (int64), `view` (int16), `teacher` (int16, the ensemble member) and `logits`
 (fixed-size list of float16, before softmax, free of any temperature); top-k parts also have
-`class_ids` (fixed-size list of uint16) and `tail_logit` (float16). The file's metadata says what
-the whole store was made from, so that a part knows where it belongs.
+`class_ids` (fixed-size list of uint16) and `tail_logit` (float16). The file's metadata holds the
+head of the store's manifest and the part's place in it.
 """
 
 import hashlib
@@ -19,66 +19,11 @@ from numpy.typing import NDArray
 
 from kd_pipeline.atomic import replace_file
 from kd_pipeline.errors import StaleArtefactError
-from kd_pipeline.soft_targets.encoding import EncodedLogits
-from kd_pipeline.soft_targets.manifest import (
-    FORMAT,
-    Manifest,
-    Part,
-    describe_other_head,
-    seal,
-    unseal,
-)
+from kd_pipeline.soft_targets.encoding import encode_logits
+from kd_pipeline.soft_targets.manifest import FORMAT, Manifest, Part, seal, unseal
+from kd_pipeline.teacher_logits import TeacherLogits
 
 ROWS_PER_GROUP = 8_192
-_PLACE = ("member", "view", "shard")
-
-
-@dataclass(frozen=True)
-class PartRows:
-    """The rows of one part, in ascending order of example id."""
-
-    member: int
-    view: int
-    example_ids: NDArray[np.int64]
-    """[num_rows]"""
-    logits: NDArray[np.float16]
-    """[num_rows, num_classes], or [num_rows, k] in ascending order of class id."""
-    class_ids: NDArray[np.uint16] | None = None
-    """[num_rows, k] of a top-k store."""
-    tail_logits: NDArray[np.float16] | None = None
-    """[num_rows] of a top-k store."""
-
-
-def write_part(
-    folder: Path,
-    part: Part,
-    manifest: Manifest,
-    example_ids: NDArray[np.int64],
-    encoded: EncodedLogits,
-) -> Part:
-    """Write one part, which appears whole and on disk or not at all.
-
-    Args:
-        folder: Of the store.
-        part: Which one.
-        manifest: Of the store; its head is kept beside the rows.
-        example_ids: int64 [num_rows], ascending.
-        encoded: The part's rows.
-
-    Returns:
-        The part with its size and checksum.
-    """
-    table = _to_table(part, example_ids, encoded)
-    head = seal({name: getattr(part, name) for name in _PLACE} | manifest.head())
-    with replace_file(folder / part.file) as temporary:
-        with pq.ParquetWriter(temporary, table.schema, **_WRITING) as writer:
-            writer.write_table(table, row_group_size=ROWS_PER_GROUP)
-            # Not in the table's schema: Arrow would keep a second copy of it there.
-            writer.add_key_value_metadata({FORMAT: head})
-        data = temporary.read_bytes()
-    return replace(part, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-
-
 _CLASS_IDS = "class_ids.list.element"
 _WRITING: dict[str, Any] = {
     "compression": "zstd",
@@ -91,26 +36,40 @@ _WRITING: dict[str, Any] = {
 }
 
 
-def _to_table(part: Part, example_ids: NDArray[np.int64], encoded: EncodedLogits) -> pa.Table:
-    count = len(example_ids)
-    columns = {
-        "example_id": pa.array(example_ids),
-        "view": pa.array(np.full(count, part.view, dtype=np.int16)),
-        "teacher": pa.array(np.full(count, part.member, dtype=np.int16)),
-        "logits": _list_array(encoded.logits, pa.float16()),
-    }
-    if encoded.class_ids is not None:
-        columns["class_ids"] = _list_array(encoded.class_ids, pa.uint16())
-        columns["tail_logit"] = pa.array(encoded.tail_logits, type=pa.float16())
-    # Without nulls there are no levels to pack and unpack: half the time to read.
-    fields = [pa.field(name, array.type, nullable=False) for name, array in columns.items()]
-    return pa.table(list(columns.values()), schema=pa.schema(fields))
+@dataclass(frozen=True)
+class PartRows:
+    """The rows of one part, in ascending order of example id."""
+
+    member: int
+    view: int
+    example_ids: NDArray[np.int64]
+    """[num_rows]"""
+    rows: TeacherLogits[NDArray[Any]]
+    """float16 [num_rows, num_classes], or of the top k: uint16 class ids in ascending order."""
 
 
-def _list_array(values: NDArray[Any], kind: pa.DataType) -> pa.FixedSizeListArray:
-    flat = pa.array(values.reshape(-1), type=kind)
-    element = pa.field("element", kind, nullable=False)
-    return pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(element, values.shape[1]))
+def write_part(
+    folder: Path,
+    part: Part,
+    manifest: Manifest,
+    example_ids: NDArray[np.int64],
+    logits: NDArray[np.float32],
+) -> Part:
+    """Write one part, which appears whole and on disk or not at all.
+
+    `example_ids`, int64 [num_rows], ascend; `logits`, float32 [num_rows, num_classes], are refused
+    as by `encode_logits`. The part is returned with its size and checksum.
+    """
+    rows = encode_logits(
+        logits, manifest.encoding, member=part.member, view=part.view, example_ids=example_ids
+    )
+    table = _to_table(PartRows(part.member, part.view, example_ids, rows))
+    with replace_file(folder / part.file) as temporary:
+        with pq.ParquetWriter(temporary, table.schema, **_WRITING) as writer:
+            writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+            # Not in the table's schema: Arrow would keep a second copy of it there.
+            writer.add_key_value_metadata({FORMAT: seal(part.place | manifest.head())})
+        return _measured(part, temporary.read_bytes())
 
 
 def read_part(folder: Path, part: Part, manifest: Manifest) -> PartRows:
@@ -119,62 +78,56 @@ def read_part(folder: Path, part: Part, manifest: Manifest) -> PartRows:
     Raises:
         StaleArtefactError: Naming the part and what is wrong with it.
     """
-    columns = _read_columns(folder, part, manifest)
+    columns = _decode(part, checked_bytes(folder, part, manifest))
     ids, members, views = columns["example_id"], columns["teacher"], columns["view"]
     if (members != part.member).any() or (views != part.view).any() or (np.diff(ids) <= 0).any():
         raise StaleArtefactError(f"{part.file} holds rows of another member or view, or unsorted")
-    return PartRows(
-        part.member,
-        part.view,
-        ids,
-        columns["logits"],
-        columns.get("class_ids"),
-        columns.get("tail_logit"),
-    )
+    rows = TeacherLogits(columns["logits"], columns.get("class_ids"), columns.get("tail_logit"))
+    return PartRows(part.member, part.view, ids, rows)
 
 
-def read_example_ids(folder: Path, part: Part, manifest: Manifest) -> NDArray[np.int64]:
-    """Read and check one part, but decode only its ids: int64 [num_rows]."""
-    return _read_columns(folder, part, manifest, names=["example_id"])["example_id"]
+def recover_part(folder: Path, part: Part, manifest: Manifest) -> Part:
+    """A part that was written but is in no manifest yet, with its size and checksum.
+
+    Raises:
+        StaleArtefactError: If it is damaged or of another store.
+    """
+    data = checked_bytes(folder, part, manifest)
+    _decode(part, data)
+    return _measured(part, data)
+
+
+def checked_bytes(folder: Path, part: Part, manifest: Manifest) -> bytes:
+    """The bytes of a part, which must have been written for this place of this store.
+
+    Raises:
+        StaleArtefactError: If it is missing, damaged or was written for another place or store.
+    """
+    try:
+        data = (folder / part.file).read_bytes()
+    except FileNotFoundError as error:
+        raise StaleArtefactError(f"{part.file} is missing") from error
+    if origin := _other_origin(data, part, manifest):
+        raise StaleArtefactError(origin)
+    if part.sha256 not in ("", hashlib.sha256(data).hexdigest()):
+        raise StaleArtefactError(f"{part.file} is damaged: its checksum differs")
+    return data
 
 
 def part_problem(folder: Path, part: Part, manifest: Manifest) -> str | None:
-    """What is wrong with a part as far as its place and size tell, in words; None if nothing."""
+    """What is wrong with a part that is missing or of another size; None where it is neither."""
     path = folder / part.file
     if not path.is_file():
         return f"{part.file} is missing"
-    if path.stat().st_size == part.size_bytes:
+    if (size := path.stat().st_size) == part.size_bytes:
         return None
-    return other_origin(path.read_bytes(), part, manifest) or (
-        f"{part.file} is damaged: it has {path.stat().st_size} bytes instead of {part.size_bytes}"
+    return _other_origin(path.read_bytes(), part, manifest) or (
+        f"{part.file} is damaged: it has {size} bytes instead of {part.size_bytes}"
     )
 
 
-def damage(folder: Path, part: Part, manifest: Manifest) -> str | None:
-    """What is wrong with a part's bytes, in words; None if they are those once written."""
-    try:
-        _checked_bytes(folder, part, manifest)
-    except StaleArtefactError as error:
-        return str(error)
-    return None
-
-
-def other_origin(data: bytes, part: Part, manifest: Manifest) -> str | None:
-    """Where a part that does not belong here comes from, in words; None if it cannot be told."""
-    found = read_head(data)
-    if found is None:
-        return None
-    place = {name: found.pop(name) for name in _PLACE if name in found}
-    if differences := describe_other_head(found, manifest.head()):
-        return f"{part.file} is a part of another store: {' and '.join(differences)}"
-    if place != {name: getattr(part, name) for name in _PLACE}:
-        told = " ".join(f"{name} {value}" for name, value in place.items())
-        return f"{part.file} is not where it belongs: it holds {told}"
-    return None
-
-
 def read_head(source: bytes | Path) -> dict[str, Any] | None:
-    """What a part says that it belongs to; None if it says nothing that is intact."""
+    """The head and the place that a part was written for; None if it is damaged or missing."""
     try:
         file = pa.BufferReader(source) if isinstance(source, bytes) else source
         metadata: Mapping[bytes, bytes] = pq.read_metadata(file).metadata or {}
@@ -183,46 +136,56 @@ def read_head(source: bytes | Path) -> dict[str, Any] | None:
         return None
 
 
-def _checked_bytes(folder: Path, part: Part, manifest: Manifest) -> bytes:
-    try:
-        data = (folder / part.file).read_bytes()
-    except FileNotFoundError as error:
-        raise StaleArtefactError(f"{part.file} is missing") from error
-    if origin := other_origin(data, part, manifest):
-        raise StaleArtefactError(origin)
-    if hashlib.sha256(data).hexdigest() != part.sha256:
-        raise StaleArtefactError(f"{part.file} is damaged: its checksum differs")
-    return data
+def _other_origin(data: bytes, part: Part, manifest: Manifest) -> str | None:
+    """Which store or place a part was written for if not this; None if it is damaged."""
+    head = read_head(data)
+    if head is None:
+        return None
+    place = {name: head.pop(name) for name in part.place if name in head}
+    if found := manifest.differences_from(head):
+        return f"{part.file} is a part of another store: {' and '.join(found)}"
+    if place != part.place:
+        where = " ".join(f"{name} {value}" for name, value in place.items())
+        return f"{part.file} is not where it belongs: it holds {where}"
+    return None
 
 
-def _read_columns(
-    folder: Path, part: Part, manifest: Manifest, *, names: list[str] | None = None
-) -> dict[str, NDArray[Any]]:
-    data = _checked_bytes(folder, part, manifest)
+def _measured(part: Part, data: bytes) -> Part:
+    return replace(part, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def _to_table(part: PartRows) -> pa.Table:
+    count, rows = len(part.example_ids), part.rows
+    columns = {
+        "example_id": pa.array(part.example_ids),
+        "view": pa.array(np.full(count, part.view, dtype=np.int16)),
+        "teacher": pa.array(np.full(count, part.member, dtype=np.int16)),
+        "logits": _list_array(rows.logits, pa.float16()),
+    }
+    if rows.class_ids is not None:
+        columns["class_ids"] = _list_array(rows.class_ids, pa.uint16())
+        columns["tail_logit"] = pa.array(rows.tail_logits, type=pa.float16())
+    # Without nulls there are no levels to pack and unpack: half the time to read.
+    fields = [pa.field(name, array.type, nullable=False) for name, array in columns.items()]
+    return pa.table(list(columns.values()), schema=pa.schema(fields))
+
+
+def _list_array(values: NDArray[Any], kind: pa.DataType) -> pa.FixedSizeListArray:
+    element = pa.field("element", kind, nullable=False)
+    flat = pa.array(values.reshape(-1), type=kind)
+    return pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(element, values.shape[1]))
+
+
+def _decode(part: Part, data: bytes) -> dict[str, NDArray[Any]]:
     try:
         source = pa.BufferReader(data)
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
             if file.metadata.num_rows != part.num_rows:
                 raise ValueError(f"it has {file.metadata.num_rows} rows, not {part.num_rows}")
-            return _decode(file, names)
+            table = file.read()
+        return {name: _to_numpy(table.column(name)) for name in table.column_names}
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise StaleArtefactError(f"{part.file} is damaged: {error}") from error
-
-
-def _decode(file: pq.ParquetFile, names: list[str] | None) -> dict[str, NDArray[Any]]:
-    """Decode row group by row group into arrays made once: no second copy of a whole part."""
-    columns: dict[str, NDArray[Any]] = {}
-    start = 0
-    for group in range(file.num_row_groups):
-        table = file.read_row_group(group, columns=names)
-        for name in table.column_names:
-            values = _to_numpy(table.column(name))
-            if name not in columns:
-                shape = (file.metadata.num_rows, *values.shape[1:])
-                columns[name] = np.empty(shape, dtype=values.dtype)
-            columns[name][start : start + len(values)] = values
-        start += table.num_rows
-    return columns
 
 
 def _to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:

@@ -1,1 +1,1 @@
-"""Runs, points and models for MLflow: the only room that imports mlflow, and never on import."""
+"""Runs, metrics and models in MLflow: the only package that imports mlflow, and not on import."""

@@ -1,4 +1,4 @@
-"""`python -m kd_pipeline.tracking`: send what MLflow could not be told while a run went on."""
+"""`python -m kd_pipeline.tracking`: send what could not be sent to MLflow during a run."""
 
 import argparse
 import sys
@@ -8,7 +8,7 @@ from kd_pipeline.tracking.unsent import find_unsent, is_being_written, send_unse
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Send every waiting file of a project; 1 if one could not be sent."""
+    """Send all files of unsent operations of a project; 1 if some could not be sent."""
     parser = argparse.ArgumentParser(prog="python -m kd_pipeline.tracking", description=__doc__)
     parser.add_argument("--project", type=Path, default=Path.cwd(), help="the project's root")
     project: Path = parser.parse_args(arguments).project

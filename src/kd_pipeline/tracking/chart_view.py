@@ -1,19 +1,18 @@
-"""A saved view of MLflow's chart page: the arms of one comparison, grouped, bars and curves.
+"""A saved view of MLflow's chart page: the roles of one comparison as bars and curves.
 
 MLflow keeps the views that its UI saves ("Save as new view") as tags of the experiment, and opens
-one by `viewStateShareKey` in the address. This writes such a tag, in the form that the UI of
-MLflow 3.17 writes: by hand, the same page takes a dozen clicks.
+one by `viewStateShareKey` in the address. The tag has the form that MLflow 3.17 writes.
 """
 
 import base64
 import json
-import time
 import zlib
 from collections.abc import Sequence
 from typing import Any
 
+from kd_pipeline.tracking.operations import now_ms
+
 TAG_PREFIX = "mlflow.sharedViewState."
-NAME = "Arms compared"
 
 _BARS = ("test/accuracy", "test/nll", "test/ece")
 _CURVES = ("validation/accuracy", "validation/loss", "train/loss")
@@ -30,11 +29,11 @@ def runs_filter(run_ids: Sequence[str]) -> str:
 
 
 def view_tag(search_filter: str) -> str:
-    """The value of the experiment's tag that holds the view of the runs found by a filter."""
+    """The value of the experiment's tag for a view of the runs that a filter selects."""
     state = json.dumps(_state(search_filter)).encode()
     packed = f"deflate;{base64.b64encode(zlib.compress(state)).decode()}"
-    now_ms = int(time.time() * 1000)
-    return json.dumps({"name": NAME, "createdAt": now_ms, "updatedAt": now_ms, "state": packed})
+    times = dict.fromkeys(("createdAt", "updatedAt"), now_ms())
+    return json.dumps({"name": "Arms compared", **times, "state": packed})
 
 
 def _state(search_filter: str) -> dict[str, Any]:

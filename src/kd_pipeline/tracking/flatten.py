@@ -1,4 +1,4 @@
-"""Settings and results as MLflow takes them: flat names, short text, finite numbers."""
+"""Settings and results in the form of MLflow: flat names, short text, finite numbers."""
 
 import json
 import math
@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 _MAX_CHARACTERS = 500
-# Blocks that only say whose settings these are: the same knob has one name in every arm.
+# Left out of names, so that a setting has the same name in the run of every role.
 _BLOCKS = ("teacher.", "student.", "arm.", "training.")
-BASELINE_RIVALS = ("student_kd", "student_live")
-"""The arm whose gains need no name: `gain/accuracy`."""
 
 
 def flat_params(settings: Mapping[str, Any]) -> dict[str, str]:
     """Flatten nested settings to `optimiser.arguments.lr`, without the names of blocks.
 
-    A name that two blocks share keeps its block in the second one. Values are spelt as in YAML,
-    cut at 500 characters.
+    Where two blocks share a name, the second keeps its block's. Values are in JSON but for plain
+    text, and cut at 500 characters.
     """
     params: dict[str, str] = {}
     for name, value in _leaves(settings):
@@ -43,10 +41,10 @@ def _text(value: object) -> str:
 
 
 def finite_numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """The values that can be drawn, as floats; null and NaN mean "not measured"."""
+    """The finite numbers among the values, as floats; null and NaN mean "not measured"."""
     numbers = {}
     for name, value in values.items():
-        # numpy's scalars have float() too, and so have booleans and digits in a string.
+        # float() takes booleans and digits in a string too.
         if value is None or isinstance(value, str | bool | list | dict | tuple):
             continue
         if math.isfinite(number := float(value)):
@@ -55,38 +53,31 @@ def finite_numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def soft_target_metrics(summary: Mapping[str, Any], *, namespace: str = "") -> dict[str, float]:
-    """Name what a row of `soft_target_summary` says as a run shows it: `soft_targets/entropy_at_4`.
+    """Name the numbers of a row of `soft_target_summary`: `soft_targets/entropy_at_4`.
 
-    Args:
-        summary: The row of what the students hear.
-        namespace: Of the caching, where there is more than one; it stands between.
+    With a namespace, where several caches are made: `soft_targets/<namespace>/entropy_at_4`.
     """
     prefix = f"soft_targets/{namespace}/" if namespace else "soft_targets/"
     return {f"{prefix}{name}": value for name, value in finite_numbers(summary).items()}
 
 
-def gain_metrics(gains: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Name each arm's gain over the baseline as the comparison run shows it.
+def gain_metrics(comparison: Mapping[str, Any]) -> dict[str, float]:
+    """Name each student's gain over the baseline in comparison.json.
 
-    The distilled arm, from the cache or live, has the plain names `gain/accuracy`,
-    `gain/accuracy_ci_low`, `gain/accuracy_ci_high`, `gain/p_value` (of the accuracy), `gain/nll`
-    and `gain/gap_recovered`; every other arm the same with its name between:
-    `gain/<arm>/accuracy`.
-
-    Args:
-        gains: `gains` of comparison.json.
+    The distilled student has the plain names `gain/accuracy`, `gain/accuracy_ci_low`,
+    `gain/accuracy_ci_high`, `gain/p_value` (of the accuracy), `gain/nll` and
+    `gain/gap_recovered`; the others have `gain/<name>/accuracy` and so on.
     """
     metrics: dict[str, Any] = {}
-    for arm, gain in gains.items():
-        prefix = "gain" if arm in BASELINE_RIVALS else f"gain/{arm}"
-        accuracy = gain.get("accuracy") or {}
-        low, high = accuracy.get("ci95") or (None, None)
+    for student, gain in comparison["gains"].items():
+        prefix = "gain" if student == comparison["distilled"] else f"gain/{student}"
+        low, high = gain["accuracy"]["ci95"]
         metrics |= {
-            f"{prefix}/accuracy": accuracy.get("mean"),
+            f"{prefix}/accuracy": gain["accuracy"]["mean"],
             f"{prefix}/accuracy_ci_low": low,
             f"{prefix}/accuracy_ci_high": high,
-            f"{prefix}/p_value": accuracy.get("p_value"),
-            f"{prefix}/nll": (gain.get("nll") or {}).get("mean"),
-            f"{prefix}/gap_recovered": gain.get("gap_recovered"),
+            f"{prefix}/p_value": gain["accuracy"]["p_value"],
+            f"{prefix}/nll": gain["nll"]["mean"],
+            f"{prefix}/gap_recovered": gain["gap_recovered"],
         }
     return finite_numbers(metrics)

@@ -1,77 +1,76 @@
-"""A queue of operations and the one thread that sends them, so that training never waits."""
+"""A queue of operations and the thread that sends them, so that training does not wait."""
 
 import logging
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec
 
-from kd_pipeline.tracking.operations import LogMetrics, Operation, Point
-from kd_pipeline.tracking.sender import Sender
+from kd_pipeline.tracking.operations import Operation, Point
+from kd_pipeline.tracking.sender import Sender, kind_of
 from kd_pipeline.tracking.unsent import Unsent
 
 logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 1.0
-"""Points are sent about this often: one call costs 10 ms, whatever it carries up to a hundred."""
+"""Between two sendings of points: a call costs 10 ms, be it for one point or for a hundred."""
 
 _MAX_REASON = 150
+_LOG_METRICS = kind_of(Sender.log_metrics)
 
-
-class _Barrier(threading.Event):
-    """Set once everything queued before it is done; the last one ends the thread."""
-
-    def __init__(self, *, last: bool) -> None:
-        super().__init__()
-        self.last = last
+Values = ParamSpec("Values")
 
 
 class Journal:
-    """Takes operations at once and sends them from a thread of its own, in their order.
+    """Takes operations without delay and sends them in their order from a thread of its own.
 
-    Whatever MLflow does, nothing is raised here: a failure is said once, and what could not be
-    sent is kept on disk. Once the store does not answer, it is not asked again.
+    No failure of MLflow is raised: each kind is logged once, and what could not be sent is kept on
+    disk. A store that does not answer is not tried again.
     """
 
     def __init__(self, sender: Sender, unsent: Unsent) -> None:
-        """Make an idle journal: nothing is imported or sent before `start`."""
-        self._sender = sender
+        """Make an idle journal: nothing is imported or sent before `start` or `close`."""
+        self.sender = sender
+        """Its ids of the runs and of the experiment are complete after `wait`."""
         self._unsent = unsent
-        self._queue: queue.SimpleQueue[Operation | _Barrier] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Operation | threading.Event | None] = queue.SimpleQueue()
         self._points: dict[str, list[Point]] = {}
         self._flushed_at = 0.0
         self._away = False
-        self._complaints: set[str] = set()
+        self._warned: set[str] = set()
         self._thread: threading.Thread | None = None
 
-    @property
-    def sender(self) -> Sender:
-        """What is known of the runs; to be read after `wait` only."""
-        return self._sender
-
-    def put(self, operation: Operation) -> None:
-        """Queue one operation; returns at once."""
-        self._queue.put(operation)
+    def put(
+        self,
+        method: Callable[Concatenate[Sender, str, Values], None],
+        run: str,
+        *_: Values.args,
+        **values: Values.kwargs,
+    ) -> None:
+        """Queue the call of a method of `Sender` for a run, by its key."""
+        self._queue.put(Operation(kind_of(method), run, values))
 
     def start(self) -> None:
-        """Begin to send, unless it has begun."""
+        """Start the thread, unless it runs."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
             self._thread.start()
 
     def wait(self) -> None:
         """Return when all that was put so far is sent or kept on disk."""
-        self._pass(_Barrier(last=False))
+        self.start()
+        self._queue.put(done := threading.Event())
+        done.wait()
 
     def close(self) -> None:
-        """Send or keep what is left and end the thread; a later `put` waits for a new `start`."""
-        self._pass(_Barrier(last=True))
-        self._thread = None
-
-    def _pass(self, barrier: _Barrier) -> None:
-        self.start()
-        self._queue.put(barrier)
-        barrier.wait()
+        """Send or keep what is left and end the thread."""
+        self._queue.put(None)
+        if self._thread is None:
+            self._work()  # At the interpreter's exit no thread can be started.
+        else:
+            self._thread.join()
+            self._thread = None
 
     def _work(self) -> None:
         while True:
@@ -80,59 +79,48 @@ class Journal:
             except queue.Empty:
                 self._flush()
                 continue
-            if isinstance(item, LogMetrics):
-                self._points.setdefault(item.run, []).extend(item.points)
+            if isinstance(item, Operation) and item.kind == _LOG_METRICS:
+                self._points.setdefault(item.run, []).extend(item.values["points"])
                 if time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
                     self._flush()
                 continue
             self._flush()
-            if not isinstance(item, _Barrier):
-                self._send(item)
-                continue
-            item.set()
-            if item.last:
+            if item is None:
                 return
+            if isinstance(item, Operation):
+                self._send(item)
+            else:
+                item.set()
 
     def _flush(self) -> None:
         for run, points in self._points.items():
-            self._send(LogMetrics(run, tuple(points)))
-        self._points.clear()
+            self._send(Operation(_LOG_METRICS, run, {"points": points}))
+        self._points = {}
         self._flushed_at = time.monotonic()
 
     def _send(self, operation: Operation) -> None:
         if not self._away:
             try:
-                self._sender.send(operation)
-            except Exception as error:  # Training goes on whatever MLflow raises.
-                self._away = not self._sender.is_reachable()
-                self._complain(operation, error)
-            else:
+                self.sender.send(operation)
                 return
+            except Exception as error:  # Training goes on whatever MLflow raises.
+                self._away = not self.sender.is_reachable()
+                self._warn_of(operation, error)
         try:
-            self._unsent.keep(operation, self._sender.run_ids)
-        except Exception:  # This thread must live: others wait for it.
-            self._say_once(
-                "disk", "what MLflow could not be told cannot be kept either", trace=True
-            )
+            self._unsent.keep(operation, self.sender.run_ids)
+        except Exception:  # Were this thread to end, `wait` would not return.
+            self._warn_once("disk", "operations on MLflow cannot be kept either", trace=True)
 
-    def _complain(self, operation: Operation, error: Exception) -> None:
+    def _warn_of(self, operation: Operation, error: Exception) -> None:
         reason = (next(iter(str(error).splitlines()), "") or type(error).__name__)[:_MAX_REASON]
         kept = f"Kept in {self._unsent.file}; `python -m kd_pipeline.tracking` sends it later."
         if self._away:
-            where = self._sender.store.public_uri
-            self._say_once("away", f"MLflow at {where} cannot be reached ({reason}). {kept}")
+            what = f"MLflow at {self.sender.store.public_uri} cannot be reached"
         else:
-            kind = type(operation).__name__
-            self._say_once(kind, f"MLflow refused {kind} of {operation.run} ({reason}). {kept}")
+            what = f"MLflow refused {operation.kind} of {operation.run}"
+        self._warn_once("away" if self._away else operation.kind, f"{what} ({reason}). {kept}")
 
-    def _say_once(self, about: str, message: str, *, trace: bool = False) -> None:
-        if about not in self._complaints:
-            self._complaints.add(about)
+    def _warn_once(self, about: str, message: str, *, trace: bool = False) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
             logger.warning("The run goes on, but %s", message, exc_info=trace)
-
-
-def run_ids_of(journal: Journal, runs: Sequence[str]) -> list[str]:
-    """Ids of those of the runs that the store knows, in their order; waits for the journal."""
-    journal.wait()
-    known = journal.sender.run_ids
-    return [known[run] for run in runs if run in known]

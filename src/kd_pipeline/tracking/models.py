@@ -1,23 +1,24 @@
-"""Trained models in MLflow's own format: a traced graph that loads without this project."""
+"""Trained models in MLflow's format: a traced graph that loads without this project.
+
+The project's checkpoint lies beside the graph, so that the model can be a teacher again.
+"""
 
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
 
-import numpy as np
+import torch
 
 from kd_pipeline.models.architectures import MODULE, TIMM
-from kd_pipeline.models.checkpoint import (
-    GRAPHS,
-    IMPORTED_LOGITS,
-    ModelCheckpoint,
-    build_classifier,
-)
+from kd_pipeline.models.checkpoint import ModelCheckpoint, build_classifier, write_checkpoint
+from kd_pipeline.models.onnx_graph import OnnxNetwork
 
-FOREIGN = (TIMM, MODULE)
+CHECKPOINT = Path("extra_files", "checkpoint")
+"""The checkpoint's folder inside a logged model; MLflow gives the first part its name."""
 
 logger = logging.getLogger(__name__)
 
@@ -25,24 +26,21 @@ logger = logging.getLogger(__name__)
 def log_model(
     checkpoint: ModelCheckpoint, *, uri: str, experiment_id: str, run_id: str
 ) -> str | None:
-    """Log a checkpoint as an MLflow model of a run, whether the run is open or closed.
+    """Log a checkpoint as an MLflow model of a run, which may be closed.
 
     `mlflow.pyfunc` and `mlflow.pytorch` load it in a process that has torch and mlflow only.
     Global random state is left as it was.
 
     Returns:
-        The model's id; None for a teacher from elsewhere that cannot be exported, which is said.
+        The model's id; None for a teacher from elsewhere that cannot be exported.
     """
     import mlflow
-    import torch
 
     if reason := _why_not(checkpoint):
         logger.info("%s is not logged as an MLflow model: %s", checkpoint.architecture, reason)
         return None
 
-    with warnings.catch_warnings():
-        # MLflow warns of its own type hints when this is imported.
-        warnings.filterwarnings("ignore", message=".*AnyType", category=UserWarning)
+    with _without_warnings():
         import mlflow.pyfunc
         from mlflow.models import Model
 
@@ -54,20 +52,24 @@ def log_model(
     version = torch.__version__.partition("+")[0]  # The index of the build is no part of it.
     with (
         fluent_uri(uri),
+        _without_warnings(),
         _one_thread(),
         torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+        tempfile.TemporaryDirectory() as folder,
     ):
+        write_checkpoint(checkpoint, files := Path(folder, CHECKPOINT.name))
         Model.log(
             artifact_path=None,
             name="model",
             flavor=mlflow.pytorch,
             pytorch_model=build_classifier(checkpoint),
-            input_example=_example(checkpoint),
-            # Given, not inferred: inferring installs nothing but takes seconds per model.
+            input_example=_example(checkpoint).numpy(),
+            extra_files=[str(files)],
+            # MLflow would take seconds per model to infer them.
             pip_requirements=[f"torch=={version}", f"mlflow=={mlflow.__version__}"],
             run_id=run_id,
             model_id=model_id,
-            # Loads and runs each model once more; tests/tracking does that for all of them.
+            # It would load and run each model once more.
             validate_serving_input=False,
             metadata={"class_names": list(checkpoint.class_names)},
         )
@@ -75,44 +77,40 @@ def log_model(
 
 
 def _why_not(checkpoint: ModelCheckpoint) -> str | None:
-    if checkpoint.architecture == IMPORTED_LOGITS:
-        return "logits were imported, and no model"
-    if checkpoint.architecture in GRAPHS:
+    """Why it cannot be logged; networks from elsewhere have to be tried."""
+    if checkpoint.architecture == OnnxNetwork.architecture:
         return "it is a graph already, which lies in the catalog's checkpoint"
-    if checkpoint.architecture.startswith(FOREIGN):
-        return _export_problem(checkpoint)
+    if checkpoint.architecture.startswith((TIMM, MODULE)):
+        try:
+            with _one_thread():
+                torch.export.export(build_classifier(checkpoint), (_example(checkpoint),))
+        except Exception as error:  # Of many kinds, from anywhere inside torch or the network.
+            return f"torch.export cannot trace it ({type(error).__name__})"
     return None
 
 
-def _export_problem(checkpoint: ModelCheckpoint) -> str | None:
-    """Networks of others may do what torch.export cannot trace; MLflow has no way round it."""
-    import torch
-
-    try:
-        with _one_thread():
-            torch.export.export(
-                build_classifier(checkpoint), (torch.from_numpy(_example(checkpoint)),)
-            )
-    except Exception as error:  # Of many kinds, from anywhere inside torch or the network.
-        return f"torch.export cannot trace it ({type(error).__name__})"
-    return None
-
-
-def _example(checkpoint: ModelCheckpoint) -> "np.ndarray[Any, Any]":
+def _example(checkpoint: ModelCheckpoint) -> torch.Tensor:
     # Two images at least: torch.export takes a batch of one for a constant.
     shape = checkpoint.facts.get("image_shape", checkpoint.preprocessing.shape)
-    return np.zeros((2, *shape), dtype=np.uint8)
+    return torch.zeros((2, *shape), dtype=torch.uint8)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Hide warnings about MLflow's own type hints, and about weights that are not on the CPU."""
+    with warnings.catch_warnings():
+        for message in (".*AnyType", "No complete tensor found"):
+            warnings.filterwarnings("ignore", message=message, category=UserWarning)
+        yield
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Start no OpenMP threads from this thread.
 
-    A second pool beside the main thread's stays for good: OpenMP then counts more threads than
-    cores, stops waiting actively, and every later training of a small model takes twice as long.
+    They would not end: with more threads than cores OpenMP stops waiting actively, and training
+    small models in the main thread takes twice as long from then on.
     """
-    import torch
-
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -123,7 +121,7 @@ def _one_thread() -> Iterator[None]:
 
 @contextmanager
 def fluent_uri(uri: str) -> Iterator[None]:
-    """Set MLflow's global URI: its flavours know no other, and it lands in the environment."""
+    """Set MLflow's global URI, the only one that its flavours use; it enters the environment."""
     import mlflow
 
     before = os.environ.get("MLFLOW_TRACKING_URI")
@@ -131,7 +129,7 @@ def fluent_uri(uri: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # None unsets it, whatever its type hint says; an empty one would mean ./mlruns.
+        # None unsets it, although not in the type hint; an empty one would mean ./mlruns.
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
         if before is not None:
             os.environ["MLFLOW_TRACKING_URI"] = before

@@ -1,66 +1,54 @@
 """What can be known to fail before anything trains, because models and arms are only built."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from kd_pipeline.data.splits import ids_with_role
+from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.models.classifier import Classifier
+from kd_pipeline.models.given import FetchedModel
 from kd_pipeline.models.predict import resolve_device
-from kd_pipeline.training.data import TrainingData
 from kd_pipeline.training.optimisation import build_optimiser, build_schedule
-from kd_pipeline.training.settings import TrainingSettings
+from kd_pipeline.training.settings import StudentParams, TeacherParams, Training
 from kd_pipeline.training.students import untrained
 from kd_pipeline.training.teachers import adopt_given, initial_teacher
 
 
 def check_teacher(
-    data: TrainingData,
-    *,
-    model: Mapping[str, Any] | None,
-    pretrained: Mapping[str, Any] | None,
-    settings: TrainingSettings | None,
-    given: Sequence[Mapping[str, Any]],
+    data: LabelledImages, params: TeacherParams, fetched: Sequence[FetchedModel | None]
 ) -> None:
     """Build the teacher that is to be trained, or read the given one.
 
     Raises:
         ParameterError: With a name that begins with `teacher`.
-        DataError: If imported logits are not finite or leave out examples of the transfer set.
         CheckpointError: If a given teacher or pretrained weights cannot be used.
     """
     try:
-        if given:
-            adopt_given(data, given)
-        elif model is not None and settings is not None:
-            _check_training(initial_teacher(data, model, pretrained, seed=0), settings)
+        if params.given:
+            adopt_given(data, params.given, fetched)
+        elif params.model is not None and params.training is not None:
+            classifier = initial_teacher(data, params.model, params.pretrained, seed=0)
+            _check_training(classifier, params.training)
     except ParameterError as error:
         raise error.within("teacher") from error
 
 
-def check_student(
-    data: TrainingData,
-    *,
-    model: Mapping[str, Any],
-    settings: TrainingSettings,
-    block: str = "student",
-) -> None:
-    """Build the student that all arms, or one hop of a chain, are to train.
+def check_student(data: LabelledImages, student: StudentParams, *, block: str = "student") -> None:
+    """Build the student that all arms, or one of another size, are to train.
 
     Raises:
         ParameterError: With a name that begins with the block's.
     """
     try:
-        preprocessing = data.measure(ids_with_role(data.splits, "validation"))
-        _check_training(untrained(data, model, preprocessing)(0), settings)
+        initial = untrained(data, student.model, data.ids("validation"))
+        _check_training(initial(0), student.training)
     except ParameterError as error:
         raise error.within(block) from error
 
 
-def _check_training(classifier: Classifier, settings: TrainingSettings) -> None:
+def _check_training(classifier: Classifier, training: Training) -> None:
     try:
-        resolve_device(settings.device)
-        optimiser = build_optimiser(classifier.parameters(), **settings.optimiser)
-        build_schedule(optimiser, num_steps=settings.num_epochs, **settings.schedule)
+        resolve_device(training.device)
+        optimiser = build_optimiser(classifier.parameters(), training.optimiser)
+        build_schedule(optimiser, training.schedule, num_steps=training.num_epochs)
     except ParameterError as error:
         raise error.within("training") from error

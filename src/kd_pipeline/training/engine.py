@@ -5,31 +5,30 @@ the state at the end of any epoch equals an unbroken one, bit for bit on a CPU.
 """
 
 import math
+import operator
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
 
 from kd_pipeline.errors import TrainingDivergedError
 from kd_pipeline.events import EpochEnded, emit
-from kd_pipeline.losses.hard import MixedLabels, label_loss, labelled
+from kd_pipeline.losses.hard import MixedLabels, hard_label_loss, has_label
 from kd_pipeline.losses.objective import Objective, ObjectiveTerms
+from kd_pipeline.losses.settings import ObjectiveParams
 from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.predict import resolve_device, resolve_precision
 from kd_pipeline.models.state_folder import StateFolder
 from kd_pipeline.randomness import derive_seed, seeded
 from kd_pipeline.training.optimisation import build_optimiser, build_schedule
-from kd_pipeline.training.replay import Replay
-from kd_pipeline.training.rows import BatchOrder, Partners, TrainingRows
-from kd_pipeline.training.settings import TrainingSettings
-from kd_pipeline.training.teacher_logits import OfStep, TeacherLogits
-from kd_pipeline.training.validation import Validation, is_better
-from kd_pipeline.views import ViewPolicy
+from kd_pipeline.training.rows import BatchOrder, Rows, measure_validation
+from kd_pipeline.training.settings import Training
+from kd_pipeline.training.teacher_sources import BatchLogits
+from kd_pipeline.views import DrawnViews, ViewPolicy, ViewRenderer
 
 _FABRIC_PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 STEPS_PER_CHUNK = 64
@@ -38,21 +37,21 @@ STEPS_PER_CHUNK = 64
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What one model is trained on and against; the same for an arm's every replicate but seed."""
+    """What one model is trained on and against; replicates of an arm differ in `seed` alone."""
 
-    rows: TrainingRows
-    validation: Validation
-    objective: Objective
-    settings: TrainingSettings
+    rows: Rows
+    validation: Rows
+    objective: ObjectiveParams
+    training: Training
     steps_per_epoch: int
     seed: int
-    teacher: TeacherLogits | None = None
-    """Where the teacher's logits come from; None for those that have none."""
+    teacher: BatchLogits | None = None
+    """The source of the teacher's logits; None for a model without a teacher."""
     policy: ViewPolicy = field(default_factory=ViewPolicy)
     num_views: int | None = None
     """Views that repeat, as cached ones do; None draws a fresh view in every pass."""
-    partners: Partners | None = None
-    """What a policy that mixes images may mix in."""
+    partners: Rows | None = None
+    """What a policy that mixes images mixes in."""
     replicate: int = 0
 
 
@@ -86,10 +85,10 @@ def train_classifier(
     record = loop.resume(states.load(key))
     for past in record.history:
         _announce(plan, past)
-    while not _is_over(record, plan.settings):
+    while not _is_over(record, plan.training):
         record.history.append(loop.epoch(record))
         _announce(plan, record.history[-1])
-        if record.epoch % plan.settings.checkpoint_every == 0 or _is_over(record, plan.settings):
+        if record.epoch % plan.training.checkpoint_every == 0 or _is_over(record, plan.training):
             states.save(key, loop.state(record))
     if record.best_state is not None:
         classifier.network.load_state_dict(record.best_state)
@@ -102,39 +101,37 @@ def _announce(plan: TrainingPlan, row: Mapping[str, float]) -> None:
     emit(EpochEnded(plan.replicate, int(row["epoch"]), metrics))
 
 
-def _is_over(record: TrainingRecord, settings: TrainingSettings) -> bool:
-    if record.epoch >= settings.num_epochs:
+def _is_over(record: TrainingRecord, training: Training) -> bool:
+    if record.epoch >= training.num_epochs:
         return True
-    stopping = settings.early_stopping
-    return stopping is not None and record.epoch - record.best_epoch >= stopping["patience"]
+    stopping = training.early_stopping
+    return stopping is not None and record.epoch - record.best_epoch >= stopping.patience
 
 
 class _Loop:
     """One model, its optimiser and its schedule on a device."""
 
     def __init__(self, classifier: Classifier, plan: TrainingPlan) -> None:
-        settings = plan.settings
+        training = plan.training
         self.plan, self.classifier = plan, classifier
-        self.device = resolve_device(settings.device)
-        precision = resolve_precision(settings.precision, self.device)
-        fabric = Fabric(accelerator=self.device, devices=1, precision=_FABRIC_PRECISION[precision])
-        self.fabric = fabric
+        self.objective = Objective(plan.objective)
+        self.device = resolve_device(training.device)
+        precision = _FABRIC_PRECISION[resolve_precision(training.precision, self.device)]
+        self.fabric = Fabric(accelerator=self.device, devices=1, precision=precision)
         self.frozen_norms = _frozen_norms(classifier)
         # Not `fabric.setup`: on one device its wrappers only cost time (docs/decisions/0008).
         self.fabric.to_device(classifier)
-        self.optimiser = build_optimiser(classifier.parameters(), **settings.optimiser)
-        self.schedule: LRScheduler = build_schedule(
-            self.optimiser,
-            num_steps=settings.num_epochs * plan.steps_per_epoch,
-            **settings.schedule,
-        )
-        self.replay = Replay(plan.rows, plan.policy, plan.num_views, plan.partners)
+        self.optimiser = build_optimiser(classifier.parameters(), training.optimiser)
+        num_steps = training.num_epochs * plan.steps_per_epoch
+        self.schedule = build_schedule(self.optimiser, training.schedule, num_steps=num_steps)
+        partners = None if plan.partners is None else plan.partners.pixels
+        self.renderer = ViewRenderer(plan.policy, plan.rows.pixels, partners)
         self.order = BatchOrder(
-            plan.rows.example_ids, derive_seed(plan.seed, "order"), settings.batch_size
+            plan.rows.example_ids, derive_seed(plan.seed, "order"), training.batch_size
         )
 
     def epoch(self, record: TrainingRecord) -> dict[str, float]:
-        """Train one epoch, look at validation, and note both."""
+        """Train one epoch and measure validation; returns the epoch's row of the history."""
         plan, number = self.plan, record.epoch
         started = time.perf_counter()
         with seeded(derive_seed(plan.seed, "dropout", number)):
@@ -142,10 +139,10 @@ class _Loop:
         seconds = time.perf_counter() - started
         record.seconds += seconds
         record.epoch += 1
-        examples = plan.steps_per_epoch * plan.settings.batch_size
+        examples = plan.steps_per_epoch * plan.training.batch_size
         metrics["train/examples_per_second"] = examples / seconds
-        if record.epoch % plan.settings.evaluate_every == 0 or _is_over(record, plan.settings):
-            metrics |= plan.validation.measure(self.classifier, device=self.device)
+        if record.epoch % plan.training.evaluate_every == 0 or _is_over(record, plan.training):
+            metrics |= measure_validation(self.classifier, plan.validation, device=self.device)
             self._note_best(record, metrics)
         steps = record.epoch * plan.steps_per_epoch
         return {"replicate": plan.replicate, "epoch": record.epoch, "step": steps, **metrics}
@@ -165,40 +162,44 @@ class _Loop:
 
     def _train_chunk(self, positions: Tensor, passes: Tensor, meter: "_Meter") -> None:
         """Take some steps: views are drawn, targets gathered and metrics reduced at once."""
-        objective, settings = self.plan.objective, self.plan.settings
-        views = self.replay.chunk(positions, passes)
-        teacher_logits = self._teacher_logits(positions, passes)
-        has_soft_target = self.plan.rows.has_soft_target
-        has = None if has_soft_target is None else has_soft_target[positions]
+        plan, training = self.plan, self.plan.training
+        views = passes if plan.num_views is None else passes % plan.num_views
+        drawn = self.renderer.draw(positions, views)
+        labels = self._labels(positions, drawn)
+        teacher_logits = None if plan.teacher is None else plan.teacher.chunk(positions, passes)
+        has = None if plan.rows.has_soft_target is None else plan.rows.has_soft_target[positions]
         for step in range(len(positions)):
-            pixels = views.pixels(step).contiguous(memory_format=self.classifier.layout)
+            pixels = drawn.render(step).contiguous(memory_format=self.classifier.layout)
             targets = None if teacher_logits is None else teacher_logits(step, pixels)
             with self.fabric.autocast():
                 logits = self.classifier(pixels)
-            labels = views.labels_of(step)
-            terms = objective(logits, labels, targets, None if has is None else has[step])
+            label = _map_labels(labels, operator.itemgetter(step))
+            terms = self.objective(logits, label, targets, None if has is None else has[step])
             self.optimiser.zero_grad(set_to_none=True)
             terms.loss.backward()  # type: ignore[no-untyped-call]
-            if settings.max_gradient_norm is not None:
-                nn.utils.clip_grad_norm_(self.classifier.parameters(), settings.max_gradient_norm)
+            if training.max_gradient_norm is not None:
+                nn.utils.clip_grad_norm_(self.classifier.parameters(), training.max_gradient_norm)
             self.optimiser.step()
             self.schedule.step()
-            if settings.max_weight_norm is not None:
-                _bound_weights(self.classifier, settings.max_weight_norm)
+            if training.max_weight_norm is not None:
+                _bound_weights(self.classifier, training.max_weight_norm)
             meter.add(terms, logits)
-        meter.reduce(views.labels)
+        meter.reduce(labels)
 
-    def _teacher_logits(self, positions: Tensor, passes: Tensor) -> OfStep | None:
-        if self.plan.teacher is None or self.plan.objective.soft_weight == 0:
-            return None
-        return self.plan.teacher.chunk(positions, passes)
+    def _labels(self, positions: Tensor, drawn: DrawnViews) -> Tensor | MixedLabels:
+        """Labels [steps, batch] of the views, or of both images where views mix two."""
+        labels, mixed, partners = self.plan.rows.labels[positions], drawn.mixed, self.plan.partners
+        if mixed is None or partners is None:
+            return labels
+        return MixedLabels(labels, partners.labels[mixed.partner_positions], mixed.image_weight)
 
     def _note_best(self, record: TrainingRecord, metrics: Mapping[str, float]) -> None:
-        stopping = self.plan.settings.early_stopping
+        stopping = self.plan.training.early_stopping
         if stopping is None:
             return
-        value = metrics[stopping["metric"]]
-        if record.best_value is None or is_better(stopping["metric"], value, record.best_value):
+        value, best = metrics[stopping.metric], record.best_value
+        falls = stopping.metric.endswith("loss")  # Accuracies rise.
+        if best is None or (value < best if falls else value > best):
             record.best_epoch, record.best_value = record.epoch, value
             state = self.classifier.network.state_dict()
             record.best_state = {name: tensor.detach().clone() for name, tensor in state.items()}
@@ -239,12 +240,12 @@ class _Meter:
         """Sum what was added up to here; `labels` are those of the same steps."""
         losses, softs, logits = zip(*self.pending, strict=True)
         self.pending.clear()
-        score, label = torch.cat(logits), _flat(labels)
-        known = labelled(label)
-        hard = label_loss(score, label, label_smoothing=self.label_smoothing)
-        named = label if isinstance(label, Tensor) else label.dominant()
+        score, label = torch.cat(logits), _map_labels(labels, torch.Tensor.flatten)
+        known = has_label(label)
+        hard = hard_label_loss(score, label, label_smoothing=self.label_smoothing)
+        dominant = label if isinstance(label, Tensor) else label.dominant()
         sums = [torch.stack(losses), torch.stack(softs), hard]
-        sums += [(score.argmax(dim=1) == named) & known, known]
+        sums += [(score.argmax(dim=1) == dominant) & known, known]
         self.steps += len(losses)
         self.sums += torch.stack([values.sum(dtype=torch.float64) for values in sums]).cpu()
         if not torch.isfinite(self.sums).all():
@@ -264,10 +265,12 @@ class _Meter:
         }
 
 
-def _flat(labels: Tensor | MixedLabels) -> Tensor | MixedLabels:
+def _map_labels(
+    labels: Tensor | MixedLabels, function: Callable[[Tensor], Tensor]
+) -> Tensor | MixedLabels:
     if isinstance(labels, Tensor):
-        return labels.flatten()
-    return MixedLabels(*(values.flatten() for values in labels))
+        return function(labels)
+    return MixedLabels(*map(function, labels))
 
 
 def _match_layouts(optimiser: torch.optim.Optimizer) -> None:
@@ -282,6 +285,8 @@ def _match_layouts(optimiser: torch.optim.Optimizer) -> None:
 
 def _frozen_norms(classifier: Classifier) -> list[nn.Module]:
     """Norms of frozen layers: their running statistics must not drift either."""
+    if all(parameter.requires_grad for parameter in classifier.parameters()):
+        return []  # A norm without parameters has none that train, and is not frozen for that.
     return [
         module
         for module in classifier.modules()

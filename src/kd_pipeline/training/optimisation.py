@@ -12,81 +12,75 @@ from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from kd_pipeline.errors import ParameterError
+from kd_pipeline.training.settings import Optimiser, Schedule
 
 
-def build_optimiser(
-    parameters: Iterable[nn.Parameter], *, name: str, arguments: Mapping[str, Any]
-) -> torch.optim.Optimizer:
+def build_optimiser(parameters: Iterable[nn.Parameter], params: Optimiser) -> torch.optim.Optimizer:
     """Build an optimiser of torch.optim; its fused kernel is used where there is one."""
-    kind = _find(torch.optim, name, torch.optim.Optimizer, "optimiser.name")
-    legal = _check_arguments(kind, arguments, "optimiser.arguments", own={"params"})
-    chosen = dict(arguments)
+    kind = _find(torch.optim, params.name, torch.optim.Optimizer, "optimiser.name")
+    legal = _check_arguments(kind, params.arguments, "optimiser.arguments", own={"params"})
+    chosen = dict(params.arguments)
     if "fused" in legal and not {"fused", "foreach"} & set(chosen):
         chosen["fused"] = True
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     try:
         optimiser: torch.optim.Optimizer = kind(trainable, **chosen)
     except (TypeError, ValueError, RuntimeError) as error:
-        rule = f"suit {name} ({error})"
-        raise ParameterError("optimiser.arguments", rule, dict(arguments)) from error
+        rule = f"suit {params.name} ({error})"
+        raise ParameterError("optimiser.arguments", rule, params.arguments) from error
     return optimiser
 
 
 def build_schedule(
-    optimiser: torch.optim.Optimizer,
-    *,
-    name: str,
-    arguments: Mapping[str, Any],
-    warmup_fraction: float,
-    num_steps: int,
+    optimiser: torch.optim.Optimizer, params: Schedule, *, num_steps: int
 ) -> LRScheduler:
     """Build a schedule that is stepped once per optimiser step.
 
+    `total_steps`, `total_iters` and `T_max` of torch's own schedules are the number of steps
+    unless they are given.
+
     Args:
         optimiser: Whose learning rate is scheduled.
-        name: `constant`, `cosine` (to zero at the last step), or a class of
-            torch.optim.lr_scheduler; `total_steps`, `total_iters` and `T_max` are filled in from
-            the number of steps unless given.
-        arguments: The class's own arguments.
-        warmup_fraction: Share of the steps over which the rate first rises linearly.
+        params: `constant`, `cosine` (to zero at the last step), or one of torch's.
         num_steps: All optimiser steps of the training.
     """
-    num_warmup = math.ceil(warmup_fraction * num_steps)
-    if name in ("constant", "cosine"):
-        if arguments:
-            raise ParameterError("schedule.arguments", f"be empty for {name}", dict(arguments))
-        shape = _CURVES[name]
-
-        def factor(step: int) -> float:
-            if step < num_warmup:
-                return (step + 1) / (num_warmup + 1)
-            return shape((step - num_warmup) / max(1, num_steps - num_warmup))
-
-        return lr_scheduler.LambdaLR(optimiser, factor)
-    if num_warmup:
+    if params.name in _CURVES:
+        return _curve(optimiser, params, num_steps)
+    if params.warmup_fraction:
         rule = "be 0 for a schedule of torch, which brings its own"
-        raise ParameterError("schedule.warmup_fraction", rule, warmup_fraction)
-    kind = _find(lr_scheduler, name, LRScheduler, "schedule.name", extra=tuple(_CURVES))
-    legal = _check_arguments(kind, arguments, "schedule.arguments", own={"optimizer"})
+        raise ParameterError("schedule.warmup_fraction", rule, params.warmup_fraction)
+    kind = _find(lr_scheduler, params.name, LRScheduler, "schedule.name", extra=tuple(_CURVES))
+    legal = _check_arguments(kind, params.arguments, "schedule.arguments", own={"optimizer"})
     lengths = {"total_steps", "total_iters", "T_max"} & legal
+    filled = dict.fromkeys(lengths, num_steps) | params.arguments
     try:
-        filled = dict.fromkeys(lengths, num_steps) | dict(arguments)
         schedule: LRScheduler = kind(optimiser, **filled)
     except (TypeError, ValueError) as error:
-        rule = f"suit {name} ({error})"
-        raise ParameterError("schedule.arguments", rule, dict(arguments)) from error
+        rule = f"suit {params.name} ({error})"
+        raise ParameterError("schedule.arguments", rule, params.arguments) from error
     return schedule
 
 
-def _constant(_done: float) -> float:
-    return 1.0
+def _curve(optimiser: torch.optim.Optimizer, params: Schedule, num_steps: int) -> LRScheduler:
+    if params.arguments:
+        rule = f"be empty for {params.name}"
+        raise ParameterError("schedule.arguments", rule, params.arguments)
+    num_warmup = math.ceil(params.warmup_fraction * num_steps)
+    shape = _CURVES[params.name]
+
+    def factor(step: int) -> float:
+        if step < num_warmup:
+            return (step + 1) / (num_warmup + 1)
+        return shape((step - num_warmup) / max(1, num_steps - num_warmup))
+
+    return lr_scheduler.LambdaLR(optimiser, factor)
 
 
 def _cosine(done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-_CURVES = {"constant": _constant, "cosine": _cosine}
+_CURVES = {"constant": lambda _done: 1.0, "cosine": _cosine}
 """Factor of the learning rate by the share of the steps after the warm-up that are done."""
 
 
@@ -96,11 +90,12 @@ def _find(
     known = {
         key: value
         for key, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, base) and value is not base
+        if isinstance(value, type)
+        and issubclass(value, base)
+        and value is not base
+        # These need a metric, or the loss as a function, at each step.
+        and key not in ("ReduceLROnPlateau", "LBFGS")
     }
-    # They need a metric, or the loss as a function, at each step.
-    for name_of_other_kind in ("ReduceLROnPlateau", "LBFGS"):
-        known.pop(name_of_other_kind, None)
     if name not in known:
         near = difflib.get_close_matches(name, [*known, *extra], n=4, cutoff=0.3)
         rule = f"be one of {getattr(module, '__name__', module)}'s"

@@ -1,67 +1,124 @@
 """What a model trains on, and in which order: every batch a pure function of seed and step."""
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+import torch.nn.functional as F
 from torch import Tensor
 
-from kd_pipeline.data.images import ImageSet
+from kd_pipeline.config import Computing
+from kd_pipeline.data.dataset import LabelledImages
+from kd_pipeline.data.images import ImagePixels
+from kd_pipeline.data.splits import student_rows
+from kd_pipeline.errors import DataError
+from kd_pipeline.losses.hard import NO_LABEL
+from kd_pipeline.losses.settings import ObjectiveParams
+from kd_pipeline.models.classifier import Classifier
+from kd_pipeline.models.predict import predict_batches, resolve_device
+from kd_pipeline.models.preprocessing import Preprocessing, measure_preprocessing
 from kd_pipeline.randomness import derive_seed, shuffled_order
+from kd_pipeline.training.settings import Training
+
+NUM_IMAGES_MEASURED = 10_000
+"""Normalisation is measured on at most so many images."""
+_VALIDATION_BATCH_SIZE = 1024
 
 
 @dataclass(frozen=True)
-class TrainingRows:
-    """The examples that one model learns from."""
+class Rows:
+    """Examples to learn from, or to mix into others: pixels and labels on the device."""
 
-    example_ids: Tensor
-    """int64 [num_rows], unique."""
-    pixels_of: Callable[[Tensor], Tensor]
-    """Maps positions int64 [batch] to uint8 [batch, channels, height, width]."""
+    pixels: ImagePixels
     labels: Tensor
     """int64 [num_rows], NO_LABEL where there is none or it may not be used."""
     has_soft_target: Tensor | None = None
     """bool [num_rows]; None where every row has one."""
 
+    @property
+    def example_ids(self) -> Tensor:
+        """int64 [num_rows], ascending."""
+        return self.pixels.example_ids
+
     def __len__(self) -> int:
         """Number of rows."""
-        return len(self.example_ids)
+        return len(self.labels)
 
 
-@dataclass(frozen=True)
-class Partners:
-    """The examples that a policy may mix into others: the transfer set, whoever is trained."""
+def make_rows(
+    data: LabelledImages,
+    example_ids: np.ndarray,
+    training: Training,
+    *,
+    use_label: Tensor | None = None,
+    has_soft_target: Tensor | None = None,
+) -> Rows:
+    """Rows of these examples, int64 [num_rows] ascending, on the device that a training names.
 
-    example_ids: Tensor
-    """int64 [num_partners], ascending."""
-    pixels_of: Callable[[Tensor], Tensor]
-    """Maps positions among them to uint8 [batch, channels, height, width]."""
-    labels: Tensor
-    """int64 [num_partners], NO_LABEL where there is none or it may not be used."""
-
-    def positions(self, example_ids: Tensor) -> Tensor:
-        """Where among the partners these examples are."""
-        return torch.searchsorted(self.example_ids, example_ids)
-
-
-def pixel_reader(
-    images: ImageSet, example_ids: NDArray[np.int64], *, device: str, budget_bytes: int
-) -> Callable[[Tensor], Tensor]:
-    """Read pixels by position: from one tensor on the device where they fit, else from disk.
-
-    Args:
-        images: In memory or memory-mapped.
-        example_ids: int64 [num_rows].
-        device: Where the pixels are wanted.
-        budget_bytes: More pixels than this are read batch by batch from where `images` has them.
+    `use_label` and `has_soft_target` are bool [num_rows]; None is True for all.
     """
-    bytes_per_image = int(np.prod(images.pixels.shape[1:]))
-    if len(example_ids) * bytes_per_image <= budget_bytes:
-        pixels = images.take(example_ids).to(device)
-        return lambda positions: pixels[positions]
-    return lambda positions: images.take(example_ids[positions.cpu().numpy()]).to(device)
+    device, labels = resolve_device(training.device), data.labels_of(example_ids)
+    if use_label is not None:
+        labels = labels.where(use_label, NO_LABEL)
+    pixels = data.images.reader(
+        example_ids, device=device, budget_bytes=training.memory_budget_bytes
+    )
+    soft = None if has_soft_target is None else has_soft_target.to(device)
+    return Rows(pixels, labels.to(device), soft)
+
+
+def arm_rows(
+    data: LabelledImages, objective: ObjectiveParams, training: Training, *, has_teacher: bool
+) -> Rows:
+    """The rows that an arm can learn from: those with a label or a soft target that it uses.
+
+    `has_teacher` is whether the transfer set has soft targets for it.
+
+    Raises:
+        DataError: If no row is left.
+    """
+    open_rows = student_rows(data.splits)
+    ids = open_rows["example_id"].to_numpy(np.int64)
+    in_transfer = torch.tensor(open_rows["in_transfer"].to_list())
+    use_label = torch.tensor(open_rows["use_label"].to_list())
+    labelled = use_label & (data.labels_of(ids) != NO_LABEL)
+    has_soft = in_transfer & (has_teacher and objective.soft_weight > 0)
+    used = has_soft | (labelled & (objective.soft_weight < 1))
+    if not used.any():
+        raise DataError(
+            "no example is left to learn from: no student row has a usable label; set "
+            "`transfer_split.transfer.labelled` or leave the arm out"
+        )
+    soft = None if bool(has_soft[used].all()) else has_soft[used]
+    kept = ids[used.numpy()]
+    return make_rows(data, kept, training, use_label=use_label[used], has_soft_target=soft)
+
+
+def transfer_partners(data: LabelledImages, training: Training) -> Rows:
+    """What a policy that mixes images mixes in: the transfer set, the same for every arm."""
+    rows = student_rows(data.splits)
+    rows = rows[rows["in_transfer"]]
+    use_label = torch.tensor(rows["use_label"].to_list())
+    return make_rows(data, rows["example_id"].to_numpy(np.int64), training, use_label=use_label)
+
+
+def measure(data: LabelledImages, example_ids: np.ndarray) -> Preprocessing:
+    """Channel statistics of these examples."""
+    step = max(1, math.ceil(len(example_ids) / NUM_IMAGES_MEASURED))
+    return measure_preprocessing(data.images.take(example_ids[::step]))
+
+
+def measure_validation(classifier: Classifier, rows: Rows, *, device: str) -> dict[str, float]:
+    """Mean cross-entropy in nats and accuracy on the clean validation images, in float32."""
+    positions = torch.arange(len(rows), device=rows.labels.device)
+    computing = Computing(device=device, precision="float32")  # type: ignore[arg-type]
+    batches = (rows.pixels(part) for part in torch.split(positions, _VALIDATION_BATCH_SIZE))
+    logits, labels = predict_batches(classifier, batches, computing), rows.labels.cpu()
+    return {
+        "validation/loss": float(F.cross_entropy(logits, labels)),
+        "validation/accuracy": float((logits.argmax(dim=1) == labels).double().mean()),
+    }
 
 
 @dataclass(frozen=True)
@@ -81,18 +138,15 @@ class BatchOrder:
 
         Returns:
             Positions int64 [count, batch_size] and the number of the pass that each belongs to,
-            which is how often its example was seen before.
+            which is how often its example was shown before.
         """
         num_rows = len(self.example_ids)
         start, stop = first * self.batch_size, (first + count) * self.batch_size
         passes = range(start // num_rows, (stop - 1) // num_rows + 1)
-        shuffled = torch.cat([self._pass(number) for number in passes])
+        streams = (derive_seed(self.seed, "batch order", number) for number in passes)
+        shuffled = torch.cat([shuffled_order(self.example_ids, stream=s) for s in streams])
         offset = start - passes.start * num_rows
         positions = shuffled[offset : offset + stop - start]
         numbers = torch.arange(start, stop, device=positions.device) // num_rows
         shape = (count, self.batch_size)
         return positions.view(shape), numbers.view(shape)
-
-    def _pass(self, number: int) -> Tensor:
-        stream = derive_seed(self.seed, "batch order", number)
-        return shuffled_order(self.example_ids, stream=stream)

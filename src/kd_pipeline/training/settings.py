@@ -1,30 +1,128 @@
-"""How a model is trained, as plain values."""
+"""Settings of training: how any model is trained, the teacher, and the students."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from kd_pipeline.config import Device, Params, PositiveFloat, PositiveInt, Precision, Seed
+from kd_pipeline.losses.settings import ObjectiveParams
+from kd_pipeline.models.settings import Given, GivenLogits, Model, Pretrained
+from kd_pipeline.views.settings import Transforms
 
 
-@dataclass(frozen=True)
-class TrainingSettings:
-    """The domain's twin of the `training` block in YAML; the names are the same."""
+class Optimiser(Params):
+    """An optimiser of torch.optim by name, with its own arguments."""
 
-    num_epochs: int
-    batch_size: int = 64
-    optimiser: Mapping[str, Any] = field(default_factory=lambda: {"name": "AdamW", "arguments": {}})
-    schedule: Mapping[str, Any] = field(
-        default_factory=lambda: {"name": "constant", "arguments": {}, "warmup_fraction": 0.0}
-    )
-    max_gradient_norm: float | None = None
-    max_weight_norm: float | None = None
-    early_stopping: Mapping[str, Any] | None = None
-    checkpoint_every: int = 10
-    evaluate_every: int = 1
-    device: str = "cpu"
-    precision: str = "float32"
-    memory_budget_mb: int = 4096
+    name: str = "AdamW"
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class Schedule(Params):
+    """A learning-rate schedule: `constant`, `cosine`, or one of torch.optim.lr_scheduler."""
+
+    name: str = "cosine"
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    warmup_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of all steps over which the learning rate rises linearly from near 0."""
+
+
+class EarlyStopping(Params):
+    """Stop when validation no longer improves, and keep its best epoch."""
+
+    metric: Literal["validation/loss", "validation/accuracy"] = "validation/loss"
+    patience: PositiveInt = 10
+
+
+class Training(Params):
+    """How a model is trained, whatever it learns from."""
+
+    optimiser: Optimiser = Optimiser()
+    schedule: Schedule = Schedule()
+    num_epochs: PositiveInt
+    batch_size: PositiveInt = 64
+    max_gradient_norm: PositiveFloat | None = None
+    max_weight_norm: PositiveFloat | None = None
+    """Bound on the norm of each unit's incoming weights, also the head's (Srivastava 2014)."""
+    early_stopping: EarlyStopping | None = None
+    checkpoint_every: PositiveInt = 10
+    """Epochs between two states on disk from which a killed run resumes exactly."""
+    evaluate_every: PositiveInt = 1
+    """Epochs between two measurements on the validation set."""
+    device: Device = "auto"
+    precision: Precision = "auto"
+    """auto: bfloat16 autocast where the hardware has it, float32 elsewhere."""
+    memory_budget_mb: PositiveInt = 4096
+    """More MiB than this are read from disk, batch by batch. The bound is for each of training
+    pixels, validation pixels, soft targets, and the pixels of mixing partners by itself."""
 
     @property
     def memory_budget_bytes(self) -> int:
-        """More pixels or soft targets than this are read from disk, batch by batch."""
+        """The same in bytes."""
         return self.memory_budget_mb * 2**20
+
+
+class TeacherParams(Params):
+    """`teacher`: trained from scratch, fine-tuned from pretrained weights, or given."""
+
+    seed: Seed = 0
+    num_members: Annotated[int, Field(ge=1, le=32767)] = 1
+    given: tuple[Given, ...] = ()
+    """Teachers used as they are, one per member; no training then."""
+    model: Model | None = None
+    pretrained: Pretrained | None = None
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    transforms: Transforms = ()
+    """Augmentation while training, a fresh view every epoch."""
+    training: Training | None = None
+
+    @property
+    def given_logits(self) -> tuple[GivenLogits, ...]:
+        """The given members of which there are logits and no model."""
+        return tuple(given for given in self.given if isinstance(given, GivenLogits))
+
+    @model_validator(mode="after")
+    def _given_or_trained(self) -> Self:
+        if self.given:
+            if len(self.given) != self.num_members:
+                raise ValueError(
+                    f"`num_members` must be the number of `given` teachers "
+                    f"({len(self.given)}), got {self.num_members}"
+                )
+            if self.given_logits and len(self.given_logits) != len(self.given):
+                raise ValueError("`given` must hold logits alone or models alone, got both")
+        elif self.model is None or self.training is None:
+            raise ValueError("give `model` and `training`, or `given`")
+        return self
+
+
+class StudentParams(Params):
+    """`student`: what all students that are compared share by construction."""
+
+    seed: Seed = 0
+    num_replicates: PositiveInt = 5
+    model: Model
+    training: Training
+
+    def for_arm(self, arm: "ArmParams") -> "StudentParams":
+        """These settings with what a student of another size sets by itself."""
+        own = {name: getattr(arm, name) for name in arm.own_settings}
+        return self.model_copy(update=own)
+
+
+class ArmParams(ObjectiveParams):
+    """A student's own block: what its loss is made of.
+
+    Only a student that teaches another one (a teacher assistant, for instance) may be of another
+    size than `student`, which all students that are compared with each other share.
+    """
+
+    model: Model | None = None
+    training: Training | None = None
+    num_replicates: PositiveInt | None = None
+    """Of a student that teaches: its replicates are one ensemble to the students it teaches."""
+
+    @property
+    def own_settings(self) -> tuple[str, ...]:
+        """Names of the settings of `student` that this block replaces."""
+        names = ("model", "training", "num_replicates")
+        return tuple(name for name in names if getattr(self, name) is not None)

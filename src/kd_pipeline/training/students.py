@@ -3,256 +3,188 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
-from kd_pipeline.data.splits import split_fingerprint, student_rows
+from kd_pipeline.data.dataset import LabelledImages
+from kd_pipeline.data.splits import student_rows
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.events import TrainingEnded, TrainingStarted, emit
-from kd_pipeline.losses.objective import Objective
 from kd_pipeline.models.checkpoint import (
     ModelCheckpoint,
     build_untrained,
-    count_macs,
-    count_parameters,
+    count_costs,
     snapshot,
     tensors_digest,
 )
 from kd_pipeline.models.classifier import Classifier
-from kd_pipeline.models.preprocessing import Preprocessing
+from kd_pipeline.models.settings import Model
 from kd_pipeline.models.state_folder import StateFolder
 from kd_pipeline.randomness import derive_seed
-from kd_pipeline.training.arm_rows import arm_rows
-from kd_pipeline.training.data import TrainingData
-from kd_pipeline.training.engine import TrainingPlan, TrainingRecord, train_classifier
-from kd_pipeline.training.settings import TrainingSettings
+from kd_pipeline.training.engine import TrainingPlan, train_classifier
+from kd_pipeline.training.rows import arm_rows, make_rows, measure, transfer_partners
+from kd_pipeline.training.settings import ArmParams, StudentParams
 from kd_pipeline.training.teacher_sources import Teacher
-from kd_pipeline.views import ViewPolicy
+from kd_pipeline.views.settings import ViewsParams
 
 
 def train_students(
-    data: TrainingData,
+    data: LabelledImages,
+    student: StudentParams,
+    arm: ArmParams,
+    views: ViewsParams,
     *,
     teacher: Teacher | None,
-    objective: Objective,
-    model: Mapping[str, Any],
-    settings: TrainingSettings,
-    seed: int,
-    num_replicates: int,
-    policy: ViewPolicy,
-    num_views: int | None,
-    parameters: Mapping[str, Any],
     states: StateFolder,
+    parameters: Mapping[str, Any] | None = None,
 ) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
     """Train one arm's replicates.
 
     Initial weights, batch order, views and number of steps depend on nothing of the arm: two
-    arms that learn from the same rows see the same batches.
+    arms that learn from the same rows are shown the same batches.
 
-    Args:
-        data: Images, examples and splits.
-        teacher: A cache or a live teacher, for arms that learn from one.
-        objective: The arm's loss.
-        model: `name` and `arguments` of the architecture.
-        settings: How to train.
-        seed: Of the whole group of arms.
-        num_replicates: How many students, each with a seed of its own.
-        policy: How views are drawn.
-        num_views: How many there are; None shows a fresh one in every pass.
-        parameters: All settings in force, to be told and kept.
-        states: Where interrupted trainings are kept.
+    A killed run resumes from `states`. `parameters` are further settings to log and to keep with
+    the checkpoints; `teacher` is None for arms that learn from labels alone.
 
     Returns:
         One checkpoint per replicate, and the history: a row per replicate and epoch.
-    """
-    check_arm(objective, has_teacher=teacher is not None)
-    if teacher is not None:
-        teacher.check(data, objective, policy=policy, num_views=num_views)
-    open_rows = student_rows(data.splits)
-    rows = arm_rows(data, open_rows, objective, settings, has_teacher=teacher is not None)
-    asked = teacher if objective.soft_weight > 0 else None
-    base = TrainingPlan(
-        rows=rows,
-        validation=data.validation(settings),
-        objective=objective,
-        settings=settings,
-        steps_per_epoch=math.ceil(len(open_rows) / settings.batch_size),
-        seed=seed,
-        teacher=None if asked is None else asked.logits(rows, objective, settings),
-        policy=policy,
-        num_views=num_views,
-        partners=data.transfer_partners(settings) if policy.mixes else None,
-    )
 
-    # Evaluation refuses to compare arms that differ in any of what they share.
-    shared = {
-        "seed": seed,
-        "model": dict(model),
-        "training": asdict(settings),
-        "views": _views(base),
-    }
+    Raises:
+        ParameterError: If the arm asks for a teacher and has none.
+    """
+    student = student.for_arm(arm)
+    if teacher is not None:
+        teacher.check(data, arm, views)
+    elif arm.soft_weight > 0:
+        rule = "be 0 for an arm without a teacher"
+        raise ParameterError("soft_weight", rule, arm.soft_weight)
+    plan = _plan(data, student, arm, views, teacher)
     facts = {
         "teacher": list(teacher.fingerprints) if teacher else [],
-        "teacher_mixing": _mixture(teacher),
-        "parameters": dict(parameters),
-        "shared": shared,
+        "teacher_ensemble": _ensemble(teacher),
+        "parameters": _parameters(student, arm, views) | dict(parameters or {}),
+        # Evaluation refuses to compare arms that differ in any of these.
+        "shared": {
+            "seed": student.seed,
+            "model": student.model.model_dump(mode="json"),
+            "training": student.training.model_dump(mode="json"),
+            "views": _views(plan),
+        },
     }
-    seeds = [derive_seed(seed, "replicate", replicate) for replicate in range(num_replicates)]
-    plans = [replace(base, seed=own, replicate=r) for r, own in enumerate(seeds)]
-    initial = untrained(data, model, data.measure(open_rows["example_id"].to_numpy()))
-    return train_each(plans, initial=initial, data=data, model=model, facts=facts, states=states)
+    numbers = range(student.num_replicates)
+    seeds = (derive_seed(student.seed, "replicate", number) for number in numbers)
+    plans = [replace(plan, seed=own, replicate=number) for number, own in enumerate(seeds)]
+    ids = student_rows(data.splits)["example_id"].to_numpy()
+    initial = untrained(data, student.model, ids)
+    return train_each(
+        plans, initial=initial, data=data, model=student.model, facts=facts, states=states
+    )
 
 
-def _mixture(teacher: Teacher | None) -> dict[str, Any] | None:
-    """How several members were mixed: part of which teacher a student learnt from."""
+def _plan(
+    data: LabelledImages,
+    student: StudentParams,
+    arm: ArmParams,
+    views: ViewsParams,
+    teacher: Teacher | None,
+) -> TrainingPlan:
+    training = student.training
+    rows = arm_rows(data, arm, training, has_teacher=teacher is not None)
+    return TrainingPlan(
+        rows=rows,
+        validation=make_rows(data, data.ids("validation"), training),
+        objective=arm,
+        training=training,
+        steps_per_epoch=math.ceil(len(student_rows(data.splits)) / training.batch_size),
+        seed=student.seed,
+        teacher=teacher.open(rows, arm, training) if teacher and arm.soft_weight > 0 else None,
+        policy=views.policy,
+        num_views=views.num_views,
+        partners=transfer_partners(data, training) if views.policy.mixes else None,
+    )
+
+
+def _parameters(student: StudentParams, arm: ArmParams, views: ViewsParams) -> dict[str, Any]:
+    """What MLflow lists of a student's settings, under the same names in every arm."""
+    own = arm.model_dump(mode="json", exclude={"model", "training", "num_replicates"})
+    return {**student.model_dump(mode="json"), **own, "views": views.model_dump(mode="json")}
+
+
+def _ensemble(teacher: Teacher | None) -> dict[str, Any] | None:
+    """How several members were averaged: part of which teacher a student learnt from."""
     if teacher is None or len(teacher.fingerprints) == 1:
         return None
-    return teacher.mixing.described(len(teacher.fingerprints))
-
-
-def untrained(
-    data: TrainingData, model: Mapping[str, Any], preprocessing: Preprocessing
-) -> Callable[[int], Classifier]:
-    """Build a model of the images' classes from the seed of its weights, as often as called.
-
-    Args:
-        data: For the classes.
-        model: `name`, `arguments` and, where it is not the images' own, `input_size`.
-        preprocessing: Of the images.
-    """
-    resized = preprocessing.resized(model.get("input_size"))
-
-    def initial(weights_seed: int) -> Classifier:
-        return build_untrained(
-            architecture=model["name"],
-            arguments=model["arguments"],
-            preprocessing=resized,
-            num_classes=len(data.images.class_names),
-            seed=weights_seed,
-        )
-
-    return initial
-
-
-def train_each(
-    plans: Iterable[TrainingPlan],
-    *,
-    initial: Callable[[int], Classifier],
-    data: TrainingData,
-    model: Mapping[str, Any],
-    facts: Mapping[str, Any],
-    states: StateFolder,
-) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
-    """Train one model after another: an arm's replicates, or a teacher's members.
-
-    Args:
-        plans: One per model.
-        initial: Builds a model from the seed of its weights.
-        data: For the fingerprints.
-        model: `name` and `arguments` of the architecture.
-        facts: What each checkpoint is to hold beside what is told of every training.
-        states: Where interrupted trainings are kept.
-
-    Returns:
-        One checkpoint per plan, and the history: a row per model and epoch.
-    """
-    checkpoints, history = [], []
-    for plan in plans:
-        classifier = initial(derive_seed(plan.seed, "weights"))
-        checkpoint, record = train_and_describe(
-            classifier, plan, data=data, model=model, facts=facts, states=states
-        )
-        checkpoints.append(checkpoint)
-        history += record.history
-    return checkpoints, pd.DataFrame(history)
+    return teacher.params.describe(len(teacher.fingerprints))
 
 
 def _views(plan: TrainingPlan) -> dict[str, Any]:
     return plan.policy.description | {"num_views": plan.num_views}
 
 
-def _training_key(
-    classifier: Classifier,
-    plan: TrainingPlan,
+def untrained(data: LabelledImages, model: Model, example_ids: Any) -> Callable[[int], Classifier]:
+    """Build a model from the seed of its weights; it normalises by these examples' statistics."""
+    num_classes = len(data.images.class_names)
+    preprocessing = measure(data, example_ids)
+    return lambda seed: build_untrained(model, preprocessing, num_classes=num_classes, seed=seed)
+
+
+def train_each(
+    plans: Iterable[TrainingPlan],
+    *,
+    initial: Callable[[int], Classifier],
+    data: LabelledImages,
+    model: Model,
     facts: Mapping[str, Any],
-    model: Mapping[str, Any],
+    states: StateFolder,
+) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
+    """Train one model after another: an arm's replicates, or a teacher's members.
+
+    `initial` builds a model from the seed of its weights; `facts` are what each checkpoint holds
+    beside those of its training; a killed run resumes from `states`.
+
+    Returns:
+        One checkpoint per plan, and the history: a row per model and epoch.
+    """
+    checkpoints, history = [], []
+    at_hand = data.provenance
+    for plan in plans:
+        own = {
+            "replicate": plan.replicate,
+            "seed": plan.seed,
+            "image_shape": list(data.images.pixels.shape[1:]),
+            "images": at_hand["images"],
+            "splits": at_hand["splits"],
+            "views": _views(plan),
+            "num_training_rows": len(plan.rows),
+            **facts,
+        }
+        classifier = initial(derive_seed(plan.seed, "weights"))
+        parameters = {**facts["parameters"], "num_training_rows": len(plan.rows)}
+        epochs, steps = plan.training.num_epochs, plan.steps_per_epoch
+        emit(TrainingStarted(plan.replicate, parameters, epochs, steps))
+        key = _training_key(classifier, plan, own, model)
+        record = train_classifier(classifier, plan, states=states, key=key)
+        own |= {
+            "epochs": record.epoch,
+            "best_epoch": record.best_epoch or record.epoch,
+            "steps": record.epoch * steps,
+            "costs": {**count_costs(classifier), "cost/train_seconds": record.seconds},
+        }
+        checkpoint = snapshot(classifier, model, class_names=data.images.class_names, facts=own)
+        emit(TrainingEnded(plan.replicate, checkpoint.fingerprint, own["costs"]))
+        checkpoints.append(checkpoint)
+        history += record.history
+    return checkpoints, pd.DataFrame(history)
+
+
+def _training_key(
+    classifier: Classifier, plan: TrainingPlan, facts: Mapping[str, Any], model: Model
 ) -> str:
     """Equal keys mean equal trainings: all that one depends on, the initial weights included."""
     rows = {"example_ids": plan.rows.example_ids, "labels": plan.rows.labels}
     source = None if plan.teacher is None else dict(plan.teacher.identity)
-    settings = asdict(plan.settings), asdict(plan.objective), dict(model), source
-    text = json.dumps([dict(facts), *settings], sort_keys=True)
+    settings = [part.model_dump(mode="json") for part in (plan.training, plan.objective, model)]
+    text = json.dumps([dict(facts), *settings, source], sort_keys=True)
     return tensors_digest({**rows, **classifier.network.state_dict()}, text)
-
-
-def check_arm(objective: Objective, *, has_teacher: bool) -> None:
-    """Refuse an arm that asks for a teacher and has none.
-
-    Raises:
-        ParameterError: Instead of training on something else in silence.
-    """
-    if not has_teacher and objective.soft_weight > 0:
-        rule = "be 0 for an arm without a teacher"
-        raise ParameterError("soft_weight", rule, objective.soft_weight)
-
-
-def train_and_describe(
-    classifier: Classifier,
-    plan: TrainingPlan,
-    *,
-    data: TrainingData,
-    model: Mapping[str, Any],
-    facts: Mapping[str, Any],
-    states: StateFolder,
-) -> tuple[ModelCheckpoint, TrainingRecord]:
-    """Train one model, telling so, and describe it in a checkpoint.
-
-    Args:
-        classifier: Freshly initialised.
-        plan: What it learns from and how.
-        data: For the fingerprints.
-        model: `name` and `arguments` of the architecture.
-        facts: What the checkpoint is to hold beside the costs; part of the training's key.
-        states: Where interrupted trainings are kept.
-    """
-    facts = {
-        "replicate": plan.replicate,
-        "seed": plan.seed,
-        "image_shape": list(data.images.pixels.shape[1:]),
-        "images": data.images.fingerprint,
-        "splits": split_fingerprint(data.splits),
-        "views": _views(plan),
-        "num_training_rows": len(plan.rows),
-        **facts,
-    }
-    parameters = {**facts["parameters"], "num_training_rows": facts["num_training_rows"]}
-    emit(
-        TrainingStarted(plan.replicate, parameters, plan.settings.num_epochs, plan.steps_per_epoch)
-    )
-    record = train_classifier(
-        classifier, plan, states=states, key=_training_key(classifier, plan, facts, model)
-    )
-    state = classifier.network.state_dict().values()
-    costs = {
-        "model/parameters": count_parameters(classifier.network),
-        "model/macs": count_macs(classifier),
-        "model/size_bytes": sum(tensor.numel() * tensor.element_size() for tensor in state),
-        "cost/train_seconds": record.seconds,
-    }
-    outcome = {
-        "epochs": record.epoch,
-        "best_epoch": record.best_epoch or record.epoch,
-        "steps": record.epoch * plan.steps_per_epoch,
-        "costs": costs,
-    }
-    checkpoint = snapshot(
-        classifier,
-        architecture=model["name"],
-        arguments=model["arguments"],
-        class_names=data.images.class_names,
-        facts={**facts, **outcome},
-    )
-    emit(TrainingEnded(plan.replicate, checkpoint.fingerprint, costs))
-    return checkpoint, record

@@ -1,65 +1,82 @@
-"""The two kinds of teacher that an arm may learn from: a cache, or checkpoints run live."""
+"""Where a student's teacher logits come from: a cache of soft targets, or the teacher run live.
+
+The training loop gets the logits of a batch through `BatchLogits` in the same way from both.
+"""
 
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from kd_pipeline.data.splits import split_fingerprint
+from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.losses.distillation import TEMPERATURE_FREE
-from kd_pipeline.losses.objective import Objective
-from kd_pipeline.losses.tails import TAILS, check_tail
+from kd_pipeline.losses.distillation import spread_tail
+from kd_pipeline.losses.settings import ObjectiveParams
 from kd_pipeline.models.checkpoint import (
     ModelCheckpoint,
     build_classifier,
     check_classes,
-    check_origin,
+    check_training_data,
 )
+from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.predict import resolve_device, resolve_precision
-from kd_pipeline.soft_targets.ensemble import Mixing
+from kd_pipeline.soft_targets.ensemble import average_logits
 from kd_pipeline.soft_targets.gathering import gather_targets
-from kd_pipeline.soft_targets.manifest import check_provenance
+from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.soft_targets.store import SoftTargets
-from kd_pipeline.training.data import TrainingData
-from kd_pipeline.training.rows import TrainingRows
-from kd_pipeline.training.settings import TrainingSettings
-from kd_pipeline.training.teacher_logits import CachedLogits, LiveLogits, TeacherLogits
-from kd_pipeline.views import ViewPolicy
+from kd_pipeline.teacher_logits import TeacherLogits
+from kd_pipeline.training.rows import Rows
+from kd_pipeline.training.settings import Training
+from kd_pipeline.views.settings import ViewsParams
 
 logger = logging.getLogger(__name__)
 
+LogitsOfSteps = Callable[[int, Tensor], TeacherLogits[Tensor]]
+"""From a step of the chunk, and the pixels that the student is shown in it, to the teacher's
+logits on these very views: [batch, num_classes], or its top k."""
 
-class Teacher(Protocol):
-    """What `train_students` asks of either kind."""
+
+class BatchLogits(Protocol):
+    """A teacher's logits, batch by batch."""
 
     @property
-    def mixing(self) -> Mixing:
+    def identity(self) -> Mapping[str, Any]:
+        """JSON-able: equal ones give equal logits."""
+
+    def chunk(self, rows: Tensor, passes: Tensor) -> LogitsOfSteps:
+        """Get ready for some steps.
+
+        Args:
+            rows: Positions among the training rows, int64 [steps, batch].
+            passes: How often each example was shown before, of the same shape.
+        """
+
+
+class Teacher(Protocol):
+    """What `train_students` needs of either source."""
+
+    @property
+    def params(self) -> SoftTargetsParams:
         """How members become one teacher."""
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
         """One per member."""
 
-    def check(
-        self,
-        data: TrainingData,
-        objective: Objective,
-        *,
-        policy: ViewPolicy,
-        num_views: int | None,
-    ) -> None:
+    def check(self, data: LabelledImages, objective: ObjectiveParams, views: ViewsParams) -> None:
         """Refuse, before anything trains, what does not fit the run."""
 
-    def logits(
-        self, rows: TrainingRows, objective: Objective, settings: TrainingSettings
-    ) -> TeacherLogits:
-        """The source that the training loop asks."""
+    def open(self, rows: Rows, objective: ObjectiveParams, training: Training) -> BatchLogits:
+        """The logits of these training rows."""
 
 
 @dataclass(frozen=True)
@@ -67,83 +84,114 @@ class CachedTeacher:
     """Soft targets on disk: the teacher itself is not needed."""
 
     soft_targets: SoftTargets
-    mixing: Mixing = field(default_factory=Mixing)
-    tail: str = "ghost"
-    """What is made of a top-k cache's tail: `ghost` or `uniform`."""
+    params: SoftTargetsParams
+    teacher: Sequence[str]
+    """Fingerprints of the teacher in force; a cache of another one is refused."""
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
         """One per member."""
         return self.soft_targets.manifest.provenance.teacher_fingerprints
 
-    def check(
-        self,
-        data: TrainingData,
-        objective: Objective,
-        *,
-        policy: ViewPolicy,
-        num_views: int | None,
-    ) -> None:
-        """Refuse a cache of other images, splits, classes or views, and settings it cannot serve.
+    def check(self, data: LabelledImages, objective: ObjectiveParams, views: ViewsParams) -> None:
+        """Refuse a cache of other images, splits, classes or views, or one that cannot serve.
 
         Raises:
             StaleArtefactError: If the cache was made from something else.
-            ParameterError: If there is a fresh view in every pass, or a top-k cache is asked for
-                what it does not hold.
+            ParameterError: If there is a fresh view in every pass, or a top-k cache does not hold
+                what the loss needs.
         """
-        if num_views is None:
-            rule = "be a number where the students learn from a cache: fresh views are not in it"
-            raise ParameterError("views.num_views", rule, num_views)
-        if self.tail not in TAILS:
-            raise ParameterError("soft_targets.tail", "be known", self.tail, legal=TAILS)
+        made_with = {"view_policy": views.policy.description, "num_views": views.num_cached_views()}
+        self.soft_targets.check({**data.provenance, **made_with, "teacher": self.teacher})
         manifest = self.soft_targets.manifest
-        check_provenance(
-            manifest.provenance,
-            class_names=data.images.class_names,
-            images_fingerprint=data.images.fingerprint,
-            splits_fingerprint=split_fingerprint(data.splits),
-            view_policy=policy.description,
-            num_views=num_views,
-        )
-        cached_at = manifest.encoding.temperature
-        if cached_at is not None:
-            check_tail(objective.soft_loss, objective.temperature, cached_at=cached_at)
+        if manifest.encoding.temperature is not None:
+            objective.check_top_k(cached_at=manifest.encoding.temperature)
         _warn_of_smoothing(manifest.facts.get("teacher_label_smoothing", 0.0), objective)
 
-    def logits(
-        self, rows: TrainingRows, objective: Objective, settings: TrainingSettings
-    ) -> CachedLogits:
+    def open(self, rows: Rows, objective: ObjectiveParams, training: Training) -> "CachedLogits":
         """Gather the soft targets of these rows, in memory where they fit the budget."""
-        has = rows.has_soft_target
-        all_rows = torch.ones(len(rows), dtype=torch.bool)
-        cached = all_rows if has is None else has.cpu()
+        has, manifest = rows.has_soft_target, self.soft_targets.manifest
+        cached = torch.ones(len(rows), dtype=torch.bool) if has is None else has.cpu()
         targets = gather_targets(
             self.soft_targets,
             rows.example_ids.cpu()[cached].numpy(),
-            mixing=self.mixing,
-            temperature=_temperature(objective),
-            memory_budget_bytes=settings.memory_budget_bytes,
+            self.params,
+            temperature=objective.read_temperature,
+            memory_budget_bytes=training.memory_budget_bytes,
+        )
+        spread = partial(
+            spread_tail,
+            num_classes=len(manifest.provenance.class_names),
+            temperature=manifest.encoding.temperature or 1.0,
         )
         # A row without a soft target points anywhere: the objective leaves it out.
-        position_of_row = (cached.cumsum(0) - 1).clamp(min=0)
         return CachedLogits(
             targets,
-            position_of_row,
+            (cached.cumsum(0) - 1).clamp(min=0),
             identity=self._identity(objective),
-            device=resolve_device(settings.device),
-            tail=self.tail,
-            temperature=self.soft_targets.manifest.encoding.temperature,
+            device=resolve_device(training.device),
+            read_tail=spread if self.params.tail == "uniform" else None,
         )
 
-    def _identity(self, objective: Objective) -> dict[str, Any]:
+    def _identity(self, objective: ObjectiveParams) -> dict[str, Any]:
         manifest = self.soft_targets.manifest.as_dict()
         text = json.dumps({k: v for k, v in manifest.items() if k != "facts"}, sort_keys=True)
         return {
             "cache": hashlib.sha256(text.encode()).hexdigest()[:16],
-            "mixing": asdict(self.mixing),
-            "mixed_at": _temperature(objective),
-            "tail": self.tail,
+            "params": self.params.model_dump(mode="json"),
+            "read_at": objective.read_temperature,
         }
+
+
+class CachedLogits:
+    """Logits from a cache: an example in its pass number p is shown view p mod num_views."""
+
+    def __init__(
+        self,
+        targets: TeacherLogits[NDArray[Any]],
+        position_of_row: Tensor,
+        *,
+        identity: Mapping[str, Any],
+        device: str,
+        read_tail: Callable[[TeacherLogits[Tensor]], TeacherLogits[Tensor]] | None = None,
+    ) -> None:
+        """Hold what was gathered for some training rows.
+
+        Args:
+            targets: [num_views, num_examples, ...], in memory or mapped from a file of which only
+                the rows of a chunk are read.
+            position_of_row: int64 [num_rows]: where in `targets` each training row is; anywhere
+                for one without a soft target.
+            identity: Equal ones give equal logits.
+            device: Of the student.
+            read_tail: Applied to each batch; None keeps the tail of a top-k cache as one class.
+        """
+        self.identity = identity
+        self._device, self._read_tail = device, read_tail
+        self._num_views, self._num_examples = targets.logits.shape[:2]
+        self._targets = targets.map(self._flat)
+        self._position_of_row = position_of_row.to(self._targets.logits.device)
+
+    def _flat(self, values: NDArray[Any]) -> Tensor:
+        """[num_views x num_examples, ...]: one gather per batch. Mapped values stay on disk."""
+        # torch indexes no uint16: the bits are kept, and read back in `chunk`.
+        values = values.view(np.int16) if values.dtype == np.uint16 else values
+        flat = torch.from_numpy(values).flatten(0, 1)
+        return flat if isinstance(values, np.memmap) else flat.to(self._device)
+
+    def chunk(self, rows: Tensor, passes: Tensor) -> LogitsOfSteps:
+        """Gather the targets of all these steps at once."""
+        home = self._position_of_row.device
+        rows, views = rows.to(home), passes.to(home) % self._num_views
+        at = views * self._num_examples + self._position_of_row[rows]
+        chunk = self._targets.map(lambda values: _widened(values[at].to(self._device)))
+        read_tail = self._read_tail
+        return lambda step, _pixels: read_tail(chunk[step]) if read_tail else chunk[step]
+
+
+def _widened(values: Tensor) -> Tensor:
+    """float32 logits, and int64 class ids out of the bits of uint16."""
+    return values.float() if values.is_floating_point() else values.long() & 0xFFFF
 
 
 @dataclass(frozen=True)
@@ -151,8 +199,14 @@ class LiveTeacher:
     """The teacher runs beside the student, on the very pixels that the student is shown."""
 
     checkpoints: Sequence[ModelCheckpoint]
-    mixing: Mixing = field(default_factory=Mixing)
+    params: SoftTargetsParams
     precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Raise a ParameterError for imported logits: nothing can run beside the student."""
+        if not self.checkpoints:
+            rule = "be a model where students learn from a live teacher"
+            raise ParameterError("teacher.given", rule, "imported logits")
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
@@ -161,50 +215,67 @@ class LiveTeacher:
 
     def check(
         self,
-        data: TrainingData,
-        objective: Objective,
-        *,
-        policy: ViewPolicy,  # noqa: ARG002 - any views will do
-        num_views: int | None,  # noqa: ARG002
+        data: LabelledImages,
+        objective: ObjectiveParams,
+        views: ViewsParams,  # noqa: ARG002 - any views will do
     ) -> None:
         """Refuse a teacher of other classes, or one trained on another split of these images.
 
         Raises:
             CheckpointError: If its classes are others.
-            StaleArtefactError: If it may have seen what is held out here.
+            StaleArtefactError: If it may have been trained on what is held out here.
         """
-        at_hand = {"images": data.images.fingerprint, "splits": split_fingerprint(data.splits)}
+        at_hand = data.provenance
         for member in self.checkpoints:
             check_classes(member, data.images.class_names, name="teacher.checkpoints")
-            check_origin(member, **at_hand)
+            check_training_data(member, at_hand)
             smoothing = member.facts.get("parameters", {}).get("label_smoothing", 0.0)
             _warn_of_smoothing(smoothing, objective)
 
-    def logits(
-        self,
-        rows: TrainingRows,  # noqa: ARG002 - one interface
-        objective: Objective,
-        settings: TrainingSettings,
-    ) -> LiveLogits:
+    def open(self, rows: Rows, objective: ObjectiveParams, training: Training) -> "LiveLogits":  # noqa: ARG002 - one interface
         """Put the teacher on the device."""
-        device = resolve_device(settings.device)
+        device = resolve_device(training.device)
         precision = resolve_precision(self.precision, device)
-        members = [build_classifier(member).to(device).eval() for member in self.checkpoints]
-        autocast = partial(torch.autocast, device, torch.bfloat16, precision == "bfloat16")
         identity = {
             "live": self.fingerprints,
             "precision": precision,
-            "mixing": asdict(self.mixing),
-            "mixed_at": _temperature(objective),
+            "params": self.params.model_dump(mode="json"),
+            "read_at": objective.read_temperature,
         }
-        return LiveLogits(identity, members, self.mixing, _temperature(objective) or 1.0, autocast)
+        return LiveLogits(
+            identity,
+            [build_classifier(member).to(device).eval() for member in self.checkpoints],
+            self.params,
+            objective.read_temperature or 1.0,
+            partial(torch.autocast, device, torch.bfloat16, precision == "bfloat16"),
+        )
 
 
-def _temperature(objective: Objective) -> float | None:
-    return None if objective.soft_loss in TEMPERATURE_FREE else objective.temperature
+@dataclass(frozen=True)
+class LiveLogits:
+    """Logits of a teacher in eval mode and without gradients."""
+
+    identity: Mapping[str, Any]
+    members: Sequence[Classifier]
+    """In eval mode and on the device."""
+    params: SoftTargetsParams
+    temperature: float
+    autocast: Callable[[], AbstractContextManager[Any]]
+    """The precision in which the teacher computes."""
+
+    def chunk(self, rows: Tensor, passes: Tensor) -> LogitsOfSteps:  # noqa: ARG002 - one interface
+        """There is nothing to get ready: the pixels decide."""
+        return self._of_step
+
+    def _of_step(self, _step: int, pixels: Tensor) -> TeacherLogits[Tensor]:
+        # Not inference_mode: the loss saves the teacher's logits for its backward pass.
+        with torch.no_grad(), self.autocast():
+            logits = torch.stack([member(pixels).float() for member in self.members])
+            average = average_logits(logits, self.params, temperature=self.temperature)
+        return TeacherLogits(average)
 
 
-def _warn_of_smoothing(smoothing: float, objective: Objective) -> None:
+def _warn_of_smoothing(smoothing: float, objective: ObjectiveParams) -> None:
     if smoothing > 0 and objective.temperature > 1:
         logger.warning(
             "the teacher was trained with label smoothing %g and `temperature` is %g: such "

@@ -1,23 +1,25 @@
 """Augmented views as a pure function of (policy, example, view), rendered a batch at a time.
 
-A view is drawn by counter-based hashing, so there is nothing to store: the teacher labels view v
-of an example, and the student later sees the very same pixels, in any batch, order or process.
+Views are drawn by counter-based hashing: the teacher labels view v of an example, and the student
+is trained on the same pixels, in any batch, order or process, with nothing stored.
 """
 
-from kd_pipeline.views.mixing import MixedWith
-from kd_pipeline.views.policy import (
-    ViewPolicy,
-    mixing_of,
-    render_views,
-    view_parameters,
-)
-from kd_pipeline.views.transforms import TRANSFORMS
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "TRANSFORMS",
-    "MixedWith",
-    "ViewPolicy",
-    "mixing_of",
-    "render_views",
-    "view_parameters",
-]
+from kd_pipeline.views.policy import ViewPolicy
+
+if TYPE_CHECKING:
+    from kd_pipeline.views.renderer import DrawnViews, MixedWith, Pixels, ViewRenderer
+    from kd_pipeline.views.transforms import TRANSFORMS
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import on first use: settings of this package must not cost an import of torch."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = "transforms" if name == "TRANSFORMS" else "renderer"
+        return getattr(import_module(f"{__name__}.{module}"), name)
+
+
+__all__ = ["TRANSFORMS", "DrawnViews", "MixedWith", "Pixels", "ViewPolicy", "ViewRenderer"]

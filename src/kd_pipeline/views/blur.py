@@ -1,35 +1,55 @@
 """The transform that blurs."""
 
+from typing import Literal, Self
+
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
+from kd_pipeline.config import Fraction, PositiveFloat, PositiveInt
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.views.by_choice import change_by_choice
-from kd_pipeline.views.sampling import Drawn, Settings, per_image, reflected, unit_scale_copy
+from kd_pipeline.views.record import Drawn, Table, Transform
+from kd_pipeline.views.sampling import per_image, reflected, unit_scale_copy
+from kd_pipeline.views.settings import TransformParams
 from kd_pipeline.views.stream import Stream
 
 
-def draw_blur(stream: Stream, settings: Settings) -> dict[str, Tensor]:
-    """Whether each image is `blurred`, and with which `sigma`, in pixels.
+class Blur(TransformParams):
+    """Blur by a Gaussian, the border mirrored: GaussianBlur, within RandomApply."""
 
-    Torchvision's GaussianBlur, within its RandomApply.
-    """
+    name: Literal["blur"]
+    kernel_size: PositiveInt = 3
+    """Pixels, odd."""
+    min_sigma: PositiveFloat = 0.1
+    max_sigma: PositiveFloat = 2.0
+    probability: Fraction = 0.5
+
+    @model_validator(mode="after")
+    def _odd(self) -> Self:
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"`kernel_size` must be odd, got {self.kernel_size}")
+        return self
+
+
+def draw_blur(stream: Stream, settings: Blur) -> Drawn:
+    """Draw whether each image is `blurred`, and with which `sigma`, in pixels."""
     return {
-        "blurred": stream.happens("blurred", settings["probability"]),
-        "sigma": stream.uniform("sigma", settings["min_sigma"], settings["max_sigma"]),
+        "blurred": stream.happens("blurred", settings.probability),
+        "sigma": stream.uniform("sigma", settings.min_sigma, settings.max_sigma),
     }
 
 
-def render_blur(pixels: Tensor, drawn: Drawn, settings: Settings) -> Tensor:
+def render_blur(pixels: Tensor, drawn: Drawn, settings: Blur) -> Tensor:
     """Smooth with a Gaussian of each image's own width, the border mirrored; float32.
 
     Raises:
         ParameterError: If an image is too small to be padded by its mirror image.
     """
-    margin, side = settings["kernel_size"] // 2, min(pixels.shape[-2:])
+    margin, side = settings.kernel_size // 2, min(pixels.shape[-2:])
     if margin >= side:
         rule = f"be at most {2 * side - 1} for images whose side is {side}"
-        raise ParameterError("transforms.blur.kernel_size", rule, settings["kernel_size"])
+        raise ParameterError("transforms.blur.kernel_size", rule, settings.kernel_size)
     weights = gaussian_weights(drawn["sigma"], margin=margin)
 
     def blur(images: Tensor, rows: Tensor) -> Tensor:
@@ -51,7 +71,7 @@ def gaussian_weights(sigma: Tensor, *, margin: int) -> Tensor:
 
 
 def _along(images: Tensor, weights: Tensor, *, dim: int) -> Tensor:
-    """Smooth along one side: shifted copies, weighed and added.
+    """Smooth along one side: weighted copies, shifted and added.
 
     A convolution with a kernel per image would do, but its bits may change with the batch.
     """
@@ -63,3 +83,6 @@ def _along(images: Tensor, weights: Tensor, *, dim: int) -> Tensor:
         both = before + padded.narrow(dim, margin + offset, side)
         smooth += both.mul_(per_image(weights[:, offset]))
     return smooth
+
+
+TRANSFORMS: Table = {"blur": Transform(Blur, draw_blur, render_blur)}

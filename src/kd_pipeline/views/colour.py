@@ -1,13 +1,18 @@
 """Transforms of colours: colour_jitter and grey."""
 
 from itertools import permutations
+from typing import Annotated, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from kd_pipeline.config import Fraction
 from kd_pipeline.views import tones
-from kd_pipeline.views.by_choice import Operation, change_by_choice
-from kd_pipeline.views.sampling import Drawn, Settings, unit_scale_copy
+from kd_pipeline.views.by_choice import change_by_choice, per_row
+from kd_pipeline.views.record import Drawn, Table, Transform
+from kd_pipeline.views.sampling import unit_scale_copy
+from kd_pipeline.views.settings import NonNegative, TransformParams
 from kd_pipeline.views.stream import Stream
 
 _JITTERS = {
@@ -18,17 +23,43 @@ _JITTERS = {
 }
 
 
-def draw_colour_jitter(stream: Stream, settings: Settings) -> dict[str, Tensor]:
-    """A factor per image for each tone that is jittered, and their random `order`.
+class ColourJitter(TransformParams):
+    """Change brightness, contrast, saturation and hue, in random order: ColorJitter."""
 
-    Factors are uniform in [max(0, 1 - strength), 1 + strength], the hue's turn in
-    [-strength, strength], every order of the jitters equally likely: torchvision's ColorJitter,
-    which draws the order anew for each image too.
-    """
-    names = _jittered(settings)
+    name: Literal["colour_jitter"]
+    brightness: NonNegative = 0.0
+    """The factor is uniform in [max(0, 1 - brightness), 1 + brightness]; 0 leaves it out."""
+    contrast: NonNegative = 0.0
+    saturation: NonNegative = 0.0
+    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    """Turn of the colour wheel, uniform in [-hue, hue]."""
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if not self.strengths:
+            raise ValueError(
+                "one of `brightness`, `contrast`, `saturation` and `hue` must be above 0"
+            )
+        return self
+
+    @property
+    def strengths(self) -> dict[str, float]:
+        """The strengths above 0."""
+        return {name: getattr(self, name) for name in _JITTERS if getattr(self, name) > 0}
+
+
+class Grey(TransformParams):
+    """Remove the colours: RandomGrayscale."""
+
+    name: Literal["grey"]
+    probability: Fraction = 0.1
+
+
+def draw_colour_jitter(stream: Stream, settings: ColourJitter) -> Drawn:
+    """Draw a factor per image for each tone, and their `order`, each equally likely."""
+    names = list(settings.strengths)
     drawn: dict[str, Tensor] = {}
-    for name in names:
-        strength = settings[name]
+    for name, strength in settings.strengths.items():
         lowest = -strength if name == "hue" else max(0.0, 1.0 - strength)
         highest = strength if name == "hue" else 1.0 + strength
         drawn[name] = stream.uniform(name, lowest, highest)
@@ -38,10 +69,10 @@ def draw_colour_jitter(stream: Stream, settings: Settings) -> dict[str, Tensor]:
     return drawn
 
 
-def render_colour_jitter(pixels: Tensor, drawn: Drawn, settings: Settings) -> Tensor:
+def render_colour_jitter(pixels: Tensor, drawn: Drawn, settings: ColourJitter) -> Tensor:
     """Apply each image's jitters in its own order; float32."""
-    images, names = unit_scale_copy(pixels), _jittered(settings)
-    operations = [_jitter(name, drawn[name]) for name in names]
+    images, names = unit_scale_copy(pixels), list(settings.strengths)
+    operations = [per_row(_JITTERS[name], drawn[name]) for name in names]
     if len(names) == 1:
         return operations[0](images, torch.arange(len(images), device=images.device))
     for step in range(len(names)):
@@ -49,22 +80,20 @@ def render_colour_jitter(pixels: Tensor, drawn: Drawn, settings: Settings) -> Te
     return images
 
 
-def _jittered(settings: Settings) -> list[str]:
-    return [name for name in _JITTERS if settings[name] > 0]
+def draw_grey(stream: Stream, settings: Grey) -> Drawn:
+    """Draw whether each image is turned `grey`."""
+    return {"grey": stream.happens("grey", settings.probability)}
 
 
-def _jitter(name: str, factors: Tensor) -> Operation:
-    return lambda images, rows: _JITTERS[name](images, factors[rows])
-
-
-def draw_grey(stream: Stream, settings: Settings) -> dict[str, Tensor]:
-    """Whether each image is turned `grey`: torchvision's RandomGrayscale."""
-    return {"grey": stream.happens("grey", settings["probability"])}
-
-
-def render_grey(pixels: Tensor, drawn: Drawn, _settings: Settings) -> Tensor:
+def render_grey(pixels: Tensor, drawn: Drawn, _settings: Grey) -> Tensor:
     """Replace every channel by the luminance; images of one channel stay; any dtype."""
     if pixels.shape[1] == 1:
         return pixels
     grey = tones.luminance(pixels).to(pixels.dtype)
     return torch.where(drawn["grey"].view(-1, 1, 1, 1), grey, pixels)
+
+
+TRANSFORMS: Table = {
+    "colour_jitter": Transform(ColourJitter, draw_colour_jitter, render_colour_jitter),
+    "grey": Transform(Grey, draw_grey, render_grey),
+}

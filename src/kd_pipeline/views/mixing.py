@@ -1,95 +1,95 @@
 """Transforms that mix two images: mixup and cutmix.
 
-The partner is drawn by the same counter-based function as everything else, from a fixed list of
-examples and not from the batch: a view is the same mixed image in any batch, so that a teacher's
-logits on it can be cached. It is the image that is mixed, never cached targets.
+The partner is drawn from a fixed list of examples and not from the batch: a view is the same mixed
+image in any batch, so that a teacher's logits on it can be cached. Cached targets are never mixed.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kd_pipeline.errors import ParameterError
+from kd_pipeline.config import Fraction, PositiveFloat
 from kd_pipeline.views.boxes import inside
-from kd_pipeline.views.sampling import Drawn, Settings, per_image, unit_scale
+from kd_pipeline.views.record import Drawn, MixingTransform
+from kd_pipeline.views.sampling import per_image, unit_scale
+from kd_pipeline.views.settings import TransformParams
 from kd_pipeline.views.stream import Stream
 
+# Of the table of quantiles: halvings of the probability down to 2**-54, and cells in each.
 _OCTAVES, _CELLS = 54, 512
-"""Of the table of quantiles: halvings of the probability down to 2**-54, and cells in each."""
 
 
-@dataclass(frozen=True)
-class MixedWith:
-    """Whom each image of a batch was mixed with, and how much of itself is left."""
+class MixingParams(TransformParams):
+    """The settings of mixup and cutmix, which mix labels as they mix images."""
 
-    partner_ids: Tensor
-    """int64 [batch]."""
-    own_share: Tensor
-    """float32 [batch] in [0, 1]: the exact share of pixels for cutmix; 1 is not mixed."""
+    mixes: ClassVar[bool] = True
+    alpha: PositiveFloat = 1.0
+    """The weight of the image itself is Beta(alpha, alpha); for cutmix, about."""
+    probability: Fraction = 1.0
 
 
-def draw_mixup(stream: Stream, settings: Settings) -> dict[str, Tensor]:
-    """Each image's own `share`, Beta(alpha, alpha), and 1 where it is not mixed.
+class Mixup(MixingParams):
+    """Blend with another training image."""
+
+    name: Literal["mixup"]
+
+
+class Cutmix(MixingParams):
+    """Paste a box of another training image."""
+
+    name: Literal["cutmix"]
+
+
+def draw_mixup(stream: Stream, settings: MixingParams) -> Drawn:
+    """Draw the `weight` of each image itself, Beta(alpha, alpha), and 1 where it is not mixed.
 
     Zhang, Cisse, Dauphin, Lopez-Paz 2018, "mixup: beyond empirical risk minimization",
-    arXiv:1710.09412. Torchvision's MixUp draws one share per batch; here each image has its own.
+    arXiv:1710.09412. Torchvision's MixUp draws one weight per batch; here each image has its own.
     """
-    share = beta_quantile(stream.uniform("share"), alpha=settings["alpha"])
-    mixed = stream.happens("mixed", settings["probability"])
-    return {"share": torch.where(mixed, share, 1.0)}
+    weight = beta_quantile(stream.uniform("share"), alpha=settings.alpha)
+    mixed = stream.happens("mixed", settings.probability)
+    return {"weight": torch.where(mixed, weight, 1.0)}
 
 
-def draw_cutmix(stream: Stream, settings: Settings) -> dict[str, Tensor]:
-    """As mixup's `share`, and the middle of the partner's box as fractions of the sides.
+def draw_cutmix(stream: Stream, settings: Cutmix) -> Drawn:
+    """Draw mixup's `weight`, and the middle of the partner's box as fractions of the sides.
 
     Yun et al. 2019, "CutMix: regularization strategy to train strong classifiers with localizable
     features", arXiv:1905.04899; the box is that of torchvision's CutMix.
     """
     middle = {"down": stream.uniform("down"), "right": stream.uniform("right")}
-    return draw_mixup(stream, settings) | middle
+    return {**draw_mixup(stream, settings), **middle}
 
 
-def draw_partners(stream: Stream, example_ids: Tensor, partners: Tensor) -> Tensor:
+def draw_partners(stream: Stream, example_ids: Tensor, partner_ids: Tensor) -> Tensor:
     """Draw a partner for each row, every other example being equally likely.
 
     Args:
-        stream: Of the mixing transform.
-        example_ids: int64 [batch]; an example is its own partner only where it is the only one.
-        partners: int64 [num_partners], ascending.
+        stream: The draws of the mixing transform.
+        example_ids: int64 [batch].
+        partner_ids: int64 [num_partners], ascending; one alone is its own partner.
 
-    Raises:
-        ParameterError: If there are no partners, or they are not in ascending order: in another
-            order the same draws would name other partners.
+    Returns:
+        Positions among the partners, int64 [batch].
     """
-    if len(partners) == 0:
-        raise ParameterError("partners", "hold at least one example", partners.tolist())
-    if not (partners[1:] > partners[:-1]).all():
-        raise ParameterError("partners", "be in ascending order, each once", "another order")
-    last = len(partners) - 1
-    own = torch.searchsorted(partners, example_ids.contiguous()).clamp(max=last)
-    is_partner = partners[own] == example_ids
-    # Drawn among the others: from one's own place on, all move up by one.
-    others = len(partners) - is_partner.to(torch.int64)
+    last = len(partner_ids) - 1
+    own = torch.searchsorted(partner_ids, example_ids).clamp(max=last)
+    is_partner = partner_ids[own] == example_ids
+    # Drawn among the others: those from the example's own place on are one further.
+    others = len(partner_ids) - is_partner.to(torch.int64)
     drawn = (stream.uniform("partner") * others).to(torch.int64)
     drawn += is_partner & (drawn >= own)
-    return partners[drawn.clamp(max=last)]
+    return drawn.clamp(max=last)
 
 
 def beta_quantile(uniform: Tensor, *, alpha: float) -> Tensor:
-    """Turn uniform draws into draws of Beta(alpha, alpha), by a table of its quantiles.
+    """Quantiles of Beta(alpha, alpha) at float64 in [0, 1), of the same shape.
 
-    Args:
-        uniform: float64, any shape, in [0, 1).
-        alpha: Both of the distribution's parameters; 1 is uniform.
-
-    Returns:
-        float64 of the same shape; linear between exact quantiles, which lie as densely in the
-        smallest halves of the tails as in the middle. A draw of 0 is 0.
+    Linear between exact quantiles, as dense in each halving of the tails as in the middle.
     """
     if alpha == 1:
         return uniform
@@ -102,9 +102,9 @@ def beta_quantile(uniform: Tensor, *, alpha: float) -> Tensor:
     at = ((mantissa - 0.5) * (2 * _CELLS)).clamp(min=0)
     cell = at.to(torch.int64)
     below = table[octave, cell]
-    share = below + (table[octave, cell + 1] - below) * (at - cell)
-    share = torch.where(tail > 0, share, 0.0)
-    return torch.where(is_upper, 1 - share, share)
+    quantile = below + (table[octave, cell + 1] - below) * (at - cell)
+    quantile = torch.where(tail > 0, quantile, 0.0)
+    return torch.where(is_upper, 1 - quantile, quantile)
 
 
 @lru_cache(maxsize=8)
@@ -118,13 +118,13 @@ def _beta_table(alpha: float) -> NDArray[np.float64]:
     return table
 
 
-def render_mixup(pixels: Tensor, partner: Tensor, drawn: Drawn) -> Tensor:
-    """Weigh each image with its share and its partner with the rest; float32."""
-    share = per_image(drawn["share"])
-    return (unit_scale(pixels) * share).add_(unit_scale(partner) * (1 - share)).clamp_(0, 1)
+def mix_mixup(pixels: Tensor, partner: Tensor, drawn: Drawn) -> Tensor:
+    """Weigh each image with its weight and its partner with the rest; float32."""
+    weight = per_image(drawn["weight"])
+    return (unit_scale(pixels) * weight).add_(unit_scale(partner) * (1 - weight)).clamp_(0, 1)
 
 
-def render_cutmix(pixels: Tensor, partner: Tensor, drawn: Drawn) -> Tensor:
+def mix_cutmix(pixels: Tensor, partner: Tensor, drawn: Drawn) -> Tensor:
     """Put a box of the partner into each image; any dtype."""
     image_size = (pixels.shape[-2], pixels.shape[-1])
     edges = cutmix_edges(drawn, image_size=image_size)
@@ -134,9 +134,9 @@ def render_cutmix(pixels: Tensor, partner: Tensor, drawn: Drawn) -> Tensor:
 def cutmix_edges(drawn: Drawn, *, image_size: tuple[int, int]) -> tuple[Tensor, ...]:
     """Top, left, bottom and right of the partner's box, int64 [batch] each.
 
-    Its sides are sqrt(1 - share) of the image's; what sticks out of the image is lost.
+    Its sides are sqrt(1 - weight) of the image's; parts beyond the image are cut off.
     """
-    half = 0.5 * (1 - drawn["share"]).sqrt()
+    half = 0.5 * (1 - drawn["weight"]).sqrt()
     starts, ends = [], []
     for side, middle in zip(image_size, (drawn["down"], drawn["right"]), strict=True):
         centre, reach = (middle * side).to(torch.int64), (half * side).to(torch.int64)
@@ -145,21 +145,14 @@ def cutmix_edges(drawn: Drawn, *, image_size: tuple[int, int]) -> tuple[Tensor, 
     return (*starts, *ends)
 
 
-def mixup_share(drawn: Drawn, _image_size: tuple[int, int]) -> Tensor:
-    """Each image's own share, float32 [batch]."""
-    return drawn["share"].float()
-
-
-def cutmix_share(drawn: Drawn, image_size: tuple[int, int]) -> Tensor:
-    """Exactly the share of each image's own pixels, float32 [batch]."""
+def cutmix_weight(drawn: Drawn, image_size: tuple[int, int]) -> Tensor:
+    """The exact fraction of pixels that are each image's own, float32 [batch]."""
     top, left, bottom, right = cutmix_edges(drawn, image_size=image_size)
     total = image_size[0] * image_size[1]
     return ((total - (bottom - top) * (right - left)) / total).float()
 
 
-RenderMixed = Callable[[Tensor, Tensor, Drawn], Tensor]
-OwnShare = Callable[[Drawn, tuple[int, int]], Tensor]
-MIXING: dict[str, tuple[RenderMixed, OwnShare]] = {
-    "mixup": (render_mixup, mixup_share),
-    "cutmix": (render_cutmix, cutmix_share),
+TRANSFORMS: dict[str, MixingTransform[Any]] = {
+    "mixup": MixingTransform(Mixup, draw_mixup, mix_mixup, lambda d, _: d["weight"].float()),
+    "cutmix": MixingTransform(Cutmix, draw_cutmix, mix_cutmix, cutmix_weight),
 }

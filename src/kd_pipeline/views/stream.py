@@ -24,7 +24,7 @@ class Stream:
     def uniforms(self, name: str, count: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Draw `count` times per row, float64 [batch, count]."""
         stream = self._stream(name)
-        # The row's bits are as good a key as any, and rows' counters do not meet in 2**64.
+        # A row counts from its own hash on: two rows' counters overlap with probability near 0.
         bits = random_bits(self.keys, stream=stream)
         counters = bits.unsqueeze(-1) + torch.arange(count, device=bits.device)
         return low + (high - low) * uniform(counters, stream=stream)

@@ -1,7 +1,7 @@
 """Operations on the tones of images, as torchvision's functional ones, with a factor per image.
 
 Each takes images [batch, channels, height, width] and keeps their dtype: float32 in [0, 1], or
-uint8, which is computed in float32 and cut off to whole levels, as torchvision does.
+uint8, computed in float32 and truncated to whole levels, as in torchvision.
 """
 
 import torch
@@ -16,7 +16,7 @@ _HUGE = 1e30
 
 
 def luminance(images: Tensor) -> Tensor:
-    """How bright each pixel is to the eye, float32 [batch, 1, height, width].
+    """Luminance of each pixel, float32 [batch, 1, height, width].
 
     Raises:
         DataError: If the images have neither one channel nor three.
@@ -53,7 +53,7 @@ def saturation(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def hue(images: Tensor, turn: Tensor) -> Tensor:
-    """Turn the colour wheel by a share of the circle, in [-0.5, 0.5]; grey images stay.
+    """Turn the colour wheel by a fraction of the circle, in [-0.5, 0.5]; grey images stay.
 
     Args:
         images: float32 in [0, 1].
@@ -67,13 +67,13 @@ def hue(images: Tensor, turn: Tensor) -> Tensor:
     spread = highest - lowest
     sixths = _hue_in_sixths(images, highest, spread).add_(6 * turn.float().view(-1, 1, 1))
     sixths -= (sixths / 6).floor_().mul_(6)
-    # Back from HSV: how much of the spread each channel has is a trapezoid over the circle.
-    shares = (
+    # Back from HSV: the part of the spread in each channel is a trapezoid over the circle.
+    parts = (
         (sixths - 3).abs_().sub_(1),
         (sixths - 2).abs_().neg_().add_(2),
         (sixths - 4).abs_().neg_().add_(2),
     )
-    turned = [share.clamp_(0, 1).mul_(spread).add_(lowest) for share in shares]
+    turned = [part.clamp_(0, 1).mul_(spread).add_(lowest) for part in parts]
     return torch.stack(turned, dim=1)
 
 
@@ -121,12 +121,12 @@ def posterize(pixels: Tensor, bits: Tensor) -> Tensor:
 def solarize(pixels: Tensor, threshold: Tensor) -> Tensor:
     """Invert the uint8 pixels at or above each image's threshold, [batch], in [0, 255]."""
     bright = (pixels >= per_image(threshold)).to(torch.uint8)
-    # 255 - level is level with all bits turned; `torch.where` is slow where its mask is ragged.
+    # 255 - level has all bits inverted; `torch.where` is slow where its mask is ragged.
     return pixels ^ bright.mul_(255)
 
 
 def autocontrast(pixels: Tensor) -> Tensor:
-    """Stretch each channel of uint8 pixels to the whole range; even channels stay."""
+    """Stretch each channel of uint8 pixels to the whole range; constant channels stay."""
     exact = pixels.float()
     lowest, highest = (f(dim=(-2, -1), keepdim=True) for f in (exact.amin, exact.amax))
     even = lowest == highest
@@ -135,22 +135,22 @@ def autocontrast(pixels: Tensor) -> Tensor:
 
 
 def equalize(pixels: Tensor) -> Tensor:
-    """Spread each channel's uint8 levels so that all are about as frequent, as Pillow does."""
+    """Equalize the histogram of each channel of uint8 pixels."""
     flat = pixels.flatten(2).to(torch.int64)
     counts = torch.zeros((*flat.shape[:2], 256), dtype=torch.int64, device=pixels.device)
     counts.scatter_add_(-1, flat, torch.ones_like(flat))
     upto = counts.cumsum(dim=-1)
     brightest = pixels.flatten(2).amax(dim=-1, keepdim=True).to(torch.int64)
     step = (flat.shape[-1] - counts.gather(-1, brightest)) // 255
-    # Level k goes by the pixels darker than k.
+    # A level is mapped by the number of pixels darker than it.
     table = (upto - counts + step // 2) // step.clamp(min=1)
     spread = table.clamp_(0, 255).to(torch.uint8).gather(-1, flat).view_as(pixels)
     return torch.where((step > 0).unsqueeze(-1), spread, pixels)
 
 
 def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    share = per_image(factor)
-    return _like((images * share).add_(other * (1 - share)), images)
+    weight = per_image(factor)
+    return _like((images * weight).add_(other * (1 - weight)), images)
 
 
 def _like(values: Tensor, images: Tensor) -> Tensor:

@@ -1,59 +1,74 @@
-"""The teacher's nodes: trained, or given and used as it is, and its card."""
+"""The teacher's node: trained, or given and used as it is, and its card."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from kd_pipeline.data.images import ImageSet
-from kd_pipeline.errors import CheckpointError
-from kd_pipeline.events import Event, TrainingStarted, listening
+from kd_pipeline.data.dataset import LabelledImages
+from kd_pipeline.events import Event, TrainingStarted
 from kd_pipeline.models.checkpoint import ModelCheckpoint, write_checkpoint
+from kd_pipeline.models.given import FetchedModel
 from kd_pipeline.models.state_folder import StateFolder
-from kd_pipeline.pipelines.teacher_training.nodes import describe_teacher, train_teacher
-from kd_pipeline.training.block_settings import TeacherParams
+from kd_pipeline.pipelines.teacher_training.nodes import train_teacher
+from kd_pipeline.tracking.store import Store
+from kd_pipeline.training.settings import TeacherParams
 
-BLOCK: dict[str, Any] = {
-    "model": {"name": "small_cnn", "arguments": {"channels": [4, 8]}},
-    "transforms": [{"name": "shift", "max_pixels": 1}],
-    "training": {"num_epochs": 2, "batch_size": 8, "device": "cpu", "checkpoint_every": 1},
+TRAINING: dict[str, Any] = {
+    "num_epochs": 2,
+    "batch_size": 8,
+    "device": "cpu",
+    "checkpoint_every": 1,
 }
+STORE = Store("sqlite:///mlflow.db", "tests", None)
 
-
-def train(
-    images: ImageSet, examples: pd.DataFrame, splits: pd.DataFrame, folder: Path, **changes: Any
-) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
-    params = TeacherParams.model_validate(BLOCK | changes)
-    return train_teacher(images, examples, splits, StateFolder(folder / "states"), params)
-
-
-def given_in(folder: Path) -> dict[str, str]:
-    return {"kind": "checkpoint", "folder": str(folder)}
+Trained = tuple[list[ModelCheckpoint], pd.DataFrame, dict[str, Any]]
+Train = Callable[..., Trained]
 
 
 @pytest.fixture
-def data(
-    images: ImageSet, examples: pd.DataFrame, splits: pd.DataFrame
-) -> tuple[ImageSet, pd.DataFrame, pd.DataFrame]:
-    return images, examples, splits
+def train(tables: dict[str, Any], tmp_path: Path) -> Train:
+    """Run the node with changes to the block `teacher`."""
+
+    def train(params: TeacherParams | None = None, **changes: Any) -> Trained:
+        block = {
+            "model": {"name": "small_cnn", "arguments": {"channels": [4, 8]}},
+            "transforms": [{"name": "shift", "max_pixels": 1}],
+            "training": TRAINING,
+        }
+        return train_teacher(
+            **tables,
+            training_states=StateFolder(tmp_path / "states"),
+            tracking_store=STORE,
+            params=params or TeacherParams(**(block | changes)),
+        )
+
+    return train
 
 
-def test_members_are_trained_and_their_states_outlive_the_node(data: Any, tmp_path: Path) -> None:
-    checkpoints, history = train(*data, tmp_path, num_members=2)
+def test_members_are_trained_and_their_states_outlive_the_node(
+    train: Train, tmp_path: Path
+) -> None:
+    checkpoints, history, card = train(num_members=2)
     assert len({checkpoint.fingerprint for checkpoint in checkpoints}) == 2
     assert history[["replicate", "epoch"]].to_numpy().tolist() == [[0, 1], [0, 2], [1, 1], [1, 2]]
     # Until the checkpoints are on disk: tests/hooks/test_resume_hook.py.
     assert len(list((tmp_path / "states").iterdir())) == 2
+    assert json.loads(json.dumps(card)) == {
+        "fingerprints": [checkpoint.fingerprint for checkpoint in checkpoints],
+        "architectures": ["small_cnn", "small_cnn"],
+        "class_names": ["low", "middle", "high"],
+    }
 
 
-def test_the_settings_in_force_are_told_and_kept(data: Any, tmp_path: Path) -> None:
-    heard: list[Event] = []
-    with listening(heard.append):
-        (checkpoint,), _ = train(*data, tmp_path, label_smoothing=0.1)
-    (started,) = [event for event in heard if isinstance(event, TrainingStarted)]
+def test_the_settings_in_force_are_emitted_and_kept(train: Train, events: list[Event]) -> None:
+    (checkpoint,), *_ = train(label_smoothing=0.1)
+    (started,) = [event for event in events if isinstance(event, TrainingStarted)]
     for settings in (started.parameters, checkpoint.facts["parameters"]):
         assert settings["label_smoothing"] == 0.1
         assert settings["training"]["batch_size"] == 8
@@ -67,71 +82,57 @@ def test_the_settings_in_force_are_told_and_kept(data: Any, tmp_path: Path) -> N
         {"seed": 1},
         {"label_smoothing": 0.2},
         {"transforms": []},
-        {"training": BLOCK["training"] | {"num_epochs": 1}},
-        {"training": BLOCK["training"] | {"optimiser": {"name": "SGD", "arguments": {"lr": 0.1}}}},
+        {"training": TRAINING | {"num_epochs": 1}},
+        {"training": TRAINING | {"optimiser": {"name": "SGD", "arguments": {"lr": 0.1}}}},
     ],
 )
-def test_every_setting_matters(data: Any, tmp_path: Path, changes: dict[str, Any]) -> None:
-    (first,), _ = train(*data, tmp_path)
-    (other,), _ = train(*data, tmp_path, **changes)
+def test_every_setting_matters(train: Train, changes: dict[str, Any]) -> None:
+    (first,), *_ = train()
+    (other,), *_ = train(**changes)
     assert first.fingerprint != other.fingerprint
 
 
-def test_a_given_teacher_is_not_trained(data: Any, tmp_path: Path) -> None:
-    (trained,), _ = train(*data, tmp_path)
-    write_checkpoint(trained, tmp_path / "given")
-    heard: list[Event] = []
-    with listening(heard.append):
-        given, history = train(*data, tmp_path, given=[given_in(tmp_path / "given")])
-    assert heard == []
-    assert [checkpoint.fingerprint for checkpoint in given] == [trained.fingerprint]
-    assert all(torch.equal(given[0].state[k], v) for k, v in trained.state.items())
+def test_a_given_teacher_is_not_trained(
+    train: Train, untrained: Callable[..., ModelCheckpoint], tmp_path: Path, events: list[Event]
+) -> None:
+    write_checkpoint(untrained(), tmp_path / "given")
+    entry = {"kind": "checkpoint", "folder": str(tmp_path / "given")}
+    (given,), history, card = train(given=[entry])
+    assert events == []
+    assert given.fingerprint == untrained().fingerprint
+    assert all(torch.equal(given.state[k], v) for k, v in untrained().state.items())
     assert history.empty
     assert list(history.columns) == ["replicate", "epoch", "step"]
+    assert card["fingerprints"] == [given.fingerprint]
 
 
-def test_a_model_of_mlflows_is_fetched_read_and_its_files_forgotten(
-    data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_of_logits_computed_elsewhere_there_is_a_card_and_no_checkpoint(
+    train: Train, data: LabelledImages, write_logits: Callable[..., TeacherParams]
 ) -> None:
-    class Head(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return images.float().flatten(1)[:, :3] / 10
+    ids = data.ids("transfer")
+    logits = np.random.default_rng(0).normal(size=(len(ids), 3)).astype(np.float32)
+    checkpoints, history, card = train(write_logits(ids, logits, data.images.class_names))
+    assert checkpoints == []
+    assert history.empty
+    assert card["architectures"] == ["imported logits"]
+    changed = write_logits(ids, logits + 1, data.images.class_names)
+    assert train(changed)[2]["fingerprints"] != card["fingerprints"]
 
+
+def test_a_model_of_mlflows_is_fetched_read_and_its_files_deleted(
+    train: Train, untrained: Callable[..., ModelCheckpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folders: list[Path] = []
 
-    def fetch(uri: str, folder: Path) -> dict[str, Any]:
+    def fetch(uri: str, folder: Path, store: Store) -> FetchedModel:
+        assert (uri, store) == ("models:/teacher/1", STORE)
         folders.append(folder)
-        example, batch = torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.export.Dim.AUTO
-        program = torch.export.export(Head(), (example,), dynamic_shapes=({0: batch},))
-        torch.export.save(program, folder / "model.pt2")
-        file = str(folder / "model.pt2")
-        return {
-            "format": "exported_program",
-            "file": file,
-            "class_names": ["high", "low", "middle"],
-        }
+        names = ("high", "low", "middle")
+        write_checkpoint(untrained(class_names=names), folder)
+        return FetchedModel(folder, "checkpoint", names)
 
     monkeypatch.setattr("kd_pipeline.tracking.fetch.fetch_model", fetch)
-    (given,), _ = train(*data, tmp_path, given=[{"kind": "mlflow", "uri": "models:/teacher/1"}])
+    (given,), *_ = train(given=[{"kind": "mlflow", "uri": "models:/teacher/1"}])
     assert given.class_names == ("low", "middle", "high")
     assert given.class_order == (1, 2, 0)
     assert [folder.exists() for folder in folders] == [False]
-
-
-def test_a_given_teacher_of_fewer_classes_is_refused(data: Any, tmp_path: Path) -> None:
-    (trained,), _ = train(*data, tmp_path)
-    write_checkpoint(trained, tmp_path / "given")
-    images, examples, splits = data
-    more = ImageSet(images.example_ids, images.pixels, (*images.class_names, "extra"))
-    with pytest.raises(CheckpointError, match="3 classes where the images have 4"):
-        train(more, examples, splits, tmp_path, given=[given_in(tmp_path / "given")])
-
-
-def test_the_card_outlives_the_weights(data: Any, tmp_path: Path) -> None:
-    checkpoints, _ = train(*data, tmp_path, num_members=2)
-    card = json.loads(json.dumps(describe_teacher(checkpoints)))
-    assert card == {
-        "fingerprints": [checkpoint.fingerprint for checkpoint in checkpoints],
-        "architectures": ["small_cnn", "small_cnn"],
-        "class_names": ["low", "middle", "high"],
-    }

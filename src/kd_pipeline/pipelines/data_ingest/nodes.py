@@ -11,14 +11,11 @@ def ingest_image_source(
 ) -> tuple[ImageSet, pd.DataFrame, pd.DataFrame]:
     """Read, check and hash all images of the source.
 
-    Args:
-        params: ``data_ingest`` in parameters_data_ingest.yml.
-
     Returns:
         The images; one row per image; one row per image that was left out, with its reason.
     """
     # Imported here: wiring the pipelines should not pay for Pillow and thread pools.
     from kd_pipeline.data.ingest import ingest_images
 
-    ingested = ingest_images(params.source.model_dump(), **params.model_dump(exclude={"source"}))
+    ingested = ingest_images(params)
     return ingested.images, ingested.examples, ingested.rejected

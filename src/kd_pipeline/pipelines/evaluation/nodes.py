@@ -1,13 +1,13 @@
 """Nodes of evaluation. torch and matplotlib are imported only when a node runs."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kd_pipeline.evaluation.comparison import compare
-from kd_pipeline.evaluation.report import markdown_report
 from kd_pipeline.evaluation.settings import EvaluationParams
 from kd_pipeline.soft_targets.settings import SoftTargetsParams
+from kd_pipeline.training.settings import TeacherParams
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,20 +23,15 @@ def evaluate_models(
     examples: pd.DataFrame,
     splits: pd.DataFrame,
     params: EvaluationParams,
-    mixing: SoftTargetsParams,
+    soft_target_params: SoftTargetsParams,
+    teacher_params: TeacherParams,
     teacher: list[ModelCheckpoint],
     **students: list[ModelCheckpoint],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read the test set, once, with the teacher and every replicate of every arm.
+    """Read the test set, once, with the teacher and every replicate of every student.
 
-    Args:
-        images: The pixels.
-        examples: The labels.
-        splits: Whose role `test` is read, every row of it.
-        params: `evaluation` in parameters_evaluation.yml.
-        mixing: `soft_targets` in parameters_soft_target_caching.yml: how members are mixed.
-        teacher: Its members; several are evaluated as one mixed model.
-        students: The replicates of each arm, by the arm's name.
+    The teacher's members are evaluated as one model. Where its logits were computed elsewhere it
+    has none, and `teacher_params` names the file.
 
     Returns:
         `predictions`, one row per role, replicate and example, and `metrics`, one row per role
@@ -45,61 +40,37 @@ def evaluate_models(
     Raises:
         StaleArtefactError: If a checkpoint was made from other data than is at hand.
     """
-    from kd_pipeline.data.splits import split_fingerprint
+    from kd_pipeline.data.dataset import LabelledImages
     from kd_pipeline.evaluation.freshness import check_fresh
-    from kd_pipeline.evaluation.test_set import TestReader, read_test_set
-    from kd_pipeline.soft_targets.ensemble import Mixing
+    from kd_pipeline.evaluation.test_set import read_test_set
+    from kd_pipeline.labelling.members import read_given_logits
 
-    members = Mixing(mixing.mixing, mixing.member_weights)
-    check_fresh(
-        teacher,
-        students,
-        images=images.fingerprint,
-        splits=split_fingerprint(splits),
-        class_names=images.class_names,
-        mixture=members.described(len(teacher)),
-    )
-    reader = TestReader(
-        images,
-        examples,
-        splits,
-        batch_size=params.batch_size,
-        device=params.device,
-        precision=params.precision,
-        num_bins=params.num_calibration_bins,
-    )
-    return read_test_set(reader, teacher, students, mixing=members)
+    data = LabelledImages(images, examples, splits)
+    members = teacher or read_given_logits(teacher_params.given_logits, data)
+    fingerprints = [member.fingerprint for member in members]
+    check_fresh(fingerprints, teacher, students, data.provenance, soft_target_params)
+    return read_test_set(data, members, students, params, soft_target_params)
 
 
 def compare_arms(
-    predictions: pd.DataFrame, metrics: pd.DataFrame, params: EvaluationParams
+    predictions: pd.DataFrame,
+    metrics: pd.DataFrame,
+    params: EvaluationParams,
+    run_identity: Mapping[str, str],
 ) -> dict[str, Any]:
     """Measure every arm against the baseline, in pairs.
 
-    Args:
-        predictions: As `evaluate_models` gives them.
-        metrics: As `evaluate_models` gives them.
-        params: `evaluation` in parameters_evaluation.yml.
+    The result names the group and environment of this Kedro run, its `run_identity`.
     """
-    return compare(
-        predictions,
-        metrics,
-        num_samples=params.num_bootstrap_samples,
-        confidence_level=params.confidence_level,
-        seed=params.seed,
-    )
+    from kd_pipeline.evaluation.comparison import compare
+
+    return compare(predictions, metrics, params, run_identity)
 
 
 def draw_figures(
     predictions: pd.DataFrame, comparison: dict[str, Any], examples: pd.DataFrame
 ) -> tuple[Figure, Figure, Figure, Figure]:
-    """Draw accuracy with intervals, reliability, confusion and the gain per class.
-
-    Args:
-        predictions: As `evaluate_models` gives them.
-        comparison: As `compare_arms` gives it.
-        examples: For the names of the classes.
-    """
+    """Draw accuracy with intervals, reliability, confusion and the gain per class."""
     from kd_pipeline.evaluation import figures
 
     named = examples.dropna(subset="label").drop_duplicates("label").sort_values("label")
@@ -108,15 +79,12 @@ def draw_figures(
         figures.accuracy_figure(comparison),
         figures.reliability_figure(predictions),
         figures.confusion_figure(predictions, class_names),
-        figures.class_gain_figure(predictions, class_names),
+        figures.class_gain_figure(predictions, comparison, class_names),
     )
 
 
-def write_report(comparison: dict[str, Any], metrics: pd.DataFrame) -> str:
-    """State the result in words, null results included.
+def write_report(comparison: dict[str, Any]) -> str:
+    """State the result in words, null results included."""
+    from kd_pipeline.evaluation.report import markdown_report
 
-    Args:
-        comparison: As `compare_arms` gives it.
-        metrics: As `evaluate_models` gives them.
-    """
-    return markdown_report(comparison, metrics)
+    return markdown_report(comparison)

@@ -15,23 +15,24 @@ from kd_pipeline.pipelines.evaluation.nodes import (
 _BASELINE = "student_baseline"
 _TEACHER = "teacher"
 _FIGURES = ("accuracy_figure", "reliability_figure", "confusion_figure", "class_gain_figure")
+_MEASURED = {"predictions": "predictions", "metrics": "metrics"}
 
 
-def create_pipeline(arms: Iterable[str]) -> Pipeline:
+def create_pipeline(students: Iterable[str]) -> Pipeline:
     """Wire the nodes; dataset names are those of catalog_evaluation.yml.
 
     Args:
-        arms: The student arms by name, `student_baseline` among them, in the order of the report.
+        students: By name, `student_baseline` among them, in the order of the report.
 
     Raises:
         ParameterError: If the baseline is missing: there would be nothing to compare with.
     """
-    names = tuple(arms)
+    names = tuple(students)
     if _BASELINE not in names:
-        raise ParameterError("arms", f"hold {_BASELINE}", names)
+        raise ParameterError("students", f"hold {_BASELINE}", names)
     # Parameter names of the function on the left, namespaced data on the right.
     checkpoints = {role: f"{role}.checkpoints" for role in (_TEACHER, *names)}
-    return Pipeline([_evaluate(checkpoints), *_compare_and_tell()])
+    return Pipeline([_evaluate(checkpoints), *_report()])
 
 
 def _evaluate(checkpoints: dict[str, str]) -> Node:
@@ -42,7 +43,8 @@ def _evaluate(checkpoints: dict[str, str]) -> Node:
             "examples": "examples",
             "splits": "splits",
             "params": "params:evaluation",
-            "mixing": "params:soft_targets",
+            "soft_target_params": "params:soft_targets",
+            "teacher_params": "params:teacher",
             **checkpoints,
         },
         outputs=["predictions", "metrics"],
@@ -50,15 +52,11 @@ def _evaluate(checkpoints: dict[str, str]) -> Node:
     )
 
 
-def _compare_and_tell() -> list[Node]:
+def _report() -> list[Node]:
     return [
         Node(
             func=compare_arms,
-            inputs={
-                "predictions": "predictions",
-                "metrics": "metrics",
-                "params": "params:evaluation",
-            },
+            inputs={**_MEASURED, "params": "params:evaluation", "run_identity": "run_identity"},
             outputs="comparison",
             name="compare_arms",
         ),
@@ -74,7 +72,7 @@ def _compare_and_tell() -> list[Node]:
         ),
         Node(
             func=write_report,
-            inputs={"comparison": "comparison", "metrics": "metrics"},
+            inputs={"comparison": "comparison"},
             outputs="report",
             name="write_report",
         ),

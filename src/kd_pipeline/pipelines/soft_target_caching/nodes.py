@@ -1,4 +1,4 @@
-"""Nodes of soft-target caching."""
+"""Nodes of soft-target caching, and of the inspection of a cache, which no student reads."""
 
 from typing import TYPE_CHECKING
 
@@ -6,15 +6,18 @@ import pandas as pd
 
 from kd_pipeline.labelling.settings import SoftTargetCachingParams
 from kd_pipeline.soft_targets.settings import SoftTargetsParams
+from kd_pipeline.training.settings import TeacherParams
 from kd_pipeline.views.settings import ViewsParams
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from kd_pipeline.data.images import ImageSet
     from kd_pipeline.models.checkpoint import ModelCheckpoint
     from kd_pipeline.soft_targets.parts_folder import PartsFolder
     from kd_pipeline.soft_targets.store import SoftTargets
 else:  # Kedro resolves every hint of a node to validate its parameters; these would import torch.
-    ImageSet = ModelCheckpoint = PartsFolder = SoftTargets = object
+    Figure = ImageSet = ModelCheckpoint = PartsFolder = SoftTargets = object
 
 
 def cache_soft_targets(
@@ -23,48 +26,69 @@ def cache_soft_targets(
     examples: pd.DataFrame,
     splits: pd.DataFrame,
     parts: PartsFolder,
-    params: SoftTargetCachingParams,
+    teacher: TeacherParams,
+    caching: SoftTargetCachingParams,
     views: ViewsParams,
-    reading: SoftTargetsParams,
+    soft_target_params: SoftTargetsParams,
 ) -> SoftTargets:
     """Label every view of the transfer set with every member's logits.
 
-    Logits are kept, not probabilities, so that temperature stays the student's choice.
+    Logits are kept, not probabilities, so that temperature stays the student's choice. Where a
+    least accuracy is set, the teacher is measured first, its members averaged as by
+    `soft_target_params`. Where its logits were computed elsewhere there are no `checkpoints`, and
+    `teacher` names the file. The store is made in `parts`, from what an interrupted run has left.
+    """
+    from kd_pipeline.data.dataset import LabelledImages
+    from kd_pipeline.labelling.accuracy_gate import check_accuracy
+    from kd_pipeline.labelling.members import read_given_logits
+    from kd_pipeline.labelling.soft_targets import label_transfer_set
 
-    Args:
-        checkpoints: The teacher; only read.
-        images: The pixels.
-        examples: The labels by which the teacher is judged, where a bar is set.
-        splits: Whose role `transfer` is labelled.
-        parts: Where the store is made, and what an interrupted run has left of it.
-        params: `soft_target_caching` in parameters_soft_target_caching.yml.
-        views: `views` in parameters_views.yml.
-        reading: `soft_targets`: members are judged as they will be mixed.
+    data = LabelledImages(images, examples, splits)
+    members = checkpoints or read_given_logits(teacher.given_logits, data)
+    check_accuracy(members, data, caching, soft_target_params)
+    return label_transfer_set(members, data, parts, caching, views)
+
+
+def summarise_soft_targets(
+    soft_targets: SoftTargets, examples: pd.DataFrame, soft_target_params: SoftTargetsParams
+) -> tuple[pd.DataFrame, pd.DataFrame, Figure, Figure]:
+    """Describe how soft the soft targets are, how often right, and which classes are confused.
+
+    All labels count, whether or not a student may use them.
 
     Returns:
-        The finished store where it was made; the catalog moves it into its place.
+        The summary, the confusable pairs, and the figures of entropy and of confidence.
     """
-    from kd_pipeline.data.splits import ids_with_role, split_fingerprint
-    from kd_pipeline.labelling.accuracy_gate import check_accuracy
-    from kd_pipeline.labelling.soft_targets import label_transfer_set
-    from kd_pipeline.soft_targets.ensemble import Mixing
-    from kd_pipeline.views import ViewPolicy
+    from kd_pipeline.evaluation.soft_target_figures import confidence_figure, entropy_figure
+    from kd_pipeline.soft_targets import inspection
 
-    mixing, num_views = Mixing(reading.mixing, reading.member_weights), views.num_cached_views()
-    computing = params.model_dump(include={"batch_size", "device", "precision"})
-    if params.min_validation_accuracy is not None:
-        bar = params.min_validation_accuracy
-        check_accuracy(checkpoints, images, examples, splits, bar=bar, mixing=mixing, **computing)
-    return label_transfer_set(
-        checkpoints,
-        images,
-        ids_with_role(splits, "transfer"),
-        parts=parts,
-        splits_fingerprint=split_fingerprint(splits),
-        policy=ViewPolicy(**views.policy_arguments()),
-        num_views=num_views,
-        rows_per_part=params.rows_per_part,
-        top_k=params.top_k,
-        temperature=params.temperature,
-        **computing,
+    sample = inspection.sample(soft_targets, soft_target_params)
+    labels = inspection.known_labels(examples)
+    table = inspection.summarise(sample, labels)
+    histogram = inspection.confidence_histogram(sample, labels)
+    temperature = float(table["confidence_temperature"].iloc[0])
+    return (
+        table,
+        inspection.most_confusable_pairs(sample, labels),
+        entropy_figure(table),
+        confidence_figure(histogram, temperature=temperature),
     )
+
+
+def draw_soft_targets(
+    soft_targets: SoftTargets,
+    images: ImageSet,
+    examples: pd.DataFrame,
+    soft_target_params: SoftTargetsParams,
+    views: ViewsParams,
+) -> Figure:
+    """Draw some views as they were labelled, beside their most likely classes."""
+    from kd_pipeline.evaluation.soft_target_figures import grid_figure, render_picks
+    from kd_pipeline.soft_targets import inspection
+    from kd_pipeline.views import ViewRenderer
+
+    sample = inspection.sample(soft_targets, soft_target_params)
+    picks = inspection.pick_examples(sample, inspection.known_labels(examples))
+    pixels = images.reader(soft_targets.example_ids, device="cpu")
+    pictures = render_picks(picks, ViewRenderer(views.policy, pixels, partners=pixels))
+    return grid_figure(picks, pictures, images.class_names)

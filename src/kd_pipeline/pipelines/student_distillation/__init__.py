@@ -1,5 +1,9 @@
-"""Student distillation: images + splits (+ soft_targets) -> checkpoints, one namespace per arm."""
+"""Student distillation: images + splits (+ soft targets) -> checkpoints, by student."""
 
-from kd_pipeline.pipelines.student_distillation.pipeline import create_pipeline
+from kd_pipeline.pipelines.student_distillation.pipeline import (
+    Student,
+    create_pipeline,
+    teaching_students,
+)
 
-__all__ = ["create_pipeline"]
+__all__ = ["Student", "create_pipeline", "teaching_students"]

@@ -1,24 +1,26 @@
 """Nodes of student distillation. Only the one for a live teacher ever opens the teacher."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from kd_pipeline.labelling.settings import SoftTargetCachingParams
 from kd_pipeline.soft_targets.settings import SoftTargetsParams
-from kd_pipeline.training.block_settings import ArmParams, StudentParams
+from kd_pipeline.training.settings import ArmParams, StudentParams
 from kd_pipeline.views.settings import ViewsParams
 
 if TYPE_CHECKING:
+    from kd_pipeline.data.dataset import LabelledImages
     from kd_pipeline.data.images import ImageSet
     from kd_pipeline.models.checkpoint import ModelCheckpoint
     from kd_pipeline.models.state_folder import StateFolder
-    from kd_pipeline.soft_targets.ensemble import Mixing
     from kd_pipeline.soft_targets.store import SoftTargets
     from kd_pipeline.training.teacher_sources import Teacher
 else:  # Kedro resolves every hint of a node to validate its parameters; these would import torch.
-    ImageSet = ModelCheckpoint = StateFolder = SoftTargets = Mixing = Teacher = object
+    ImageSet = ModelCheckpoint = StateFolder = SoftTargets = object
 
 
 def train_on_labels(
@@ -29,24 +31,20 @@ def train_on_labels(
     student: StudentParams,
     arm: ArmParams,
     views: ViewsParams,
-    reading: SoftTargetsParams,
+    soft_target_params: SoftTargetsParams,
 ) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
     """Train the replicates of an arm that has no teacher.
 
-    Args:
-        images: The pixels.
-        examples: The labels.
-        splits: Which rows are open to students, and which of their labels.
-        training_states: From which a killed run resumes.
-        student: `student`, what all arms share.
-        arm: The arm's own block.
-        views: `views`, what all arms see.
-        reading: `soft_targets`: only told, so that all arms have the same parameters.
+    All arms share `student` and `views`; a killed run resumes from `training_states`.
+    `soft_target_params` are only logged, so that all arms have the same parameters.
 
     Returns:
         One checkpoint per replicate, and the history.
     """
-    return _train(images, examples, splits, training_states, student, arm, views, reading, None)
+    from kd_pipeline.data.dataset import LabelledImages
+
+    data = LabelledImages(images, examples, splits)
+    return _train(data, student, arm, views, training_states, soft_target_params)
 
 
 def train_on_soft_targets(
@@ -59,33 +57,18 @@ def train_on_soft_targets(
     student: StudentParams,
     arm: ArmParams,
     views: ViewsParams,
-    reading: SoftTargetsParams,
+    soft_target_params: SoftTargetsParams,
 ) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
-    """Train the replicates of an arm that learns from the teacher's cached logits.
+    """Train, as `train_on_labels`, an arm that learns from a teacher's cached logits.
 
-    Args:
-        images: The pixels.
-        examples: The labels.
-        splits: Which rows are open to students, and which of their labels.
-        soft_targets: The cache; refused unless it matches all the others.
-        teacher_card: The identity of the teacher that is in force; not its weights.
-        training_states: From which a killed run resumes.
-        student: `student`, what all arms share.
-        arm: The arm's own block.
-        views: `views`, what all arms see.
-        reading: `soft_targets`, how members are mixed and a tail is read.
-
-    Returns:
-        One checkpoint per replicate, and the history.
+    The cache is refused unless it was made from this run's data by the teacher of the card.
     """
-    from kd_pipeline.soft_targets.manifest import check_provenance
+    from kd_pipeline.data.dataset import LabelledImages
     from kd_pipeline.training.teacher_sources import CachedTeacher
 
-    check_provenance(
-        soft_targets.manifest.provenance, teacher_fingerprints=teacher_card["fingerprints"]
-    )
-    teacher = CachedTeacher(soft_targets, _mixing(reading), reading.tail)
-    return _train(images, examples, splits, training_states, student, arm, views, reading, teacher)
+    data = LabelledImages(images, examples, splits)
+    teacher = CachedTeacher(soft_targets, soft_target_params, teacher_card["fingerprints"])
+    return _train(data, student, arm, views, training_states, soft_target_params, teacher)
 
 
 def train_on_live_teacher(
@@ -97,81 +80,62 @@ def train_on_live_teacher(
     student: StudentParams,
     arm: ArmParams,
     views: ViewsParams,
-    reading: SoftTargetsParams,
+    soft_target_params: SoftTargetsParams,
     caching: SoftTargetCachingParams,
 ) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
-    """Train the replicates of an arm beside which the teacher runs, batch by batch.
+    """Train, as `train_on_labels`, an arm beside which the teacher runs, batch by batch.
 
-    Args:
-        images: The pixels.
-        examples: The labels.
-        splits: Which rows are open to students, and which of their labels.
-        checkpoints: The teacher's members.
-        training_states: From which a killed run resumes.
-        student: `student`, what all arms share.
-        arm: The arm's own block.
-        views: `views`, what all arms see; `num_views: null` shows a fresh one in every pass.
-        reading: `soft_targets`, how members are mixed.
-        caching: For the precision in which a teacher labels, and the bar that it must reach.
-
-    Returns:
-        One checkpoint per replicate, and the history.
-
-    Raises:
-        TeacherTooWeakError: If `soft_target_caching.min_validation_accuracy` is not reached.
+    The teacher's precision and least accuracy are those of `caching`.
     """
+    from kd_pipeline.data.dataset import LabelledImages
     from kd_pipeline.labelling.accuracy_gate import check_accuracy
     from kd_pipeline.training.teacher_sources import LiveTeacher
 
-    mixing, bar = _mixing(reading), caching.min_validation_accuracy
-    if bar is not None:
-        computing = caching.model_dump(include={"batch_size", "device", "precision"})
-        check_accuracy(checkpoints, images, examples, splits, bar=bar, mixing=mixing, **computing)
-    teacher = LiveTeacher(checkpoints, mixing, caching.precision)
-    return _train(images, examples, splits, training_states, student, arm, views, reading, teacher)
-
-
-def _mixing(reading: SoftTargetsParams) -> Mixing:
-    from kd_pipeline.soft_targets.ensemble import Mixing
-
-    return Mixing(reading.mixing, reading.member_weights)
+    data = LabelledImages(images, examples, splits)
+    # First, as it refuses imported logits, which the accuracy alone would not show.
+    teacher = LiveTeacher(checkpoints, soft_target_params, caching.precision)
+    check_accuracy(checkpoints, data, caching, soft_target_params)
+    return _train(data, student, arm, views, training_states, soft_target_params, teacher)
 
 
 def _train(
-    images: ImageSet,
-    examples: pd.DataFrame,
-    splits: pd.DataFrame,
-    training_states: StateFolder,
+    data: "LabelledImages",
     student: StudentParams,
     arm: ArmParams,
     views: ViewsParams,
-    reading: SoftTargetsParams,
-    teacher: Teacher | None,
+    states: StateFolder,
+    soft_target_params: SoftTargetsParams,
+    teacher: "Teacher | None" = None,
 ) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
-    from kd_pipeline.losses.objective import Objective
-    from kd_pipeline.training.data import TrainingData
-    from kd_pipeline.training.settings import TrainingSettings
     from kd_pipeline.training.students import train_students
-    from kd_pipeline.views import ViewPolicy
 
-    shared, own = student.model_dump(mode="json"), arm.model_dump(mode="json")
-    told = {"views": views.model_dump(mode="json"), "soft_targets": reading.model_dump(mode="json")}
-    checkpoints, history = train_students(
-        TrainingData(images, examples, splits),
-        teacher=teacher,
-        objective=Objective(
-            soft_weight=arm.soft_weight,
-            soft_loss=arm.soft_loss,
-            temperature=arm.temperature,
-            label_smoothing=arm.label_smoothing,
-        ),
-        model=shared["model"],
-        settings=TrainingSettings(**shared["training"]),
-        seed=student.seed,
-        num_replicates=student.num_replicates,
-        policy=ViewPolicy(**views.policy_arguments()),
-        num_views=views.num_views,
-        parameters={**shared, **own, **told},
-        states=training_states,
+    logged = {"soft_targets": soft_target_params.model_dump(mode="json")}
+    return train_students(
+        data, student, arm, views, teacher=teacher, states=states, parameters=logged
     )
-    return checkpoints, history
+
+
+def make_trainer_of_teaching_student(
+    name: str, train: Callable[..., tuple[list[ModelCheckpoint], pd.DataFrame]]
+) -> Callable[..., tuple[list[ModelCheckpoint], pd.DataFrame, dict[str, Any]]]:
+    """Make the node function of a student that teaches others, such as a teacher assistant.
+
+    Its name is part of its seeds: it starts from weights of its own, while all students that are
+    compared start alike. It trains as `train` does, and returns the student's card too.
+    """
+
+    @wraps(train)
+    def train_teaching_student(
+        *, images: ImageSet, student: StudentParams, **rest: Any
+    ) -> tuple[list[ModelCheckpoint], pd.DataFrame, dict[str, Any]]:
+        from kd_pipeline.labelling.members import identity_card
+        from kd_pipeline.randomness import derive_seed
+
+        # The spelling of the keys is part of every seed.
+        own = student.model_copy(update={"seed": derive_seed(student.seed, "hop", name)})
+        checkpoints, history = train(images=images, student=own, **rest)
+        return checkpoints, history, identity_card(checkpoints, images.class_names)
+
+    # Kedro reads the order and the types of a node's inputs off the signature.
+    vars(train_teaching_student)["__signature__"] = inspect.signature(train)
+    return train_teaching_student

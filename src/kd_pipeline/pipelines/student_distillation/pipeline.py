@@ -1,67 +1,92 @@
-"""Student distillation: one namespace per arm, all wired alike."""
+"""Student distillation: one namespace per student, all wired alike."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
+from kd_pipeline.errors import ParameterError
 from kd_pipeline.pipelines.student_distillation.nodes import (
+    make_trainer_of_teaching_student,
     train_on_labels,
     train_on_live_teacher,
     train_on_soft_targets,
 )
 
-_SHARED = {
-    "images": "images",
-    "examples": "examples",
-    "splits": "splits",
+LABELS, TEACHER = "labels", "teacher"
+_DATA = {"images": "images", "examples": "examples", "splits": "splits"}
+_OWN = {
     "training_states": "training_states",
     "student": "params:student",
     "arm": "params:arm",
     "views": "params:views",
-    "reading": "params:soft_targets",
-}
-_NODE = "train_student"
-_FROM_OUTSIDE = {"images", "examples", "splits"}
-
-# What an arm learns from: its node, and what that takes besides what all arms take.
-_SOURCES: dict[str, tuple[Callable[..., Any], dict[str, str]]] = {
-    "labels": (train_on_labels, {}),
-    "cache": (
-        train_on_soft_targets,
-        {"soft_targets": "soft_targets", "teacher_card": "teacher.card"},
-    ),
-    "live": (train_on_live_teacher, {"checkpoints": "teacher.checkpoints"}),
+    "soft_target_params": "params:soft_targets",
 }
 
 
-def create_pipeline(arms: Mapping[str, str]) -> Pipeline:
-    """Wire one node per arm; dataset names are those of catalog_student_distillation.yml.
+@dataclass(frozen=True)
+class Student:
+    """One way to train a student: a line in the registry; the YAML block of its name sets it up."""
 
-    Args:
-        arms: Each arm's name, and what it learns from: `labels`, `cache` or `live`.
+    name: str
+    learns_from: str = TEACHER
+    """`labels` alone, the `teacher`, or another student by its name."""
+    live: bool = False
+    """Whether the teacher runs beside the student instead of being read from its cache."""
+
+
+def teaching_students(students: Sequence[Student]) -> list[str]:
+    """Names of the students that others learn from."""
+    taught_by = {student.learns_from for student in students}
+    return [student.name for student in students if student.name in taught_by]
+
+
+def create_pipeline(students: Sequence[Student]) -> Pipeline:
+    """Wire one node per student; dataset names are those of catalog_student_distillation.yml.
+
+    Raises:
+        ParameterError: If a name is there twice, or a student learns from what is not there.
     """
-    return sum((_arm(name, source) for name, source in arms.items()), Pipeline([]))
+    names = [student.name for student in students]
+    if len({*names, LABELS, TEACHER}) < len(names) + 2:
+        raise ParameterError("students", f"have names of their own, not {LABELS}, {TEACHER}", names)
+    for one in students:
+        sources = [TEACHER, *names] if one.live else [LABELS, TEACHER, *names]
+        if one.learns_from not in sources:
+            rule = f"be one of {', '.join(sources)}"
+            raise ParameterError(f"{one.name}.learns_from", rule, one.learns_from)
+    teaching = teaching_students(students)
+    return sum((_wire(one, teaches=one.name in teaching) for one in students), Pipeline([]))
 
 
-def _arm(name: str, source: str) -> Pipeline:
-    function, teacher = _SOURCES[source]
+def _wire(student: Student, *, teaches: bool) -> Pipeline:
+    source, outputs = student.learns_from, ["checkpoints", "history"]
+    function: Callable[..., Any]
     # The teacher's data keep their names; inside the namespace they have names of their own.
-    inside = {parameter: f"{parameter}_of_teacher" for parameter in teacher}
-    inputs = {**_SHARED, **inside}
-    if source == "live":
-        inputs["caching"] = "params:soft_target_caching"
-    node = Node(func=function, inputs=inputs, outputs=["checkpoints", "history"], name=_NODE)
+    taught: dict[str, tuple[str, str]] = {}
+    extra: dict[str, str] = {}
+    if source == LABELS:
+        function = train_on_labels
+    elif student.live:
+        function = train_on_live_teacher
+        taught = {"checkpoints": ("checkpoints_of_teacher", f"{source}.checkpoints")}
+        extra = {"caching": "params:soft_target_caching"}
+    else:
+        function = train_on_soft_targets
+        cache = "soft_targets" if source == TEACHER else f"{source}.soft_targets"
+        taught = {
+            "soft_targets": ("soft_targets_of_teacher", cache),
+            "teacher_card": ("card_of_teacher", f"{source}.card"),
+        }
+    if teaches:
+        function = make_trainer_of_teaching_student(student.name, function)
+        outputs = [*outputs, "card"]
+    inputs = {**_DATA, **_OWN, **extra, **{name: inside for name, (inside, _) in taught.items()}}
+    parameters = {value for value in inputs.values() if value.startswith("params:")}
     return Pipeline(
-        [node],
-        namespace=name,
-        inputs={
-            **{dataset: dataset for dataset in _FROM_OUTSIDE},
-            **{inside[parameter]: dataset for parameter, dataset in teacher.items()},
-        },
-        parameters={
-            value: f"params:{name}" if value == "params:arm" else value
-            for value in inputs.values()
-            if value.startswith("params:")
-        },
+        [Node(func=function, inputs=inputs, outputs=outputs, name="train_student")],
+        namespace=student.name,
+        inputs={**_DATA, **dict(taught.values())},
+        parameters={v: f"params:{student.name}" if v == "params:arm" else v for v in parameters},
     )

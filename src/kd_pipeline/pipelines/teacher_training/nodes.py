@@ -1,17 +1,18 @@
-"""Nodes of teacher training."""
+"""Node of teacher training."""
 
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kd_pipeline.training.block_settings import TeacherParams
+from kd_pipeline.training.settings import TeacherParams
 
 if TYPE_CHECKING:
     from kd_pipeline.data.images import ImageSet
     from kd_pipeline.models.checkpoint import ModelCheckpoint
     from kd_pipeline.models.state_folder import StateFolder
+    from kd_pipeline.tracking.store import Store
 else:  # Kedro resolves every hint of a node to validate its parameters; these would import torch.
-    ImageSet = ModelCheckpoint = StateFolder = object
+    ImageSet = ModelCheckpoint = StateFolder = Store = object
 
 
 def train_teacher(
@@ -19,54 +20,32 @@ def train_teacher(
     examples: pd.DataFrame,
     splits: pd.DataFrame,
     training_states: StateFolder,
+    tracking_store: Store,
     params: TeacherParams,
-) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
-    """Train the teacher's members, or adopt given ones.
+) -> tuple[list[ModelCheckpoint], pd.DataFrame, dict[str, Any]]:
+    """Train the teacher's members on the role `teacher_train`, or adopt given ones.
 
-    Args:
-        images: The pixels.
-        examples: The labels.
-        splits: Whose role `teacher_train` is trained on.
-        training_states: From which a killed run resumes.
-        params: `teacher` in parameters_teacher_training.yml.
+    A killed run resumes from `training_states`; given teachers in MLflow are fetched from
+    `tracking_store`.
 
     Returns:
-        One checkpoint per member, and the history (empty for given teachers).
+        One checkpoint per member (none where its logits were computed elsewhere), the history
+        (empty for given teachers), and a card with the members' fingerprints: students check
+        their soft targets against it, and so never need the teacher's weights.
     """
+    from kd_pipeline.data.dataset import LabelledImages
+    from kd_pipeline.labelling.members import identity_card, read_given_logits
     from kd_pipeline.tracking.fetch import fetched
-    from kd_pipeline.training.data import TrainingData
-    from kd_pipeline.training.settings import TrainingSettings
     from kd_pipeline.training.teachers import HISTORY_COLUMNS, adopt_given, train_teachers
 
-    data = TrainingData(images, examples, splits)
-    settings = params.model_dump(mode="json")
+    data = LabelledImages(images, examples, splits)
+    no_history = pd.DataFrame(columns=HISTORY_COLUMNS)
+    if params.given_logits:
+        imported = read_given_logits(params.given_logits, data)
+        return [], no_history, identity_card(imported, images.class_names)
     if params.given:
-        with fetched(settings["given"]) as given:
-            return adopt_given(data, given), pd.DataFrame(columns=HISTORY_COLUMNS)
-    checkpoints, history = train_teachers(
-        data,
-        model=settings["model"],
-        pretrained=settings["pretrained"],
-        settings=TrainingSettings(**settings["training"]),
-        label_smoothing=params.label_smoothing,
-        transforms=settings["transforms"],
-        seed=params.seed,
-        num_members=params.num_members,
-        parameters=settings,
-        states=training_states,
-    )
-    return checkpoints, history
-
-
-def describe_teacher(checkpoints: list[ModelCheckpoint]) -> dict[str, Any]:
-    """Put the teacher's identity on a card that outlives its weights.
-
-    The students check their soft targets against the card, so that a cache of an older teacher
-    is refused and yet the teacher's own files are never opened.
-
-    Args:
-        checkpoints: One per member.
-    """
-    from kd_pipeline.models.checkpoint import identity_card
-
-    return identity_card(checkpoints)
+        with fetched(params.given, tracking_store) as models:
+            checkpoints = adopt_given(data, params.given, models)
+        return checkpoints, no_history, identity_card(checkpoints, images.class_names)
+    checkpoints, history = train_teachers(data, params, training_states)
+    return checkpoints, history, identity_card(checkpoints, images.class_names)

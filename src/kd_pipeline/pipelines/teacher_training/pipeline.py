@@ -2,35 +2,27 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from kd_pipeline.pipelines.teacher_training.nodes import describe_teacher, train_teacher
+from kd_pipeline.pipelines.teacher_training.nodes import train_teacher
 
-NAMESPACE = "teacher"
+_SHARED = ("images", "examples", "splits", "tracking_store")
 
 
 def create_pipeline() -> Pipeline:
-    """Wire the nodes; dataset names are those of catalog_teacher_training.yml."""
+    """Wire the node; dataset names are those of catalog_teacher_training.yml."""
     return Pipeline(
         [
             Node(
                 func=train_teacher,
                 inputs={
-                    "images": "images",
-                    "examples": "examples",
-                    "splits": "splits",
+                    **{name: name for name in _SHARED},
                     "training_states": "training_states",
                     "params": "params:teacher",
                 },
-                outputs=["checkpoints", "history"],
+                outputs=["checkpoints", "history", "card"],
                 name="train_teacher",
             ),
-            Node(
-                func=describe_teacher,
-                inputs={"checkpoints": "checkpoints"},
-                outputs="card",
-                name="describe_teacher",
-            ),
         ],
-        namespace=NAMESPACE,
-        inputs={"images", "examples", "splits"},
+        namespace="teacher",
+        inputs=set(_SHARED),
         parameters={"params:teacher"},
     )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from kd_pipeline.labelling.settings import SoftTargetCachingParams, SoftTargetVerificationParams
+from kd_pipeline.training.settings import TeacherParams
 from kd_pipeline.views.settings import ViewsParams
 
 if TYPE_CHECKING:
@@ -19,36 +20,22 @@ def verify_soft_targets(
     soft_targets: SoftTargets,
     checkpoints: list[ModelCheckpoint],
     images: ImageSet,
+    examples: pd.DataFrame,
     splits: pd.DataFrame,
     params: SoftTargetVerificationParams,
+    teacher: TeacherParams,
     caching: SoftTargetCachingParams,
     views: ViewsParams,
 ) -> dict[str, Any]:
     """Label random rows again and refuse a cache that holds something else.
 
-    Args:
-        soft_targets: The cache.
-        checkpoints: The teacher; only read.
-        images: The pixels.
-        splits: The cache must belong to them.
-        params: `soft_target_verification` in parameters_verify_soft_targets.yml.
-        caching: `soft_target_caching`: rows are labelled as they were for the cache.
-        views: `views` in parameters_views.yml.
+    Where the teacher's logits were computed elsewhere there are no `checkpoints`: the file that
+    `teacher` names is read again. `caching` is how the rows were labelled for the cache.
     """
-    from kd_pipeline.data.splits import split_fingerprint
+    from kd_pipeline.data.dataset import LabelledImages
     from kd_pipeline.labelling import verification
-    from kd_pipeline.views import ViewPolicy
+    from kd_pipeline.labelling.members import read_given_logits
 
-    return verification.verify_soft_targets(
-        soft_targets,
-        checkpoints,
-        images,
-        splits_fingerprint=split_fingerprint(splits),
-        policy=ViewPolicy(**views.policy_arguments()),
-        num_views=views.num_cached_views(),
-        seed=params.seed,
-        num_rows=params.num_rows,
-        batch_size=caching.batch_size,
-        device=caching.device,
-        precision=caching.precision,
-    )
+    data = LabelledImages(images, examples, splits)
+    members = checkpoints or read_given_logits(teacher.given_logits, data)
+    return verification.verify_soft_targets(soft_targets, members, data, params, caching, views)

@@ -1,6 +1,6 @@
 """Verification: soft_targets + teacher.checkpoints + images -> soft_target_verification.
 
-Not part of `distill`: it asks for the teacher once more, long after caching if need be.
+Not part of `distill`: it runs the teacher once more, long after caching if need be.
 """
 
 from kedro.pipeline import Node, Pipeline
@@ -18,8 +18,10 @@ def create_pipeline() -> Pipeline:
                     "soft_targets": "soft_targets",
                     "checkpoints": "checkpoints",
                     "images": "images",
+                    "examples": "examples",
                     "splits": "splits",
                     "params": "params:soft_target_verification",
+                    "teacher": "params:teacher",
                     "caching": "params:soft_target_caching",
                     "views": "params:views",
                 },

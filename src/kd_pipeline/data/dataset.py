@@ -1,0 +1,50 @@
+"""Images, their labels and their splits: everything that a stage works on."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from kd_pipeline.data.images import ImageSet
+from kd_pipeline.data.splits import ids_with_role, split_fingerprint
+
+NO_LABEL = -1
+"""In place of the label of an example that has none; `losses.hard` has the same constant."""
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images with the tables `examples` and `splits`."""
+
+    images: ImageSet
+    examples: pd.DataFrame
+    splits: pd.DataFrame
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Class names and fingerprints, to check an artefact made from these data against."""
+        return {
+            "class_names": list(self.images.class_names),
+            "images": self.images.fingerprint,
+            "splits": split_fingerprint(self.splits),
+        }
+
+    def ids(self, role: str) -> NDArray[np.int64]:
+        """Example ids of one role, ascending."""
+        return ids_with_role(self.splits, role)
+
+    def labels_of(self, example_ids: ArrayLike) -> Tensor:
+        """Labels int64 [n] of examples int64 [n], `NO_LABEL` where there is none."""
+        labels = self.examples.set_index("example_id")["label"].reindex(example_ids)
+        return torch.from_numpy(labels.fillna(NO_LABEL).to_numpy(np.int64, copy=True))
+
+    def labelled(self, role: str) -> tuple[NDArray[np.int64], Tensor]:
+        """Example ids, ascending, and labels of those rows of a role that have a label."""
+        ids = self.ids(role)
+        labels = self.labels_of(ids)
+        known = labels != NO_LABEL
+        return ids[known.numpy()], labels[known]

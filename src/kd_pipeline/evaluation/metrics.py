@@ -1,0 +1,162 @@
+"""The metrics of a model on the test set: one record each.
+
+A new metric takes one record: it is then in metrics.csv and in MLflow and, as the record's fields
+have it, in comparison.json and in the tables of the report and the terminal.
+torch is imported by the functions: tables need the records alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from kd_pipeline.errors import DataError
+from kd_pipeline.evaluation import numbers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TOP_K = 5
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledLogits:
+    """One model's logits on the test set, and what they are measured against."""
+
+    logits: Tensor  # float32 [num_examples, num_classes]
+    labels: Tensor  # int64 [num_examples]
+    teacher_logits: Tensor | None  # as `logits`; None where there is no agreement to measure
+    num_bins: int  # of the calibration error
+
+    def __post_init__(self) -> None:
+        """Refuse logits that are not finite."""
+        if not self.logits.isfinite().all():
+            raise DataError("`logits` must be finite, got NaN or infinity")
+
+    @property
+    def num_classes(self) -> int:
+        """Width of `logits`."""
+        return self.logits.shape[1]
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """float64 [num_examples, num_classes]."""
+        return self.logits.double().softmax(dim=1)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number per model: how it is computed, and where and how it is shown."""
+
+    name: str  # as in MLflow
+    compute: Callable[[LabelledLogits], float]
+    show: Callable[[Mapping[str, Any]], str] = numbers.decimals
+    heading: str = ""  # in the report's table, where it has one
+    short_heading: str = ""  # in the terminal's
+    summarised: bool = False  # in comparison.json, as tables need it
+    lower_is_better: bool = False
+    against_teacher: bool = False  # NaN without the teacher's logits
+    per_example: Callable[[pd.DataFrame], pd.Series] | None = None
+    """Its value per row of `predictions`, where students are compared by it in pairs."""
+
+    @property
+    def key(self) -> str:
+        """The name in comparison.json."""
+        return self.name.removeprefix("test/")
+
+
+def _accuracy(model: LabelledLogits, *, top_k: int = 1) -> float:
+    from torchmetrics.functional.classification import multiclass_accuracy
+
+    k, data = min(top_k, model.num_classes), (model.probabilities, model.labels)
+    share = multiclass_accuracy(*data, model.num_classes, average="micro", top_k=k)
+    return share.double().item()
+
+
+def _errors(model: LabelledLogits) -> int:
+    return int((model.probabilities.argmax(dim=1) != model.labels).sum())
+
+
+def _nll(model: LabelledLogits) -> float:
+    """In nats."""
+    from torch.nn.functional import cross_entropy
+
+    return cross_entropy(model.logits.double(), model.labels).item()
+
+
+def _ece(model: LabelledLogits) -> float:
+    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599)."""
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    data = (model.probabilities, model.labels, model.num_classes)
+    return multiclass_calibration_error(*data, n_bins=model.num_bins, norm="l1").double().item()
+
+
+def _brier(model: LabelledLogits) -> float:
+    """Sum over classes of the squared difference to the one-hot label, in [0, 2]."""
+    from torch.nn.functional import one_hot
+
+    wanted = one_hot(model.labels, model.num_classes)
+    return (model.probabilities - wanted).square().sum(dim=1).mean().item()
+
+
+def _teacher_agreement(model: LabelledLogits) -> float:
+    """Share of examples on which both predict the same class (Stanton 2021, arXiv:2106.05945)."""
+    if model.teacher_logits is None:
+        return math.nan
+    same = model.logits.argmax(dim=1) == model.teacher_logits.argmax(dim=1)
+    return same.double().mean().item()
+
+
+def _teacher_kl(model: LabelledLogits) -> float:
+    """Mean KL(teacher || student) in nats, at temperature 1."""
+    from torch.nn.functional import kl_div
+
+    if model.teacher_logits is None:
+        return math.nan
+    student = model.logits.double().log_softmax(dim=1)
+    teacher = model.teacher_logits.double().log_softmax(dim=1)
+    # Rounding leaves about -1e-17 where the two are equal.
+    return max(0.0, kl_div(student, teacher, reduction="batchmean", log_target=True).item())
+
+
+METRICS = (
+    Metric("test/accuracy", _accuracy, numbers.percent, "accuracy %", "accuracy %", summarised=True,
+           per_example=lambda rows: rows["predicted"] == rows["label"]),
+    Metric("test/top5_accuracy", lambda model: _accuracy(model, top_k=TOP_K)),
+    Metric("test/errors", _errors, numbers.count, "errors", summarised=True),
+    Metric("test/nll", _nll, numbers.decimals, "NLL", "NLL", summarised=True,
+           per_example=lambda rows: rows["nll"], lower_is_better=True),
+    Metric("test/ece", _ece, numbers.decimals, "ECE", "ECE", summarised=True),
+    Metric("test/brier", _brier),
+    Metric("test/teacher_agreement", _teacher_agreement, numbers.percent,
+           "agreement with the teacher %", "agreement %", summarised=True, against_teacher=True),
+    Metric("test/teacher_kl", _teacher_kl, against_teacher=True),
+)  # fmt: skip
+
+
+def measure(model: LabelledLogits) -> dict[str, float]:
+    """All metrics by name; NaN for those against the teacher where there is none."""
+    return {metric.name: metric.compute(model) for metric in METRICS}
+
+
+def example_table(model: LabelledLogits) -> pd.DataFrame:
+    """One row per example: label, predicted class, its probability, NLL in nats, in the top 5."""
+    log_probs = model.logits.double().log_softmax(dim=1)
+    confidence, predicted = log_probs.exp().max(dim=1)
+    best = log_probs.topk(min(TOP_K, model.num_classes), dim=1).indices
+    labels = model.labels[:, None]
+    return pd.DataFrame(
+        {
+            "label": model.labels.numpy(),
+            "predicted": predicted.numpy(),
+            "confidence": confidence.numpy(),
+            "nll": -log_probs.gather(1, labels)[:, 0].numpy(),
+            "in_top5": (best == labels).any(dim=1).numpy(),
+        }
+    )

@@ -1,0 +1,181 @@
+"""What one of a run's nodes would refuse later is refused before the first."""
+
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import pytest
+from kedro.io import DataCatalog, MemoryDataset
+
+from kd_pipeline.data.images import ImageSet
+from kd_pipeline.errors import CheckpointError, ParameterError
+from kd_pipeline.hooks.guards import (
+    check_checkpoints,
+    check_settings,
+    check_trainings,
+    training_nodes,
+)
+from kd_pipeline.losses.distillation import SOFT_LOSSES
+from kd_pipeline.pipeline_registry import register_pipelines
+
+TRAINING = {"num_epochs": 1, "device": "cpu"}
+BLOCKS: dict[str, dict[str, Any]] = {
+    "views": {},
+    "soft_targets": {},
+    "soft_target_caching": {},
+    "teacher": {"model": {"name": "mlp"}, "training": TRAINING},
+    "student": {"model": {"name": "mlp"}, "training": TRAINING},
+    "student_kd": {"soft_weight": 1.0},
+    "student_baseline": {"soft_weight": 0.0},
+    "student_smoothed": {"soft_weight": 0.0, "label_smoothing": 0.1},
+    "student_pseudo": {"soft_weight": 1.0, "soft_loss": "pseudo_label"},
+    "student_live": {"soft_weight": 1.0},
+    "assistant": {"soft_weight": 1.0, "num_replicates": 1},
+    "student_assisted": {"soft_weight": 1.0},
+    "generation_1": {"soft_weight": 1.0, "num_replicates": 1},
+    "generation_2": {"soft_weight": 1.0, "num_replicates": 1},
+    "generation_3": {"soft_weight": 1.0},
+}
+FRESH = {"views": {"num_views": None, "transforms": [{"name": "horizontal_flip"}]}}
+TOP_K = {"soft_target_caching": {"top_k": 3, "temperature": 4.0}}
+LOGITS = {"num_members": 1, "given": [{"kind": "logits", "file": "logits.npz"}]}
+
+
+def catalog_of(data: dict[str, Any], **changes: dict[str, Any]) -> DataCatalog:
+    blocks = {name: block | changes.get(name, {}) for name, block in BLOCKS.items()}
+    entries = data | {f"params:{name}": block for name, block in blocks.items()}
+    return DataCatalog({name: MemoryDataset(value) for name, value in entries.items()})
+
+
+def check(pipeline: str, **changes: dict[str, Any]) -> None:
+    check_settings(register_pipelines()[pipeline], catalog_of({}, **changes))
+
+
+@pytest.mark.parametrize("pipeline", register_pipelines())
+def test_what_fits_is_let_through(pipeline: str) -> None:
+    check(pipeline)
+
+
+@pytest.mark.parametrize("name", ["student_baseline", "student_smoothed"])
+def test_a_student_without_a_teacher_has_no_soft_term(name: str) -> None:
+    with pytest.raises(ParameterError, match=rf"`{name}\.soft_weight` must be 0"):
+        check("distill", **{name: {"soft_weight": 0.5}})
+
+
+@pytest.mark.parametrize("setting", [{"num_replicates": 1}, {"model": {"name": "mlp"}}])
+def test_students_that_are_compared_have_no_size_of_their_own(setting: dict[str, Any]) -> None:
+    name = next(iter(setting))
+    for pipeline, student in (("distill", "student_kd"), ("born_again", "generation_3")):
+        with pytest.raises(ParameterError, match=rf"`{student}\.{name}` must be null"):
+            check(pipeline, **{student: setting})
+    check("teacher_assistant", assistant=setting)
+
+
+def test_fresh_views_are_refused_where_a_cache_is_made_or_read() -> None:
+    for pipeline in ("distill", "soft_target_caching", "student_distillation", "born_again"):
+        with pytest.raises(ParameterError, match=r"`views\.num_views` must"):
+            check(pipeline, **FRESH)
+    check("distill_live", **FRESH)
+
+
+def test_a_student_that_a_top_k_cache_cannot_serve_is_refused_by_name() -> None:
+    with pytest.raises(ParameterError, match=r"`student_kd\.temperature` must be 4"):
+        check("distill", **TOP_K)
+    mse = {"student_kd": {"soft_loss": "logit_mse"}}
+    with pytest.raises(ParameterError, match=r"`student_kd\.soft_loss` must not need every logit"):
+        check("distill", **TOP_K, **mse)
+    warm: dict[str, dict[str, Any]] = {"student_kd": {"temperature": 4.0}}
+    check("distill", **TOP_K, **warm)
+    check("soft_target_caching", **TOP_K)  # No student is trained in this run.
+    warm["assistant"] = {"temperature": 4.0}
+    with pytest.raises(ParameterError, match=r"`student_assisted\.temperature` must be 4"):
+        check("teacher_assistant", **TOP_K, **warm)
+    check("teacher_assistant", **TOP_K, **warm, student_assisted={"temperature": 4.0})
+
+
+def test_members_that_cannot_be_averaged_are_refused() -> None:
+    several = {"teacher": {"num_members": 2}}
+    with pytest.raises(ParameterError, match=r"`soft_target_caching\.top_k` must be null"):
+        check("soft_target_caching", **TOP_K, **several)
+    with pytest.raises(ParameterError, match=r"`soft_targets\.member_weights` must have one"):
+        check("distill", **several, soft_targets={"member_weights": [1.0]})
+    check("distill", **several, soft_targets={"member_weights": [1.0, 2.0]})
+    with pytest.raises(ParameterError, match=r"`soft_targets\.member_weights` must be null"):
+        check("teacher_assistant", **several, soft_targets={"member_weights": [1.0, 2.0]})
+    students = ("student_kd", "assistant", "student_assisted")
+    warm: dict[str, dict[str, Any]] = {name: {"temperature": 4.0} for name in students}
+    warm["assistant"]["num_replicates"] = 2
+    resumed = register_pipelines()["teacher_assistant"].from_nodes("assistant.cache_soft_targets")
+    for pipeline in (register_pipelines()["teacher_assistant"], resumed):
+        with pytest.raises(ParameterError, match=r"`assistant\.num_replicates` must be 1"):
+            check_settings(pipeline, catalog_of({}, **TOP_K, **warm))
+    check_settings(resumed, catalog_of({}))
+
+
+def test_a_loss_that_needs_labels_is_refused_where_views_mix_two_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    record = replace(SOFT_LOSSES["cross_entropy"], needs_labels=True)
+    monkeypatch.setitem(SOFT_LOSSES, "cross_entropy", record)
+    needing = {"student_kd": {"soft_loss": "cross_entropy"}}
+    check("distill", **needing)
+    with pytest.raises(ParameterError, match=r"`student_kd\.soft_loss` must be one that needs no"):
+        check("distill", **needing, views={"transforms": [{"name": "mixup"}]})
+
+
+def test_imported_logits_are_of_clean_images_and_cannot_teach_live() -> None:
+    with pytest.raises(ParameterError, match=r"`teacher\.given\.kind` must be a model"):
+        check("distill_live", teacher=LOGITS)
+    students = register_pipelines()["distill_live"].from_nodes("student_live.train_student")
+    with pytest.raises(ParameterError, match=r"`teacher\.given\.kind` must be a model"):
+        check_settings(students, catalog_of({}, teacher=LOGITS))
+    flip = {"transforms": [{"name": "horizontal_flip"}]}
+    with pytest.raises(ParameterError, match=r"`views\.transforms` must be empty"):
+        check("distill", teacher=LOGITS, views=flip)
+    check("distill", teacher=LOGITS)
+
+
+def test_models_that_are_not_there_are_missed_before_anything_is_trained() -> None:
+    pipelines = register_pipelines()
+    both = pipelines["student_distillation"] + pipelines["evaluation"]
+    with pytest.raises(CheckpointError, match=r"`teacher\.checkpoints` must be there for this run"):
+        check_checkpoints(both, catalog_of({}))
+    check_checkpoints(both, catalog_of({"teacher.checkpoints": []}))
+    check_checkpoints(pipelines["distill"], catalog_of({}))
+
+
+@pytest.mark.parametrize(
+    ("block", "settings", "name"),
+    [
+        ("student", {"model": {"name": "mlpp"}}, "student.model.name"),
+        (
+            "student",
+            {"training": TRAINING | {"optimiser": {"name": "AdamWW"}}},
+            "student.training.optimiser.name",
+        ),
+        ("assistant", {"model": {"name": "mlpp"}}, "assistant.model.name"),
+        (
+            "assistant",
+            {"model": {"name": "mlp", "arguments": {"hiden": [8]}}},
+            "assistant.model.arguments",
+        ),
+        (
+            "assistant",
+            {"training": TRAINING | {"schedule": {"name": "cosin"}}},
+            "assistant.training.schedule.name",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_trained_is_refused_before_the_first_trains(
+    block: str,
+    settings: dict[str, Any],
+    name: str,
+    images: ImageSet,
+    examples: pd.DataFrame,
+    splits: pd.DataFrame,
+) -> None:
+    data = {"images": images, "examples": examples, "splits": splits, "tracking_store": None}
+    nodes = training_nodes(register_pipelines()["teacher_assistant"])
+    check_trainings(nodes, catalog_of(data))
+    with pytest.raises(ParameterError, match=f"`{name}`"):
+        check_trainings(nodes, catalog_of(data, **{block: settings}))

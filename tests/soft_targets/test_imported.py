@@ -1,0 +1,127 @@
+"""Logits computed elsewhere: read without unpickling, checked, found by example id."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from kd_pipeline.errors import DataError, ParameterError
+from kd_pipeline.soft_targets.imported import Declared, ImportedLogits, read_imported_logits
+
+IDS = np.array([8, 2, 5], dtype=np.int64)
+LOGITS = np.array([[8.0, 0.5], [2.0, -1.0], [5.0, 70_000.0]], dtype=np.float32)
+NAMES = ("cat", "dog")
+
+
+def as_npz(file: Path, **changes: Any) -> Path:
+    arrays = {"example_ids": IDS, "logits": LOGITS, "class_names": np.array(["cat", "dog"])}
+    np.savez(file, **{k: v for k, v in (arrays | changes).items() if v is not None})
+    return file
+
+
+def by_name(declared: Declared) -> Sequence[int] | None:
+    """Columns by name; in the images' order where the file has no names."""
+    return [list(declared[0]).index(name) for name in NAMES] if declared else None
+
+
+def read(file: Path) -> ImportedLogits:
+    return read_imported_logits(file, class_names=NAMES, order_of=by_name, name="teacher.given[0]")
+
+
+def imported() -> ImportedLogits:
+    order = np.argsort(IDS)
+    return ImportedLogits(IDS[order], LOGITS[order], NAMES)
+
+
+def test_an_npz_is_sorted_by_id(tmp_path: Path) -> None:
+    found = read(as_npz(tmp_path / "l.npz"))
+    assert found.example_ids.tolist() == [2, 5, 8]
+    np.testing.assert_array_equal(found.logits, LOGITS[[1, 2, 0]])
+    assert found.fingerprint == imported().fingerprint
+
+
+def test_columns_follow_the_order_of_the_images_classes(tmp_path: Path) -> None:
+    swapped = {"class_names": np.array(["dog", "cat"]), "logits": LOGITS[:, ::-1]}
+    assert read(as_npz(tmp_path / "l.npz", **swapped)).fingerprint == imported().fingerprint
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float16(), 2)])
+def test_a_parquet_with_a_list_per_row(tmp_path: Path, kind: pa.DataType) -> None:
+    logits = np.clip(LOGITS, -100, 100)
+    rows = pa.array([list(map(np.float16, row)) for row in logits], type=kind)
+    pq.write_table(pa.table({"example_id": IDS, "logits": rows}), tmp_path / "l.parquet")
+    found = read(tmp_path / "l.parquet")
+    assert found.example_ids.tolist() == [2, 5, 8]
+    np.testing.assert_array_equal(found.logits, logits[[1, 2, 0]])
+
+
+def test_a_parquet_with_a_column_per_class_names_the_classes(tmp_path: Path) -> None:
+    columns = {"example_id": IDS, "dog": LOGITS[:, 1], "cat": LOGITS[:, 0]}
+    pq.write_table(pa.table(columns), tmp_path / "l.parquet")
+    np.testing.assert_array_equal(read(tmp_path / "l.parquet").logits, LOGITS[[1, 2, 0]])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"example_ids": IDS.astype(np.int32)}, "must have int64 example ids, got int32"),
+        ({"example_ids": np.array([2, 5, 2])}, "each example id once, got 2 2 times"),
+        ({"logits": LOGITS[:2]}, r"float logits of shape \(3, num_classes\)"),
+        ({"logits": LOGITS.astype(np.int64)}, "float logits"),
+        ({"logits": np.array([[1, np.nan], [1, 1], [1, 1.0]])}, r"NaN or infinity for \[8\]"),
+        ({"logits": np.array([[0.9, 0.1], [0.5, 0.5], [1, 0.0]])}, "got probabilities"),
+        ({"logits": np.eye(3) * 5, "class_names": None}, "3 logits where the images have 2 class"),
+        ({"logits": None}, "holds no logits with ids"),
+        ({"example_ids": np.array([{"a": 1}], dtype=object)}, "allow_pickle=False"),
+    ],
+)
+def test_what_are_no_logits_with_ids_is_refused(tmp_path: Path, changes: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(as_npz(tmp_path / "l.npz", **changes))
+
+
+def test_a_damaged_or_missing_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "l.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(DataError, match="holds no logits with ids"):
+        read(tmp_path / "l.parquet")
+    with pytest.raises(ParameterError, match=r"given\[0\]\.file` must be an existing file"):
+        read(tmp_path / "none.npz")
+
+
+def test_rows_are_found_by_id_in_any_order_and_are_a_copy() -> None:
+    made = imported()
+    found = made.rows(np.array([8, 5, 8]))
+    np.testing.assert_array_equal(found, LOGITS[[0, 2, 0]])
+    found[0] = 0.0
+    np.testing.assert_array_equal(made.rows(np.array([8])), LOGITS[:1])
+
+
+def test_examples_without_logits_are_refused_by_number_and_name() -> None:
+    made = imported()
+    assert made.covers(np.array([2, 8]))
+    assert not made.covers(np.array([2, 3]))
+    with pytest.raises(DataError, match=r"cover the transfer set, got 1 of 2 .* first \[3\]"):
+        made.check_covers(np.array([2, 3]), what="the transfer set")
+    with pytest.raises(DataError, match="must cover"):
+        made.rows(np.array([99]))
+
+
+def test_a_file_without_rows_covers_nothing(tmp_path: Path) -> None:
+    made = read(as_npz(tmp_path / "l.npz", example_ids=IDS[:0], logits=LOGITS[:0]))
+    with pytest.raises(DataError, match=r"cover the transfer set, got 1 of 1"):
+        made.check_covers(IDS[:1], what="the transfer set")
+
+
+def test_other_ids_logits_or_classes_are_another_teacher() -> None:
+    one = imported()
+    others = [
+        ImportedLogits(one.example_ids + 1, one.logits, NAMES),
+        ImportedLogits(one.example_ids, one.logits + 1, NAMES),
+        ImportedLogits(one.example_ids, one.logits, ("dog", "cat")),
+    ]
+    assert len({made.fingerprint for made in (one, *others)}) == 4
+    assert len(one.fingerprint) == 16
