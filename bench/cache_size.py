@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kd_pipeline.data.conversion import image_to_pixels
-from kd_pipeline.data.sources_image_folder import list_image_folder
+from kd_pipeline.data.ingest import ingest_images
+from kd_pipeline.data.settings import DataIngestParams
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.manifest import Provenance
 from kd_pipeline.soft_targets.store import write_soft_targets
@@ -32,68 +32,54 @@ BOUNDS = {10: 22, 100: 200, 1000: 35}
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Images with labels, and what a teacher says of them."""
+class Images:
+    """Images with labels."""
 
     name: str
     example_ids: NDArray[np.int64]
+    pixels: Tensor
+    labels: Tensor
     class_names: tuple[str, ...]
-    logits: NDArray[np.float32]
-    accuracy: float
 
 
-def teachers(num_epochs: int) -> Iterator[Labelled]:
-    """Train a teacher on each data set at hand."""
+def at_hand() -> Iterator[Images]:
+    """Read each data set that there is."""
     if root := os.environ.get("CIFAR10_ROOT"):
-        listing = list_image_folder(root)
-        rows = np.flatnonzero(listing.partitions == "train")[:NUM_ROWS]
-        pixels = np.stack(
-            [
-                image_to_pixels(listing.reader(listing.keys[row]), colour="rgb", image_size=None)
-                for row in rows
-            ]
-        )
-        ids, labels = listing.example_ids[rows], listing.labels[rows]
-        yield _label("CIFAR-10 folder", ids, pixels, labels, listing.class_names, num_epochs)
+        yield _read("CIFAR-10 folder", kind="image_folder", root=root)
     if root := os.environ.get("MNIST_ROOT"):
-        from torchvision.datasets import MNIST
-
-        mnist = MNIST(root)
-        digits, labels = mnist.data[:, None].numpy(), mnist.targets.numpy()
-        for num_digits in (1, 2, 3):
-            pixels, numbers = _side_by_side(digits, labels, num_digits)
-            names = tuple(f"{number:0{num_digits}d}" for number in range(10**num_digits))
-            ids = np.arange(NUM_ROWS)
-            yield _label(f"MNIST x {num_digits}", ids, pixels, numbers, names, num_epochs)
+        digits = _read("MNIST", kind="torchvision", name="MNIST", root=root)
+        yield from (_side_by_side(digits, number) for number in (1, 2, 3))
 
 
-def _side_by_side(
-    digits: NDArray[np.uint8], labels: NDArray[np.int64], num_digits: int
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _read(title: str, **source: str) -> Images:
+    ingested = ingest_images(DataIngestParams(source=source))
+    images, examples = ingested.images, ingested.examples
+    ids = examples.loc[examples["partition"] == "train", "example_id"].to_numpy()
+    labels = examples.set_index("example_id")["label"].loc[ids].to_numpy(np.int64)
+    return Images(title, ids, images.take(ids), torch.from_numpy(labels), images.class_names)
+
+
+def _side_by_side(digits: Images, num_digits: int) -> Images:
     """Numbers of several digits: images [n, 1, 28, 28 * num_digits], and what they read."""
-    drawn = np.random.default_rng(0).integers(0, len(digits), (NUM_ROWS, num_digits))
+    drawn = np.random.default_rng(0).integers(0, len(digits.pixels), (NUM_ROWS, num_digits))
     if num_digits == 1:
         drawn = np.arange(NUM_ROWS)[:, None]
-    pixels = np.concatenate([digits[column] for column in drawn.T], axis=3)
-    numbers = (labels[drawn] * 10 ** np.arange(num_digits)[::-1]).sum(axis=1)
-    return pixels, numbers
+    pixels = torch.cat([digits.pixels[column] for column in drawn.T], dim=3)
+    labels = (digits.labels[drawn] * 10 ** torch.arange(num_digits).flip(0)).sum(dim=1)
+    names = tuple(f"{number:0{num_digits}d}" for number in range(10**num_digits))
+    return Images(f"MNIST x {num_digits}", np.arange(NUM_ROWS), pixels, labels, names)
 
 
-def _label(
-    name: str,
-    ids: NDArray[np.int64],
-    pixels: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    class_names: tuple[str, ...],
-    num_epochs: int,
-) -> Labelled:
-    images, truth = torch.from_numpy(pixels), torch.from_numpy(labels)
-    network = _train(images[:NUM_TRAINED_ON], truth[:NUM_TRAINED_ON], len(class_names), num_epochs)
+def _label(images: Images, num_epochs: int) -> tuple[NDArray[np.float32], float]:
+    """A teacher's logits of all images, and its accuracy on those that it was not trained on."""
+    trained_on, held_out = slice(NUM_TRAINED_ON), slice(NUM_TRAINED_ON, None)
+    network = _train(
+        images.pixels[trained_on], images.labels[trained_on], len(images.class_names), num_epochs
+    )
     with torch.inference_mode():
-        logits = torch.cat([network(_scaled(batch)) for batch in images.split(512)])
-    held_out = logits[NUM_TRAINED_ON:].argmax(dim=1) == truth[NUM_TRAINED_ON:]
-    accuracy = float(held_out.float().mean())
-    return Labelled(name, ids, class_names, logits.numpy(), accuracy)
+        logits = torch.cat([network(_scaled(batch)) for batch in images.pixels.split(512)])
+    is_right = logits[held_out].argmax(dim=1) == images.labels[held_out]
+    return logits.numpy(), float(is_right.float().mean())
 
 
 def _train(images: Tensor, labels: Tensor, num_classes: int, num_epochs: int) -> nn.Module:
@@ -122,27 +108,14 @@ def _scaled(pixels: Tensor) -> Tensor:
     return pixels.float() / 128 - 1
 
 
-def measure(labelled: Labelled) -> str:
-    """Write a store and say how many bytes its folder takes per row."""
-    num_classes = len(labelled.class_names)
-    encoding = Encoding() if num_classes < 1000 else Encoding(top_k=10, temperature=4.0)
-    policy = {"seed": 0, "transforms": []}
+def _bytes_per_row(images: Images, logits: NDArray[np.float32], encoding: Encoding) -> float:
     digests = ["0" * 64] * 3
-    provenance = Provenance(labelled.class_names, (digests[0],), *digests[1:], policy, 1)
+    policy = {"seed": 0, "transforms": []}
+    provenance = Provenance(images.class_names, (digests[0],), *digests[1:], policy, 1)
     with tempfile.TemporaryDirectory() as folder:
-        store = Path(folder, "store")
-        write_soft_targets(
-            store,
-            [[labelled.logits]],
-            labelled.example_ids,
-            provenance=provenance,
-            encoding=encoding,
-        )
-        size = sum(path.stat().st_size for path in store.iterdir())
-    kind = "dense" if encoding.top_k is None else f"top {encoding.top_k}"
-    teacher = f"{labelled.name:16s}{num_classes:5d} classes, accuracy {labelled.accuracy:6.2%}"
-    bytes_per_row = size / len(labelled.example_ids)
-    return f"{teacher}, {kind:7s}{bytes_per_row:7.2f} bytes per row, {BOUNDS[num_classes]} allowed"
+        store, ids = Path(folder, "store"), images.example_ids
+        write_soft_targets(store, [[logits]], ids, provenance=provenance, encoding=encoding)
+        return sum(path.stat().st_size for path in store.iterdir()) / len(ids)
 
 
 def main() -> None:
@@ -151,12 +124,18 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3, help="to train each teacher for")
     parser.add_argument("--keep", type=Path, help="a folder in which to keep the logits as .npz")
     arguments = parser.parse_args()
-    for labelled in teachers(arguments.epochs):
-        print(measure(labelled), flush=True)
+    for images in at_hand():
+        logits, accuracy = _label(images, arguments.epochs)
+        num_classes = len(images.class_names)
+        encoding = Encoding() if num_classes < 1000 else Encoding(top_k=10, temperature=4.0)
+        size = _bytes_per_row(images, logits, encoding)
+        teacher = f"{images.name:16s}{num_classes:5d} classes, accuracy {accuracy:6.2%}"
+        kind = "dense" if encoding.top_k is None else f"top {encoding.top_k}"
+        bound = BOUNDS[num_classes]
+        print(f"{teacher}, {kind:7s}{size:7.2f} bytes per row, {bound} allowed", flush=True)
         if arguments.keep:
-            name = labelled.name.replace(" ", "_")
-            ids, logits = labelled.example_ids, labelled.logits
-            np.savez(arguments.keep / f"{name}.npz", example_ids=ids, logits=logits)
+            file = arguments.keep / f"{images.name.replace(' ', '_')}.npz"
+            np.savez(file, example_ids=images.example_ids, logits=logits)
 
 
 if __name__ == "__main__":

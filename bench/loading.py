@@ -2,16 +2,17 @@
 
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from bench.timing import seconds
 from bench.training import SETTINGS, speed
 from kd_pipeline.soft_targets.encoding import Encoding
-from kd_pipeline.soft_targets.ensemble import Mixing
 from kd_pipeline.soft_targets.gathering import gather_targets
 from kd_pipeline.soft_targets.manifest import Provenance
+from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.soft_targets.store import check_store, read_soft_targets, write_soft_targets
 
 NUM_EXAMPLES, VIEWS = 50_000, (1, 4)
@@ -56,23 +57,11 @@ def _loading(
             encoding=Encoding(top_k, None if top_k is None else 4.0),
         )
         del views
-        gathered = statistics.median(_once(cache, ids) for _ in range(rounds))
-        return gathered, statistics.median(_guarded(cache) for _ in range(rounds))
+        gather = [seconds(lambda: _gather(cache, ids)) for _ in range(rounds)]
+        guard = [seconds(lambda: check_store(read_soft_targets(cache))) for _ in range(rounds)]
+    return statistics.median(gather), statistics.median(guard)
 
 
-def _guarded(folder: Path) -> float:
-    started = time.perf_counter()
-    check_store(read_soft_targets(folder))
-    return time.perf_counter() - started
-
-
-def _once(folder: Path, ids: np.ndarray) -> float:
-    started = time.perf_counter()
-    gather_targets(
-        read_soft_targets(folder),
-        ids,
-        mixing=Mixing(),
-        temperature=None,
-        memory_budget_bytes=2**32,
-    )
-    return time.perf_counter() - started
+def _gather(folder: Path, ids: NDArray[np.int64]) -> None:
+    cache, params = read_soft_targets(folder), SoftTargetsParams()
+    gather_targets(cache, ids, params, temperature=None, memory_budget_bytes=2**32)

@@ -2,27 +2,31 @@
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from kd_pipeline.losses.objective import Objective
+from bench.timing import alternate, seconds
+from kd_pipeline.data.images import ImagePixels, ImageSet
+from kd_pipeline.losses.settings import ObjectiveParams
 from kd_pipeline.models.checkpoint import build_untrained
 from kd_pipeline.models.classifier import Classifier
-from kd_pipeline.models.predict import resolve_device, resolve_precision
+from kd_pipeline.models.predict import resolve_precision
 from kd_pipeline.models.preprocessing import Preprocessing
+from kd_pipeline.models.settings import Model
 from kd_pipeline.models.state_folder import StateFolder
-from kd_pipeline.soft_targets.gathering import GatheredTargets
+from kd_pipeline.teacher_logits import TeacherLogits
 from kd_pipeline.training.engine import TrainingPlan, train_classifier
-from kd_pipeline.training.rows import TrainingRows
-from kd_pipeline.training.settings import TrainingSettings
-from kd_pipeline.training.teacher_logits import CachedLogits
-from kd_pipeline.training.validation import Validation
+from kd_pipeline.training.rows import Rows
+from kd_pipeline.training.settings import Optimiser, Training
+from kd_pipeline.training.teacher_sources import CachedLogits
+
+Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -30,26 +34,25 @@ class Setting:
     """One student on random images: speed does not depend on what they show."""
 
     name: str
-    architecture: str
-    arguments: dict[str, Any]
-    shape: tuple[int, int, int]
+    model: Model
+    shape: Shape
     batch_size: int
     precision: str
     steps: int
 
+    def classifier(self) -> Classifier:
+        """Build the student, untrained."""
+        preprocessing = Preprocessing(self.shape, *([(0.5,) * self.shape[0]] * 2))
+        return build_untrained(self.model, preprocessing, num_classes=10, seed=0)
 
+
+SMALL_MLP = Model(name="mlp", arguments={"hidden": [32]})
+LARGE_MLP = Model(name="mlp", arguments={"hidden": [800, 800]})
+SMALL_CNN = Model(name="small_cnn", arguments={"channels": [16, 32, 64]})
 SETTINGS = (
-    Setting("digits MLP 64-32-10", "mlp", {"hidden": [32]}, (1, 8, 8), 64, "float32", 400),
-    Setting("MLP 784-800-800-10", "mlp", {"hidden": [800, 800]}, (1, 28, 28), 256, "auto", 60),
-    Setting(
-        "small CNN 16-32-64, 32 px",
-        "small_cnn",
-        {"channels": [16, 32, 64]},
-        (3, 32, 32),
-        128,
-        "auto",
-        25,
-    ),
+    Setting("digits MLP 64-32-10", SMALL_MLP, (1, 8, 8), 64, "float32", 400),
+    Setting("MLP 784-800-800-10", LARGE_MLP, (1, 28, 28), 256, "auto", 60),
+    Setting("small CNN 16-32-64, 32 px", SMALL_CNN, (3, 32, 32), 128, "auto", 25),
 )
 
 
@@ -65,26 +68,44 @@ def main(rounds: int) -> None:
 
 def speed(setting: Setting, rounds: int) -> float:
     """Median examples per second of the engine on labels."""
-    rows, precision = _rows(setting), resolve_precision(setting.precision, resolve_device("cpu"))
-    _engine(setting, rows, precision, soft_weight=0.0)
-    return statistics.median(
-        _engine(setting, rows, precision, soft_weight=0.0) for _ in range(rounds)
-    )
+    rows = _rows(setting)
+    speeds = alternate({"hard": lambda: _engine(setting, rows, soft_weight=0.0)}, rounds)
+    return statistics.median(speeds["hard"])
+
+
+def random_pixels(count: int, shape: Shape, device: str = "cpu") -> ImagePixels:
+    """Images of noise, in memory on the device."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, *shape), generator=generator, dtype=torch.uint8)
+    images = ImageSet(np.arange(count), pixels.numpy(), ("a", "b"))
+    return images.reader(images.example_ids, device=device, budget_bytes=pixels.nbytes)
+
+
+def plain_step(
+    classifier: Classifier, optimiser: torch.optim.Optimizer, precision: str
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """One update as one would write it by hand, from pixels and labels to the loss."""
+
+    def step(pixels: Tensor, labels: Tensor) -> Tensor:
+        pixels = pixels.contiguous(memory_format=classifier.layout)
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = F.cross_entropy(classifier(pixels).float(), labels)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        return loss.detach()
+
+    return step
 
 
 def _row(setting: Setting, rounds: int) -> str:
-    rows, precision = _rows(setting), resolve_precision(setting.precision, resolve_device("cpu"))
+    rows, precision = _rows(setting), resolve_precision(setting.precision, "cpu")
     contenders: dict[str, Callable[[], float]] = {
-        "cached": lambda: _engine(setting, rows, precision, soft_weight=1.0),
-        "hard": lambda: _engine(setting, rows, precision, soft_weight=0.0),
+        "cached": lambda: _engine(setting, rows, soft_weight=1.0),
+        "hard": lambda: _engine(setting, rows, soft_weight=0.0),
         "bare": lambda: _bare(setting, rows, precision),
     }
-    for contender in contenders.values():
-        contender()
-    speeds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, contender in contenders.items():
-            speeds[name].append(contender())
+    speeds = alternate(contenders, rounds)
 
     def ratio(first: str, second: str) -> float:
         pairs = zip(speeds[first], speeds[second], strict=True)
@@ -97,82 +118,57 @@ def _row(setting: Setting, rounds: int) -> str:
     )
 
 
-def _rows(setting: Setting) -> TrainingRows:
+def _rows(setting: Setting) -> Rows:
+    pixels = random_pixels(setting.batch_size * 8, setting.shape)
     generator = torch.Generator().manual_seed(0)
-    count = setting.batch_size * 8
-    pixels = torch.randint(0, 256, (count, *setting.shape), generator=generator, dtype=torch.uint8)
-    return TrainingRows(
-        example_ids=torch.arange(count),
-        pixels_of=lambda positions: pixels[positions],
-        labels=torch.randint(0, 10, (count,), generator=generator),
-    )
+    return Rows(pixels, torch.randint(0, 10, pixels.example_ids.shape, generator=generator))
 
 
-def _cache(rows: TrainingRows) -> CachedLogits:
+def _cache(rows: Rows) -> CachedLogits:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1, len(rows), 10, generator=generator).half().numpy()
-    targets = GatheredTargets(logits, None, None, num_classes=10)
-    return CachedLogits(targets, torch.arange(len(rows)), identity={}, device="cpu")
+    return CachedLogits(TeacherLogits(logits), torch.arange(len(rows)), identity={}, device="cpu")
 
 
-def _classifier(setting: Setting) -> Classifier:
-    return build_untrained(
-        architecture=setting.architecture,
-        arguments=setting.arguments,
-        preprocessing=Preprocessing(setting.shape, *([(0.5,) * setting.shape[0]] * 2)),
-        num_classes=10,
-        seed=0,
-    )
-
-
-def _engine(setting: Setting, rows: TrainingRows, precision: str, *, soft_weight: float) -> float:
-    settings = TrainingSettings(
+def _engine(setting: Setting, rows: Rows, *, soft_weight: float) -> float:
+    training = Training(
         num_epochs=1,
         batch_size=setting.batch_size,
-        optimiser={"name": "AdamW", "arguments": {"lr": 0.001}},
-        schedule={"name": "cosine", "arguments": {}, "warmup_fraction": 0.0},
-        precision=precision,
+        optimiser=Optimiser(name="AdamW", arguments={"lr": 0.001}),
+        precision=setting.precision,
         device="cpu",
     )
     plan = TrainingPlan(
         rows=rows,
-        teacher=_cache(rows) if soft_weight > 0 else None,
-        num_views=1,
-        validation=Validation(rows.pixels_of, rows.labels[:1]),
-        objective=Objective(soft_weight=soft_weight, temperature=4.0),
-        settings=settings,
+        validation=Rows(random_pixels(1, setting.shape), rows.labels[:1]),
+        objective=ObjectiveParams(soft_weight=soft_weight, temperature=4.0),
+        training=training,
         steps_per_epoch=setting.steps,
         seed=0,
+        teacher=_cache(rows) if soft_weight > 0 else None,
+        num_views=1,
     )
     with tempfile.TemporaryDirectory() as folder:
-        record = train_classifier(
-            _classifier(setting), plan, states=StateFolder(Path(folder)), key="bench"
-        )
+        states = StateFolder(Path(folder))
+        record = train_classifier(setting.classifier(), plan, states=states, key="bench")
     return record.history[0]["train/examples_per_second"]
 
 
-def _bare(setting: Setting, rows: TrainingRows, precision: str) -> float:
+def _bare(setting: Setting, rows: Rows, precision: str) -> float:
     """What one would write by hand: a shuffle, a gather, a step, a running loss."""
-    model = _classifier(setting).train()
-    if setting.architecture != "mlp":
-        model.to(memory_format=torch.channels_last)
+    model = setting.classifier().train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.001, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, setting.steps)
+    update = plain_step(model, optimiser, precision)
     batches = len(rows) // setting.batch_size
-    started, total = time.perf_counter(), torch.zeros(())
-    for step in range(setting.steps):
-        if step % batches == 0:
-            order = torch.randperm(len(rows))
-        at = step % batches * setting.batch_size
-        batch = order[at : at + setting.batch_size]
-        pixels = rows.pixels_of(batch)
-        if setting.architecture != "mlp":
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-            loss = F.cross_entropy(model(pixels).float(), rows.labels[batch])
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        total += loss.detach()
-    return setting.steps * setting.batch_size / (time.perf_counter() - started)
+
+    def loop() -> None:
+        total = torch.zeros(())
+        for step in range(setting.steps):
+            if step % batches == 0:
+                order = torch.randperm(len(rows)).split(setting.batch_size)
+            batch = order[step % batches]
+            total += update(rows.pixels(batch), rows.labels[batch])
+            schedule.step()
+
+    return setting.steps * setting.batch_size / seconds(loop)
