@@ -22,8 +22,8 @@ $(STAMP): pyproject.toml constraints.txt
 distill: $(STAMP)  ## Run the main job; ENVIRONMENT=mnist runs a preset
 	$(RUN)
 
-test: $(STAMP)  ## Run the fast tests
-	$(BIN)/python -m pytest -q
+test: $(STAMP)  ## Run the fast tests, in two processes
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-long: $(STAMP)  ## Run the long tests
 	$(BIN)/python -m pytest -q -m long
