@@ -12,10 +12,12 @@ from kd_pipeline.models.checkpoint import (
     ModelCheckpoint,
     build_classifier,
     build_untrained,
+    count_macs,
     count_parameters,
     read_checkpoint,
     write_checkpoint,
 )
+from kd_pipeline.models.convolutional import CifarResNet, FastCnn
 from kd_pipeline.models.preprocessing import Preprocessing
 from kd_pipeline.models.settings import Model
 
@@ -160,3 +162,65 @@ def test_timm_loads_from_no_place_that_a_checkpoint_names() -> None:
 def test_libraries_networks_take_colours_where_images_are_grey(name: str, channels: int) -> None:
     assert num_channels(name, 1) == channels
     assert num_channels(name, 4) == 4
+
+
+def test_resnet_8_is_that_of_mlperf_tiny() -> None:
+    """Keras counts 78,666 there: biases of nine convolutions, and statistics as parameters too."""
+    arguments = {"depth": 8, "shortcut": "convolution"}
+    network = build_network("cifar_resnet", shape=(3, 32, 32), num_classes=10, arguments=arguments)
+    counted = {name: p.numel() for name, p in network.named_parameters()}
+    weights = sum(n for name, n in counted.items() if not name.endswith("bias"))
+    norms = 2 * (3 * 16 + 2 * 32 + 2 * 64)
+    assert weights - norms // 2 == 77_360
+    biases_there = 3 * 16 + 3 * 32 + 3 * 64 + 10
+    assert 77_360 + biases_there + 2 * norms == 78_666
+    model = Model(name="cifar_resnet", arguments=arguments)
+    preprocessing = Preprocessing((3, 32, 32), (0.5,) * 3, (0.5,) * 3)
+    classifier = build_untrained(model, preprocessing, num_classes=10, seed=0)
+    assert count_macs(classifier) == pytest.approx(12.5e6, rel=0.01)
+
+
+def test_a_shortcut_is_padding_or_a_convolution() -> None:
+    """With all other weights at zero, a block passes its shortcut on."""
+    images = torch.rand(2, 16, 8, 8)
+    padded, projected = (
+        CifarResNet(shape=(3, 32, 32), num_classes=10, depth=8, shortcut=shortcut).blocks[1]
+        for shortcut in ("padding", "convolution")
+    )
+    for block in (padded, projected):
+        torch.nn.init.zeros_(block.norm2.weight)
+    expected = torch.cat([images[:, :, ::2, ::2], torch.zeros(2, 16, 4, 4)], dim=1)
+    torch.testing.assert_close(padded(images), expected)
+    torch.testing.assert_close(projected(images), projected.projection(images).relu())
+    with pytest.raises(ParameterError, match=r"`arguments\.shortcut` must be .* got 'pooling'"):
+        CifarResNet(shape=(3, 32, 32), num_classes=10, shortcut="pooling")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_fast_cnn_begins_with_orthonormal_filters_and_their_negatives(channels: int) -> None:
+    network = FastCnn(shape=(channels, 32, 32), num_classes=10, widths=(8, 12, 16))
+    filters = network.features[0].weight.detach().flatten(1)
+    half = len(filters) // 2
+    assert half == 4 * channels
+    torch.testing.assert_close(filters[:half] @ filters[:half].T, torch.eye(half))
+    torch.testing.assert_close(filters[half:], -filters[:half])
+    # The first sums a patch over all channels, the others are differences: they sum to zero.
+    sums = filters[:half].sum(dim=1)
+    assert int((sums.abs() > 1e-5).sum()) == 1
+
+
+def test_the_fast_cnn_takes_images_of_25_pixels_or_more() -> None:
+    for size in (25, 32, 40):
+        network = FastCnn(shape=(3, size, size), num_classes=7, widths=(8, 12, 16)).eval()
+        assert network(torch.rand(2, 3, size, size)).shape == (2, 7)
+    with pytest.raises(ParameterError, match="24x24: this one needs 25x25"):
+        FastCnn(shape=(3, 24, 24), num_classes=7)
+    with pytest.raises(ParameterError, match=r"`arguments\.widths` must be three positive numbers"):
+        FastCnn(shape=(3, 32, 32), num_classes=7, widths=(8, 16))
+
+
+def test_convolutions_of_the_fast_cnn_begin_as_the_identity() -> None:
+    network = FastCnn(shape=(3, 32, 32), num_classes=10, widths=(8, 12, 16))
+    second = network.features[7]  # From 8 channels to 8.
+    images = torch.rand(2, 8, 5, 5)
+    torch.testing.assert_close(second(images), images)

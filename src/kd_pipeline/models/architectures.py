@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.models.convolutional import CifarResNet, build_small_cnn
+from kd_pipeline.models.convolutional import CifarResNet, FastCnn, build_small_cnn
 from kd_pipeline.models.libraries import (
     build_torchvision_model,
     create_timm_model,
@@ -28,6 +28,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "mlp": build_mlp,
     "small_cnn": build_small_cnn,
     "cifar_resnet": CifarResNet,
+    "fast_cnn": FastCnn,
 }
 
 TIMM, MODULE = "timm:", "module:"
