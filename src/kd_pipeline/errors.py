@@ -45,6 +45,10 @@ class TeacherTooWeakError(KdPipelineError):
     """The teacher's validation accuracy is below the required one."""
 
 
+class ExportError(KdPipelineError):
+    """A model cannot be exported as asked, or its file breaks a bound."""
+
+
 class TrainingDivergedError(KdPipelineError):
     """The training loss became NaN or infinite."""
 

@@ -1,10 +1,14 @@
-"""Torchvision's and timm's networks by name, and what their weights declare."""
+"""Optional packages; torchvision's and timm's networks by name, and what their weights declare."""
 
 import difflib
 import importlib
-from collections.abc import Mapping, Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from kd_pipeline.errors import CheckpointError, ParameterError
@@ -81,6 +85,25 @@ def require(package: str, *, extra: str) -> Any:
     except ImportError as error:
         rule = f"have {package} installed: pip install 'kd_pipeline[{extra}]'"
         raise ParameterError("kind", rule, extra) from error
+
+
+@contextmanager
+def quiet_export() -> Iterator[None]:
+    """Hide what exporters and quantisers write for their developers; torch's random state is kept.
+
+    torch.export, onnxscript, torchao and, through the root logger, onnxruntime's quantiser do so.
+    """
+    loggers = [logging.getLogger(name) for name in (None, "onnxscript", "torch")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def find_timm(name: str, arguments: Mapping[str, Any]) -> Any:

@@ -1,0 +1,1 @@
+"""From a checkpoint to files that run on a device, and the proof that they compute the same."""
