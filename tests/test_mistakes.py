@@ -201,8 +201,8 @@ def test_the_weight_of_the_soft_term_has_one_name() -> None:
         f"{file.name}: {match[0]}"
         for file in source.rglob("*.py")
         for match in forbidden.finditer(file.read_text(encoding="utf-8"))
-        # Matplotlib's word for transparency, and torchvision's for the Beta law of mixup.
-        if file.parent.name not in ("views", "evaluation")
+        # Matplotlib's word for transparency, torchvision's for the Beta law, ONNX's for Gemm.
+        if file.parent.name not in ("views", "evaluation", "export")
     ]
     assert found == []
 

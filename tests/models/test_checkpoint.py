@@ -132,3 +132,25 @@ def test_a_model_of_its_own_input_size_takes_images_of_any() -> None:
     classifier = build_untrained(model, PREPROCESSING, num_classes=2, seed=0)
     assert classifier.preprocessing.shape == (1, 4, 4)
     assert classifier(torch.zeros(3, 1, 8, 8, dtype=torch.uint8)).shape == (3, 2)
+
+
+def test_weights_fine_tuned_for_int8_lie_beside_the_float_ones(tmp_path: Path) -> None:
+    plain, other = checkpoint(), checkpoint(seed=1)
+    both = replace(plain, quantised_state=other.state)
+    assert both.fingerprint not in {plain.fingerprint, other.fingerprint}
+    assert replace(both, quantised_state=checkpoint(seed=2).state).fingerprint != both.fingerprint
+    assert replace(both, quantised_state=None).fingerprint == plain.fingerprint
+    write_checkpoint(both, tmp_path / "model")
+    names = sorted(path.name for path in (tmp_path / "model").iterdir())
+    assert names == ["model.json", "model.safetensors", "quantised.safetensors"]
+    again = read_checkpoint(tmp_path / "model")
+    assert again.fingerprint == both.fingerprint
+    assert again.fine_tuned.fingerprint == other.fingerprint
+    (tmp_path / "model" / "quantised.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="is damaged: its fingerprint differs"):
+        read_checkpoint(tmp_path / "model")
+
+
+def test_a_checkpoint_without_weights_for_int8_says_how_to_get_them() -> None:
+    with pytest.raises(CheckpointError, match=r"set `student.quantisation` and train again"):
+        _ = checkpoint().fine_tuned

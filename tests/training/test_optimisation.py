@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.training.optimisation import build_optimiser, build_schedule
+from kd_pipeline.training.optimisation import build_optimiser, build_schedule, scale_lr
 from kd_pipeline.training.settings import Optimiser, Schedule
 
 
@@ -97,3 +97,19 @@ def test_rejects_schedules(
 ) -> None:
     with pytest.raises(ParameterError, match=message):
         rates(name, warmup=warmup, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("params", "lr"),
+    [
+        (Optimiser(name="SGD", arguments={"lr": 0.5, "momentum": 0.9}), 0.05),
+        (Optimiser(name="AdamW"), 1e-4),  # torch's default is 1e-3
+    ],
+)
+def test_a_learning_rate_is_scaled_whether_given_or_default(params: Optimiser, lr: float) -> None:
+    scaled = scale_lr(params, 0.1)
+    assert scaled.arguments == params.arguments | {"lr": pytest.approx(lr)}
+    assert (
+        build_optimiser([nn.Parameter(torch.zeros(2))], scaled).defaults["lr"]
+        == scaled.arguments["lr"]
+    )

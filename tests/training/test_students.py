@@ -2,6 +2,8 @@
 
 import itertools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.settings import TransferSplitParams
 from kd_pipeline.data.splits import ids_with_role, split_examples
 from kd_pipeline.errors import DataError, ParameterError, StaleArtefactError
+from kd_pipeline.events import EpochEnded, Event, TrainingEnded, TrainingStarted, listening
 from kd_pipeline.models.checkpoint import ModelCheckpoint
 from kd_pipeline.models.state_folder import StateFolder
 from kd_pipeline.soft_targets.settings import SoftTargetsParams
@@ -56,11 +59,13 @@ def run(
     arm: dict[str, Any] | None = None,
     num_replicates: int = 2,
     teacher: CachedTeacher | None = None,
+    quantisation: dict[str, Any] | None = None,
 ) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
     student = StudentParams(
         num_replicates=num_replicates,
         model={"name": "mlp", "arguments": {"hidden": [8]}},
         training={"num_epochs": 2, "batch_size": 16, "device": "cpu", "precision": "float32"},
+        quantisation=quantisation,
     )
     usual = {"soft_weight": 0.0 if soft_targets is None else 1.0}
     return train_students(
@@ -241,3 +246,59 @@ def test_a_student_that_teaches_may_be_of_another_size(
     (assistant,), _ = run(data, tmp_path, arm=own)
     assert assistant.arguments == {"hidden": [4]}
     assert assistant.facts["parameters"]["model"]["arguments"] == {"hidden": [4]}
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+def kill_after(epoch: int) -> AbstractContextManager[None]:
+    def listener(event: Event) -> None:
+        if isinstance(event, EpochEnded) and event.epoch == epoch:
+            raise KilledError
+
+    return listening(listener)
+
+
+def test_an_arm_keeps_its_float_model_and_goes_on_from_its_cache_after_a_kill(
+    data: LabelledImages, tmp_path: Path, cache: Cache
+) -> None:
+    states, soft = tmp_path / "states", cache(data.images, data.splits)
+    block = {"name": "int8", "num_epochs": 2}
+    (plain,), _ = run(data, states, soft, num_replicates=1)
+    assert len(list(states.iterdir())) == 1
+    with kill_after(3), pytest.raises(KilledError):
+        run(data, states, soft, num_replicates=1, quantisation=block)
+    assert len(list(states.iterdir())) == 1  # The training in float has the same key.
+    events: list[Event] = []
+    with listening(events.append):
+        (tuned,), history = run(data, states, soft, num_replicates=1, quantisation=block)
+    assert len(list(states.iterdir())) == 2
+
+    assert plain.quantised_state is None
+    assert replace(tuned, quantised_state=None).fingerprint == plain.fingerprint
+    assert tuned.fingerprint != plain.fingerprint
+    assert set(tuned.fine_tuned.state) == set(plain.state)
+    assert tuned.fine_tuned.fingerprint not in {plain.fingerprint, tuned.fingerprint}
+
+    assert list(history["epoch"]) == [1, 2, 3, 4]
+    assert list(history["step"]) == [5, 10, 15, 20]
+    assert (history["quantisation/train_soft_loss"][2:] > 0).all()  # From the cache.
+    assert history["quantisation/train_loss"].isna().tolist() == [True, True, False, False]
+    assert history["train/loss"].isna().tolist() == [False, False, True, True]
+
+    started, *epochs, ended = events
+    assert isinstance(started, TrainingStarted)
+    assert started.num_epochs == 4
+    assert [getattr(event, "epoch", 0) for event in epochs] == [1, 2, 3, 4]
+    assert isinstance(ended, TrainingEnded)
+    assert ended.fingerprint == tuned.fingerprint
+    assert ended.metrics["cost/quantisation_seconds"] > 0
+
+    assert (tuned.facts["epochs"], tuned.facts["steps"]) == (2, 10)
+    assert tuned.facts["quantisation"] == {"epochs": 2, "best_epoch": 2, "steps": 10}
+    chosen = {"name": "int8", "num_epochs": 2, "lr_factor": 0.1}
+    for facts in (tuned.facts["shared"], tuned.facts["parameters"], started.parameters):
+        assert facts["quantisation"] == chosen
+    for facts in (plain.facts["shared"], plain.facts["parameters"], plain.facts):
+        assert "quantisation" not in facts

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from kedro.io.core import AbstractDataset
 
 from kd_pipeline.datasets.folder import InFolder
-from kd_pipeline.errors import CheckpointError
 
 if TYPE_CHECKING:  # torch costs seconds at start-up, and nothing here validates parameters.
     from kd_pipeline.models.checkpoint import ModelCheckpoint
@@ -21,16 +20,9 @@ class CheckpointsDataset(
 
     def load(self) -> "list[ModelCheckpoint]":
         """Read every checkpoint, in order, each checked against its fingerprint."""
-        from kd_pipeline.models.checkpoint import read_checkpoint
+        from kd_pipeline.models.checkpoint import read_checkpoints
 
-        found = self._filepath.iterdir() if self._exists() else ()
-        positions = sorted(int(path.name) for path in found if path.name.isdigit())
-        if not self._exists() or positions != list(range(len(positions))):
-            raise CheckpointError(
-                f"no complete set of checkpoints in {self._filepath}: found "
-                f"{[str(position) for position in positions]}; run the stage that makes them"
-            )
-        return [read_checkpoint(self._filepath / str(position)) for position in positions]
+        return read_checkpoints(self._filepath)
 
     def save(self, data: "list[ModelCheckpoint]") -> None:
         """Write every checkpoint; the folder appears whole or not at all."""

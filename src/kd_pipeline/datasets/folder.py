@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from kedro.io.core import AbstractDataset, DatasetError
+
 
 class InFolder:
     """First base of a dataset, before `AbstractDataset`.
@@ -21,3 +23,18 @@ class InFolder:
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._filepath)}
+
+
+class FolderDataset(InFolder, AbstractDataset[None, Path]):
+    """Loads the path of a folder, which need not exist yet; there is nothing to save."""
+
+    def load(self) -> Path:
+        """The path."""
+        return self._filepath
+
+    def save(self, data: None) -> None:  # noqa: ARG002 (the base class names it)
+        """Refuse: nodes write into the folder themselves."""
+        raise DatasetError("a folder is written by the nodes that take its path")
+
+    def _exists(self) -> bool:
+        return True

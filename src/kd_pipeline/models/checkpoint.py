@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from kd_pipeline.provenance import check_provenance
 from kd_pipeline.randomness import seeded
 
 WEIGHTS_FILE = "model.safetensors"
+QUANTISED_FILE = "quantised.safetensors"
 DESCRIPTION_FILE = "model.json"
 
 
@@ -44,11 +45,31 @@ class ModelCheckpoint:
     """Which of the network's outputs each of `class_names` is; None keeps their order."""
     code: str | None = None
     """The architecture's `code_digest`."""
+    quantised_state: Mapping[str, Tensor] | None = None
+    """The same state dict after fine-tuning for int8; None where there was none."""
 
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits over everything but `facts`."""
-        return tensors_digest(self.state, json.dumps(self._description(), sort_keys=True))
+        quantised = {f"quantised/{k}": v for k, v in (self.quantised_state or {}).items()}
+        text = json.dumps(self._description(), sort_keys=True)
+        return tensors_digest({**self.state, **quantised}, text)
+
+    @property
+    def fine_tuned(self) -> "ModelCheckpoint":
+        """The weights fine-tuned for int8 as a checkpoint like any other.
+
+        Its post-training int8 export is the model that the fine-tuning simulated.
+
+        Raises:
+            CheckpointError: If there are none.
+        """
+        if self.quantised_state is None:
+            raise CheckpointError(
+                "the checkpoint has no weights fine-tuned for int8: set `student.quantisation` and "
+                "train again"
+            )
+        return replace(self, state=self.quantised_state, quantised_state=None)
 
     def _description(self) -> dict[str, Any]:
         optional = {"class_order": self.class_order, "code": self.code}
@@ -72,11 +93,23 @@ def tensors_digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
 
 
 def snapshot(
-    classifier: Classifier, model: Model, *, class_names: tuple[str, ...], facts: Mapping[str, Any]
+    classifier: Classifier,
+    model: Model,
+    *,
+    class_names: tuple[str, ...],
+    facts: Mapping[str, Any],
+    quantised_state: Mapping[str, Tensor] | None = None,
 ) -> ModelCheckpoint:
     """Copy a classifier's weights into a checkpoint."""
-    state, preprocessing = copy_state(classifier.network), classifier.preprocessing
-    return ModelCheckpoint(model.name, model.arguments, class_names, preprocessing, state, facts)
+    return ModelCheckpoint(
+        model.name,
+        model.arguments,
+        class_names,
+        classifier.preprocessing,
+        copy_state(classifier.network),
+        facts,
+        quantised_state=quantised_state,
+    )
 
 
 def copy_state(network: nn.Module) -> dict[str, Tensor]:
@@ -177,14 +210,17 @@ def check_training_data(checkpoint: ModelCheckpoint, at_hand: Mapping[str, Any])
 
 
 def write_checkpoint(checkpoint: ModelCheckpoint, folder: Path) -> None:
-    """Write a checkpoint's two files into a folder that appears whole or not at all."""
+    """Write a checkpoint's files into a folder that appears whole or not at all."""
     description = checkpoint._description() | {
         "fingerprint": checkpoint.fingerprint,
         "facts": dict(checkpoint.facts),
     }
+    states = {WEIGHTS_FILE: checkpoint.state, QUANTISED_FILE: checkpoint.quantised_state}
     with replace_folder(folder) as temporary:
-        state = {name: tensor.contiguous() for name, tensor in checkpoint.state.items()}
-        save_file(state, temporary / WEIGHTS_FILE)
+        for file, state in states.items():
+            if state is not None:
+                tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+                save_file(tensors, temporary / file)
         text = json.dumps(description, indent=2, allow_nan=False)
         (temporary / DESCRIPTION_FILE).write_text(text + "\n")
 
@@ -198,6 +234,7 @@ def read_checkpoint(folder: Path) -> ModelCheckpoint:
     try:
         description = json.loads((folder / DESCRIPTION_FILE).read_text())
         state = load_file(folder / WEIGHTS_FILE)
+        quantised = folder / QUANTISED_FILE
         preprocessing, order = description["preprocessing"], description.get("class_order")
         checkpoint = ModelCheckpoint(
             architecture=description["architecture"],
@@ -208,12 +245,29 @@ def read_checkpoint(folder: Path) -> ModelCheckpoint:
             facts=description["facts"],
             class_order=None if order is None else tuple(order),
             code=description.get("code"),
+            quantised_state=load_file(quantised) if quantised.exists() else None,
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"no readable checkpoint in {folder}: {error}") from error
     if checkpoint.fingerprint != description.get("fingerprint"):
         raise CheckpointError(f"the checkpoint in {folder} is damaged: its fingerprint differs")
     return checkpoint
+
+
+def read_checkpoints(folder: Path) -> list[ModelCheckpoint]:
+    """Read the checkpoints at `folder/<position>/`, in order; an empty folder is an empty list.
+
+    Raises:
+        CheckpointError: If the folder or a position is missing, or a checkpoint is damaged.
+    """
+    found = folder.iterdir() if folder.is_dir() else ()
+    positions = sorted(int(path.name) for path in found if path.name.isdigit())
+    if not folder.is_dir() or positions != list(range(len(positions))):
+        raise CheckpointError(
+            f"no complete set of checkpoints in {folder}: found "
+            f"{[str(position) for position in positions]}; run the stage that makes them"
+        )
+    return [read_checkpoint(folder / str(position)) for position in positions]
 
 
 def count_costs(classifier: Classifier) -> dict[str, int]:

@@ -8,6 +8,7 @@ from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.given import FetchedModel
 from kd_pipeline.models.predict import resolve_device
 from kd_pipeline.training.optimisation import build_optimiser, build_schedule
+from kd_pipeline.training.quantisation import fake_quantise
 from kd_pipeline.training.settings import StudentParams, TeacherParams, Training
 from kd_pipeline.training.students import untrained
 from kd_pipeline.training.teachers import adopt_given, initial_teacher
@@ -39,8 +40,10 @@ def check_student(data: LabelledImages, student: StudentParams, *, block: str = 
         ParameterError: With a name that begins with the block's.
     """
     try:
-        initial = untrained(data, student.model, data.ids("validation"))
-        _check_training(initial(0), student.training)
+        classifier = untrained(data, student.model, data.ids("validation"))(0)
+        _check_training(classifier, student.training)
+        if student.quantisation is not None:
+            fake_quantise(classifier)
     except ParameterError as error:
         raise error.within(block) from error
 

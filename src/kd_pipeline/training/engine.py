@@ -53,6 +53,18 @@ class TrainingPlan:
     partners: Rows | None = None
     """What a policy that mixes images mixes in."""
     replicate: int = 0
+    epochs_before: int = 0
+    """Of an earlier training that this one goes on from: epochs and steps are counted on."""
+    metrics_group: str | None = None
+    """Metrics are named `<group>/train_loss`, and so on, beside the curves of that training."""
+
+    def row(self, epochs: int, metrics: Mapping[str, float]) -> dict[str, float]:
+        """The row of the history after so many epochs of this plan."""
+        done = self.epochs_before + epochs
+        if (group := self.metrics_group) is not None:
+            metrics = {f"{group}/{k.replace('/', '_')}": value for k, value in metrics.items()}
+        steps = done * self.steps_per_epoch
+        return {"replicate": self.replicate, "epoch": done, "step": steps, **metrics}
 
 
 @dataclass
@@ -144,8 +156,7 @@ class _Loop:
         if record.epoch % plan.training.evaluate_every == 0 or _is_over(record, plan.training):
             metrics |= measure_validation(self.classifier, plan.validation, device=self.device)
             self._note_best(record, metrics)
-        steps = record.epoch * plan.steps_per_epoch
-        return {"replicate": plan.replicate, "epoch": record.epoch, "step": steps, **metrics}
+        return plan.row(record.epoch, metrics)
 
     def _train(self, number: int) -> dict[str, float]:
         plan = self.plan

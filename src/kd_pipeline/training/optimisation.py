@@ -31,6 +31,14 @@ def build_optimiser(parameters: Iterable[nn.Parameter], params: Optimiser) -> to
     return optimiser
 
 
+def scale_lr(params: Optimiser, factor: float) -> Optimiser:
+    """The same optimiser with its learning rate, given or torch's default, times a factor."""
+    kind = _find(torch.optim, params.name, torch.optim.Optimizer, "optimiser.name")
+    default = inspect.signature(kind).parameters["lr"].default
+    lr = factor * float(params.arguments.get("lr", default))
+    return params.model_copy(update={"arguments": {**params.arguments, "lr": lr}})
+
+
 def build_schedule(
     optimiser: torch.optim.Optimizer, params: Schedule, *, num_steps: int
 ) -> LRScheduler:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from kd_pipeline.config import Device, Params, PositiveFloat, PositiveInt, Precision, Seed
 from kd_pipeline.losses.settings import ObjectiveParams
@@ -95,6 +95,19 @@ class TeacherParams(Params):
         return self
 
 
+class Quantisation(Params):
+    """Fine-tuning while int8 is simulated, after the training in float; its schedule is cosine."""
+
+    name: Literal["int8"]
+    num_epochs: PositiveInt = 5
+    lr_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    """Of the learning rate in `training.optimiser`."""
+
+
+def _as_block(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
 class StudentParams(Params):
     """`student`: what all students that are compared share by construction."""
 
@@ -102,6 +115,17 @@ class StudentParams(Params):
     num_replicates: PositiveInt = 5
     model: Model
     training: Training
+    quantisation: Annotated[Quantisation | None, BeforeValidator(_as_block)] = None
+    """`int8`, or {name: int8, ...}; the weights in float stay beside the fine-tuned ones."""
+
+    @model_validator(mode="after")
+    def _no_bound_is_ignored(self) -> Self:
+        if self.quantisation is not None and self.training.max_weight_norm is not None:
+            raise ValueError(
+                "`training.max_weight_norm` must be null with `quantisation`, whose scaled weights "
+                f"it would not bound, got {self.training.max_weight_norm}"
+            )
+        return self
 
     def for_arm(self, arm: "ArmParams") -> "StudentParams":
         """These settings with what a student of another size sets by itself."""

@@ -23,9 +23,10 @@ from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.settings import Model
 from kd_pipeline.models.state_folder import StateFolder
 from kd_pipeline.randomness import derive_seed
-from kd_pipeline.training.engine import TrainingPlan, train_classifier
+from kd_pipeline.training.engine import TrainingPlan, TrainingRecord, train_classifier
+from kd_pipeline.training.quantisation import fake_quantise, fine_tune, fine_tuning_plan
 from kd_pipeline.training.rows import arm_rows, make_rows, measure, transfer_partners
-from kd_pipeline.training.settings import ArmParams, StudentParams
+from kd_pipeline.training.settings import ArmParams, Quantisation, StudentParams
 from kd_pipeline.training.teacher_sources import Teacher
 from kd_pipeline.views.settings import ViewsParams
 
@@ -79,7 +80,13 @@ def train_students(
     ids = student_rows(data.splits)["example_id"].to_numpy()
     initial = untrained(data, student.model, ids)
     return train_each(
-        plans, initial=initial, data=data, model=student.model, facts=facts, states=states
+        plans,
+        initial=initial,
+        data=data,
+        model=student.model,
+        facts=facts,
+        states=states,
+        quantisation=student.quantisation,
     )
 
 
@@ -109,7 +116,9 @@ def _plan(
 def _parameters(student: StudentParams, arm: ArmParams, views: ViewsParams) -> dict[str, Any]:
     """What MLflow lists of a student's settings, under the same names in every arm."""
     own = arm.model_dump(mode="json", exclude={"model", "training", "num_replicates"})
-    return {**student.model_dump(mode="json"), **own, "views": views.model_dump(mode="json")}
+    # `train_each` adds the quantisation: the training in float, and its key, is the same without.
+    shared = student.model_dump(mode="json", exclude={"quantisation"})
+    return {**shared, **own, "views": views.model_dump(mode="json")}
 
 
 def _ensemble(teacher: Teacher | None) -> dict[str, Any] | None:
@@ -138,45 +147,71 @@ def train_each(
     model: Model,
     facts: Mapping[str, Any],
     states: StateFolder,
+    quantisation: Quantisation | None = None,
 ) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
     """Train one model after another: an arm's replicates, or a teacher's members.
 
     `initial` builds a model from the seed of its weights; `facts` are what each checkpoint holds
-    beside those of its training; a killed run resumes from `states`.
+    beside those of its training; a killed run resumes from `states`, also while it fine-tunes for
+    `quantisation`.
 
     Returns:
-        One checkpoint per plan, and the history: a row per model and epoch.
+        One checkpoint per plan, and the history: a row per model and epoch, those of fine-tuning
+        after the others with columns of their own.
     """
     checkpoints, history = [], []
-    at_hand = data.provenance
+    chosen = {} if quantisation is None else {"quantisation": quantisation.model_dump(mode="json")}
+    # Once for all: it takes seconds.
+    simulation = None if quantisation is None else fake_quantise(initial(0))
     for plan in plans:
-        own = {
-            "replicate": plan.replicate,
-            "seed": plan.seed,
-            "image_shape": list(data.images.pixels.shape[1:]),
-            "images": at_hand["images"],
-            "splits": at_hand["splits"],
-            "views": _views(plan),
-            "num_training_rows": len(plan.rows),
-            **facts,
-        }
+        own = _facts(plan, data, facts)
         classifier = initial(derive_seed(plan.seed, "weights"))
-        parameters = {**facts["parameters"], "num_training_rows": len(plan.rows)}
-        epochs, steps = plan.training.num_epochs, plan.steps_per_epoch
-        emit(TrainingStarted(plan.replicate, parameters, epochs, steps))
+        parameters = {**facts["parameters"], **chosen, "num_training_rows": len(plan.rows)}
+        epochs = plan.training.num_epochs + (quantisation.num_epochs if quantisation else 0)
+        emit(TrainingStarted(plan.replicate, parameters, epochs, plan.steps_per_epoch))
         key = _training_key(classifier, plan, own, model)
         record = train_classifier(classifier, plan, states=states, key=key)
-        own |= {
-            "epochs": record.epoch,
-            "best_epoch": record.best_epoch or record.epoch,
-            "steps": record.epoch * steps,
-            "costs": {**count_costs(classifier), "cost/train_seconds": record.seconds},
-        }
-        checkpoint = snapshot(classifier, model, class_names=data.images.class_names, facts=own)
-        emit(TrainingEnded(plan.replicate, checkpoint.fingerprint, own["costs"]))
-        checkpoints.append(checkpoint)
+        costs = {**count_costs(classifier), "cost/train_seconds": record.seconds}
+        own |= {**_length(plan, record), "costs": costs}
         history += record.history
+        state = None
+        if quantisation is not None and simulation is not None:
+            after = fine_tuning_plan(plan, quantisation, epochs_before=record.epoch)
+            state, record = fine_tune(simulation, classifier, after, states=states, key=key)
+            own |= {part: {**own[part], **chosen} for part in ("parameters", "shared")}
+            own["quantisation"] = _length(plan, record)
+            costs["cost/quantisation_seconds"] = record.seconds
+            history += record.history
+        names = data.images.class_names
+        checkpoint = snapshot(
+            classifier, model, class_names=names, facts=own, quantised_state=state
+        )
+        emit(TrainingEnded(plan.replicate, checkpoint.fingerprint, costs))
+        checkpoints.append(checkpoint)
     return checkpoints, pd.DataFrame(history)
+
+
+def _facts(plan: TrainingPlan, data: LabelledImages, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds of its training before that begins."""
+    at_hand = data.provenance
+    return {
+        "replicate": plan.replicate,
+        "seed": plan.seed,
+        "image_shape": list(data.images.pixels.shape[1:]),
+        "images": at_hand["images"],
+        "splits": at_hand["splits"],
+        "views": _views(plan),
+        "num_training_rows": len(plan.rows),
+        **facts,
+    }
+
+
+def _length(plan: TrainingPlan, record: TrainingRecord) -> dict[str, int]:
+    return {
+        "epochs": record.epoch,
+        "best_epoch": record.best_epoch or record.epoch,
+        "steps": record.epoch * plan.steps_per_epoch,
+    }
 
 
 def _training_key(

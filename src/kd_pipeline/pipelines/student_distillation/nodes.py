@@ -121,7 +121,8 @@ def make_trainer_of_teaching_student(
     """Make the node function of a student that teaches others, such as a teacher assistant.
 
     Its name is part of its seeds: it starts from weights of its own, while all students that are
-    compared start alike. It trains as `train` does, and returns the student's card too.
+    compared start alike. It trains as `train` does, and returns the student's card too. Its logits
+    are computed in float: it is not fine-tuned for int8.
     """
 
     @wraps(train)
@@ -132,7 +133,8 @@ def make_trainer_of_teaching_student(
         from kd_pipeline.randomness import derive_seed
 
         # The spelling of the keys is part of every seed.
-        own = student.model_copy(update={"seed": derive_seed(student.seed, "hop", name)})
+        seed = derive_seed(student.seed, "hop", name)
+        own = student.model_copy(update={"seed": seed, "quantisation": None})
         checkpoints, history = train(images=images, student=own, **rest)
         return checkpoints, history, identity_card(checkpoints, images.class_names)
 
