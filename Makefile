@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENVIRONMENT ?=
+PORT ?= 5001
 RUN := $(BIN)/kedro run --pipelines=distill $(if $(ENVIRONMENT),--env=$(ENVIRONMENT))
 
-.PHONY: help distill test test-long check format bench ui viz clean-environment
+.PHONY: help distill test test-long check format bench ui serve viz clean-environment
 
 help:  ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -44,6 +45,9 @@ bench: $(STAMP)  ## Measure training speed as ratios
 ui: $(STAMP)  ## Serve MLflow's pages; the line it prints opens the newest comparison
 	@echo "The newest comparison: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey=latest"
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db
+
+serve: $(STAMP)  ## Serve the registry's champion on 127.0.0.1; PORT=5001 is the default
+	@$(BIN)/python -m kd_pipeline.tracking.serve --port $(PORT)
 
 viz: $(STAMP)  ## Open Kedro-Viz on http://127.0.0.1:4141
 	$(BIN)/kedro viz run

@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from kd_pipeline.tracking.journal import Journal
 from kd_pipeline.tracking.runs import RunBook
@@ -63,3 +65,35 @@ def fetch_runs(store: Store) -> Callable[[], dict[str, Any]]:
         return {run.info.run_name: run for run in runs}
 
     return fetch
+
+
+@pytest.fixture(scope="session")
+def onnx_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A linear classifier of three classes: uint8 pixels [batch, 3, 6, 8] to logits."""
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["floats"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+    ]
+    weights = np.random.default_rng(0).normal(0, 1e-3, (3 * 6 * 8, 3)).astype(np.float32)
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", 3, 6, 8])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])
+    constants = [numpy_helper.from_array(weights, "weights")]
+    graph = helper.make_graph(nodes, "student", [pixels], [logits], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    file = tmp_path_factory.mktemp("export") / "model.onnx"
+    file.write_bytes(model.SerializeToString())
+    return file
+
+
+@pytest.fixture(scope="session")
+def student_card() -> dict[str, Any]:
+    """The card of `onnx_student`."""
+    return {
+        "student": "student_kd",
+        "class_names": ["cat", "dog", "fox"],
+        "input_shape": [3, 6, 8],
+        "checkpoint": "abc",
+        "group": "monday",
+        "test_fingerprint": "t1",
+    }

@@ -18,7 +18,7 @@ from kd_pipeline.models.given import FetchedModel
 from kd_pipeline.models.preprocessing import Preprocessing
 from kd_pipeline.models.settings import GivenCheckpoint, GivenMlflow
 from kd_pipeline.tracking.fetch import fetch_model, fetched
-from kd_pipeline.tracking.models import fluent_uri
+from kd_pipeline.tracking.fluent import fluent_uri
 from kd_pipeline.tracking.sender import Sender
 from kd_pipeline.tracking.store import Store
 

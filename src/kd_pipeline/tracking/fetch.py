@@ -8,7 +8,8 @@ from pathlib import Path
 from kd_pipeline.errors import CheckpointError
 from kd_pipeline.models.given import FetchedModel
 from kd_pipeline.models.settings import Given
-from kd_pipeline.tracking.models import CHECKPOINT, fluent_uri
+from kd_pipeline.tracking.fluent import fluent_uri
+from kd_pipeline.tracking.models import CHECKPOINT
 from kd_pipeline.tracking.store import Store, set_short_timeouts
 
 

@@ -61,6 +61,43 @@ def soft_target_metrics(summary: Mapping[str, Any], *, namespace: str = "") -> d
     return {f"{prefix}{name}": value for name, value in finite_numbers(summary).items()}
 
 
+def export_metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    """Name the numbers of an exported file: `export/onnx_int8/accuracy`.
+
+    Args:
+        row: Of the export's metrics.
+    """
+    prefix = f"export/{row['target']}_{row['precision']}"
+    left_out = (
+        "replicate",
+        "is_best",
+        "validation_accuracy",
+        "parameters",
+        "macs",
+        "checkpoint",
+        "num_replicates",
+    )
+    numbers = finite_numbers({k: v for k, v in row.items() if k not in left_out})
+    return {f"{prefix}/{name}": value for name, value in numbers.items()}
+
+
+def export_comparison_metrics(comparison: Mapping[str, Any]) -> dict[str, float]:
+    """Name what int8 costs, in export_comparison.json: `export/onnx_int8/cost_difference`."""
+    metrics: dict[str, float] = {}
+    for kind, int8 in comparison["int8"].items():
+        prefix = f"export/{kind.replace(' ', '_')}"
+        named = {f"cost/{role}": cost for role, cost in int8["cost"].items()}
+        named |= {k: int8[k] for k in ("gain", "cost_difference") if int8[k] is not None}
+        for name, difference in named.items():
+            low, high = difference["ci95"]
+            metrics |= {
+                f"{prefix}/{name}": difference["mean"],
+                f"{prefix}/{name}_ci_low": low,
+                f"{prefix}/{name}_ci_high": high,
+            }
+    return metrics
+
+
 def gain_metrics(comparison: Mapping[str, Any]) -> dict[str, float]:
     """Name each student's gain over the baseline in comparison.json.
 

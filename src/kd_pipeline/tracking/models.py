@@ -4,9 +4,7 @@ The project's checkpoint lies beside the graph, so that the model can be a teach
 """
 
 import logging
-import os
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +14,7 @@ import torch
 from kd_pipeline.models.architectures import MODULE, TIMM
 from kd_pipeline.models.checkpoint import ModelCheckpoint, build_classifier, write_checkpoint
 from kd_pipeline.models.onnx_graph import OnnxNetwork
+from kd_pipeline.tracking.fluent import fluent_uri, without_warnings
 
 CHECKPOINT = Path("extra_files", "checkpoint")
 """The checkpoint's folder inside a logged model; MLflow gives the first part its name."""
@@ -40,7 +39,7 @@ def log_model(
         logger.info("%s is not logged as an MLflow model: %s", checkpoint.architecture, reason)
         return None
 
-    with _without_warnings():
+    with without_warnings():
         import mlflow.pyfunc
         from mlflow.models import Model
 
@@ -52,7 +51,7 @@ def log_model(
     version = torch.__version__.partition("+")[0]  # The index of the build is no part of it.
     with (
         fluent_uri(uri),
-        _without_warnings(),
+        without_warnings(),
         _one_thread(),
         torch.random.fork_rng(devices=range(torch.cuda.device_count())),
         tempfile.TemporaryDirectory() as folder,
@@ -96,15 +95,6 @@ def _example(checkpoint: ModelCheckpoint) -> torch.Tensor:
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Hide warnings about MLflow's own type hints, and about weights that are not on the CPU."""
-    with warnings.catch_warnings():
-        for message in (".*AnyType", "No complete tensor found"):
-            warnings.filterwarnings("ignore", message=message, category=UserWarning)
-        yield
-
-
-@contextmanager
 def _one_thread() -> Iterator[None]:
     """Start no OpenMP threads from this thread.
 
@@ -117,19 +107,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def fluent_uri(uri: str) -> Iterator[None]:
-    """Set MLflow's global URI, the only one that its flavours use; it enters the environment."""
-    import mlflow
-
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(uri)
-    try:
-        yield
-    finally:
-        # None unsets it, although not in the type hint; an empty one would mean ./mlruns.
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
-        if before is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = before

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from kd_pipeline.events import EpochEnded, TrainingEnded, TrainingStarted
 from kd_pipeline.tracking.flatten import (
+    export_comparison_metrics,
+    export_metrics,
     finite_numbers,
     flat_params,
     gain_metrics,
@@ -25,6 +27,8 @@ COMPARISON = "comparison"
 """Role and key of the run that holds the comparison of all others."""
 SOFT_TARGETS = "soft_targets"
 """Role and key of the run that describes a cache made without a comparison."""
+MODEL_EXPORT = "model_export"
+"""Role and key of the run that compares exported files made without a comparison of students."""
 LATEST_VIEW = "latest"
 """Key of the saved view of the newest comparison, whose address `make ui` prints."""
 
@@ -38,18 +42,21 @@ class RunBook:
     """Turns the events and results of a Kedro run into operations on flat MLflow runs.
 
     There is one run per (role, replicate), with the key and name `<role>-<replicate>`, and one
-    named `comparison`; where soft targets are cached and nothing is compared, `soft_targets`.
+    named `comparison`; where nothing is compared, `soft_targets` or `model_export`.
     Runs of models trained earlier are found by `kd.role`, `kd.replicate` and `kd.checkpoint`.
     """
 
-    def __init__(self, journal: Journal, tags: Mapping[str, str]) -> None:
+    def __init__(
+        self, journal: Journal, tags: Mapping[str, str], *, stage: str = SOFT_TARGETS
+    ) -> None:
         """Begin a group of runs.
 
         Args:
             journal: Takes the operations.
             tags: Tags that all runs have, `kd.group` among them.
+            stage: Key of the run for figures and summaries where there is no comparison.
         """
-        self._journal = journal
+        self._journal, self._stage = journal, stage
         self._tags = tags
         self._checkpoints: dict[str, str] = {}
         """Fingerprint of each known run's model, by key."""
@@ -124,12 +131,34 @@ class RunBook:
         self._log(COMPARISON, gain_metrics(comparison))
         self.log_file(f"{COMPARISON}.json", json.dumps(comparison, indent=2).encode())
 
+    def log_exports(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Log the metrics of each exported file to the run of its model."""
+        for row in rows:
+            if row["target"] != "checkpoint":  # Its numbers are there as `test/...`.
+                self._log(self._find_row(row), export_metrics(row))
+
+    def log_export_comparison(self, comparison: Mapping[str, Any]) -> None:
+        """Log what int8 costs each model."""
+        self._log(self._page(), export_comparison_metrics(comparison))
+        content = json.dumps(comparison, indent=2).encode()
+        self.log_file("export_comparison.json", content)
+
+    def log_exported_files(
+        self, role: str, replicate: int, checkpoint: str, files: Mapping[str, bytes]
+    ) -> None:
+        """Log the files that ship to the run of their model, in `export`."""
+        key = self._find(role, replicate, checkpoint)
+        for name, content in files.items():
+            # By group: those of an earlier export of the same model stay what they were.
+            path = f"export/{self._tags['kd.group']}/{name}"
+            self._journal.put(Sender.log_artifact, key, path=path, content=content)
+
     def log_soft_targets(self, summary: Mapping[str, Any], *, namespace: str = "") -> None:
         """Log the summary of a cache; see `soft_target_metrics`."""
         self._log(self._page(), soft_target_metrics(summary, namespace=namespace))
 
     def log_file(self, path: str, content: bytes) -> None:
-        """Log a small file to the comparison's run, or without one to the soft targets'."""
+        """Log a small file to the comparison's run, or without one to the stage's own."""
         self._journal.put(Sender.log_artifact, self._page(), path=path, content=content)
 
     def log_report(self, markdown: str) -> None:
@@ -177,9 +206,9 @@ class RunBook:
         """The run for figures and summaries."""
         if COMPARISON in self._open:
             return COMPARISON
-        if SOFT_TARGETS not in self._open:
-            self._open_run(SOFT_TARGETS, {"kd.role": SOFT_TARGETS})
-        return SOFT_TARGETS
+        if self._stage not in self._open:
+            self._open_run(self._stage, {"kd.role": self._stage})
+        return self._stage
 
     def _find_row(self, row: Mapping[str, Any]) -> str:
         return self._find(str(row["role"]), int(row["replicate"]), str(row["checkpoint"]))

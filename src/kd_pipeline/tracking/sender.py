@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 from kd_pipeline.atomic import is_alive
 from kd_pipeline.tracking.chart_view import TAG_PREFIX, group_filter, runs_filter, view_tag
 from kd_pipeline.tracking.operations import DatasetFacts, Operation, Point
-from kd_pipeline.tracking.store import Store, set_short_timeouts
+from kd_pipeline.tracking.store import Store, open_client
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -49,13 +48,7 @@ class Sender:
 
     @cached_property
     def _client(self) -> "MlflowClient":
-        set_short_timeouts()
-        import mlflow
-
-        # They log every table that is made and every run that is closed.
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        return mlflow.MlflowClient(self.store.uri, registry_uri=self.store.uri)
+        return open_client(self.store)
 
     @cached_property
     def experiment_id(self) -> str:

@@ -1,14 +1,19 @@
 """Where the runs are kept, and links to MLflow's pages that compare them."""
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.tracking.settings import MLflowParams
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 _SQLITE = "sqlite:///"
 # MLflow's defaults add up to minutes.
@@ -59,6 +64,17 @@ def set_short_timeouts() -> None:
     """Set the environment variables of MLflow's time-outs that the user has not set."""
     for name, value in _SHORT_TIMEOUTS.items():
         os.environ.setdefault(name, value)
+
+
+def open_client(store: Store) -> "MlflowClient":
+    """A client of the store's runs and of its registry, with short time-outs."""
+    set_short_timeouts()
+    import mlflow
+
+    # They log every table that is made and every run that is closed.
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return mlflow.MlflowClient(store.uri, registry_uri=store.uri)
 
 
 def chart_link(store: Store, experiment_id: str, view: str) -> str:
