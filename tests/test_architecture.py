@@ -12,6 +12,7 @@ from kd_pipeline.pipeline_registry import (
     BORN_AGAIN,
     DISTILL,
     DISTILL_LIVE,
+    DISTILL_PAIR,
     TEACHER_ASSISTANT,
     register_pipelines,
 )
@@ -29,6 +30,7 @@ DOCUMENTS = [
 ]
 STUDENTS = {
     "distill": DISTILL,
+    "distill_pair": DISTILL_PAIR,
     "distill_live": DISTILL_LIVE,
     "teacher_assistant": TEACHER_ASSISTANT,
     "born_again": BORN_AGAIN,
@@ -92,8 +94,8 @@ def test_a_stage_takes_and_gives_what_is_on_the_page(row: list[str]) -> None:
 def test_distill_is_all_stages_and_the_default() -> None:
     pipelines = register_pipelines()
     stages = [n for n in pipelines if n not in WHOLE_RUNS | {BESIDE_DISTILL}]
-    assert set(pipelines["distill"].nodes) == {
-        n for stage in stages for n in pipelines[stage].nodes
+    assert {node.name for node in pipelines["distill"].nodes} == {
+        node.name for stage in stages for node in pipelines[stage].nodes
     }
     assert pipelines["__default__"] == pipelines["distill"]
 

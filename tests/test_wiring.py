@@ -21,6 +21,7 @@ from kd_pipeline.pipeline_registry import (
     BORN_AGAIN,
     DISTILL,
     DISTILL_LIVE,
+    DISTILL_PAIR,
     TEACHER_ASSISTANT,
     register_pipelines,
 )
@@ -31,14 +32,18 @@ from kd_pipeline.training.settings import ArmParams
 
 CONF = Path(__file__).parents[1] / "conf"
 PRESETS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "local")
-LAYERS = ("raw", "primary", "teacher", "soft targets", "student", "reporting")
+LAYERS = ("raw", "primary", "teacher", "soft targets", "student", "reporting", "export")
 FIGURES = {"accuracy_figure", "reliability_figure", "confusion_figure", "class_gain_figure"}
 CACHE = {"soft_targets", "soft_target_summary", "soft_target_confusions"}
 CACHE |= {f"soft_target_{what}_figure" for what in ("entropy", "confidence", "grid")}
+EXPORTS = {
+    f"export_{what}" for what in ("predictions", "metrics", "comparison", "figure", "report")
+}
 REPORT = {"predictions", "metrics", "comparison", "report"} | FIGURES
 
 STUDENTS: dict[str, tuple[Student, ...]] = {
     "distill": DISTILL,
+    "distill_pair": DISTILL_PAIR,
     "distill_live": DISTILL_LIVE,
     "teacher_assistant": TEACHER_ASSISTANT,
     "born_again": BORN_AGAIN,
@@ -62,6 +67,10 @@ STAGES: dict[str, tuple[set[str], set[str]]] = {
         {"images", "examples", "splits", "teacher.checkpoints"}
         | {f"{arm}.checkpoints" for arm in ARMS},
         REPORT,
+    ),
+    "model_export": (
+        {"images", "examples", "splits"},
+        {"exported_models"} | EXPORTS,
     ),
     "verify_soft_targets": (
         {"teacher.checkpoints", "images", "examples", "splits", "soft_targets"},
@@ -97,6 +106,7 @@ def everything(pipelines: dict[str, Pipeline]) -> Pipeline:
 def data_of(names: set[str]) -> set[str]:
     """Data sets that cross between nodes: no parameters, resumed work, or facts of the run."""
     others = (".training_states", "soft_target_parts", "tracking_store", "run_identity")
+    others += ("trained_models", "export_folder")  # Folders.
     return {n for n in names if not n.startswith("params:") and not n.endswith(others)}
 
 

@@ -12,6 +12,7 @@ from kedro.pipeline import Pipeline
 from kd_pipeline.pipelines import (
     data_ingest,
     evaluation,
+    model_export,
     soft_target_caching,
     student_distillation,
     teacher_training,
@@ -48,6 +49,9 @@ TEACHER_ASSISTANT = (
 )
 """A model of a size between teacher and student (Mirzadeh et al. 2020, arXiv:1902.03393)."""
 
+DISTILL_PAIR = (Student("student_kd"), BASELINE)
+"""The distilled student and the baseline without controls, for runs of hours."""
+
 BORN_AGAIN = (
     Student("generation_1"),
     Student("generation_2", learns_from="generation_1"),
@@ -62,6 +66,7 @@ def register_pipelines() -> dict[str, Pipeline]:
     """Map names to pipelines; `distill` is the whole run and the default."""
     experiments = {
         "distill": _experiment(DISTILL),
+        "distill_pair": _experiment(DISTILL_PAIR),
         "distill_live": _experiment(DISTILL_LIVE),
         "teacher_assistant": _experiment(TEACHER_ASSISTANT),
         "born_again": _experiment(BORN_AGAIN),
@@ -73,13 +78,15 @@ def register_pipelines() -> dict[str, Pipeline]:
         "soft_target_caching": soft_target_caching.create_pipeline(),
         "student_distillation": student_distillation.create_pipeline(DISTILL),
         "evaluation": evaluation.create_pipeline(student.name for student in DISTILL),
+        "model_export": model_export.create_pipeline(),
         "verify_soft_targets": verify_soft_targets.create_pipeline(),
     }
     return {"__default__": experiments["distill"], **experiments, **stages}
 
 
 def _experiment(students: Sequence[Student]) -> Pipeline:
-    """A whole run with these students: from images to the report."""
+    """A whole run with these students: from images to the report, and to files if asked."""
+    names = [student.name for student in students]
     cached = {one.learns_from for one in students if not one.live}
     labelling = [name for name in ("teacher", *(one.name for one in students)) if name in cached]
     return sum(
@@ -89,7 +96,8 @@ def _experiment(students: Sequence[Student]) -> Pipeline:
             teacher_training.create_pipeline(),
             *(soft_target_caching.create_pipeline(model) for model in labelling),
             student_distillation.create_pipeline(students),
-            evaluation.create_pipeline(student.name for student in students),
+            evaluation.create_pipeline(names),
+            model_export.create_pipeline(names),
         ),
         Pipeline([]),
     )

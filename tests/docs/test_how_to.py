@@ -112,6 +112,9 @@ def test_every_block_is_of_a_kind_that_is_run() -> None:
     known = {
         ("python", ""), ("python", "cache: top-k"), ("sql", ""),
         ("sh", "where: teacher"), ("sh", "where: elsewhere"),
+        # By test_use_the_student.py, here and in tests/end_to_end.
+        ("sh", "where: project"), ("yaml", "where: preset"), ("c", "file: main.c"),
+        ("sh", "where: export"), ("python", "where: executorch"), ("sh", "where: served"),
     }  # fmt: skip
     for page in sorted(PAGES.glob("*.md")):
         assert {(code.language, code.marker) for code in blocks(page.name)} <= known, page.name

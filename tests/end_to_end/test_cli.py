@@ -42,9 +42,9 @@ def test_the_main_job_logs_its_stages_and_draws_no_bar_without_a_terminal(
 ) -> None:
     lines = finished_run.stderr
     for stage in ("ingest", "split_transfer_set", "train_teacher", "cache_soft_targets"):
-        assert re.search(rf"\[\d+/14\] .*{stage}", lines), stage
+        assert re.search(rf"\[\d+/18\] .*{stage}", lines), stage
     for arm in ARMS:
-        assert re.search(rf"\[\d+/14\] {arm}: train_student", lines), arm
+        assert re.search(rf"\[\d+/18\] {arm}: train_student", lines), arm
     assert "\r" not in lines
     assert "it/s" not in lines
     assert "█" not in lines
@@ -73,7 +73,8 @@ def test_the_main_job_leaves_everything_that_the_catalog_names(finished_run: Any
     figures = {path.stem for path in (reporting / "figures").glob("*.png")}
     of_cache = {f"soft_target_{what}_figure" for what in ("entropy", "confidence", "grid")}
     assert figures == of_cache | {
-        f"{what}_figure" for what in ("accuracy", "reliability", "confusion", "class_gain")
+        f"{what}_figure"
+        for what in ("accuracy", "reliability", "confusion", "class_gain", "export")
     }
     assert not (finished_run.data / "06_models/.interrupted/teacher").exists()
 
@@ -145,9 +146,9 @@ def test_the_registry_lists_every_run_without_heavy_imports(finished_run: Any) -
     listed = finished_run.after("kedro registry list").stdout
     names = re.findall(r"^- (\S+)$", listed, flags=re.MULTILINE)
     assert names == [
-        "__default__", "born_again", "data_ingest", "distill", "distill_live", "evaluation",
-        "soft_target_caching", "student_distillation", "teacher_assistant", "teacher_training",
-        "transfer_split", "verify_soft_targets",
+        "__default__", "born_again", "data_ingest", "distill", "distill_live", "distill_pair",
+        "evaluation", "model_export", "soft_target_caching", "student_distillation",
+        "teacher_assistant", "teacher_training", "transfer_split", "verify_soft_targets",
     ]  # fmt: skip
     done = finished_run.command("kedro registry list", environment={"PYTHONPROFILEIMPORTTIME": "1"})
     imported = set(re.findall(r"\|\s+(\w+)(?:\.|$)", done.stderr, flags=re.MULTILINE))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-LAYERS = ["raw", "primary", "teacher", "soft targets", "student", "reporting"]
+LAYERS = ["raw", "primary", "teacher", "soft targets", "student", "reporting", "export"]
 NAMESPACES = {"teacher", "student_kd", "student_baseline", "student_smoothed", "student_pseudo"}
 
 

@@ -8,7 +8,7 @@ import pytest
 from kedro.io import DataCatalog, MemoryDataset
 
 from kd_pipeline.data.images import ImageSet
-from kd_pipeline.errors import CheckpointError, ParameterError
+from kd_pipeline.errors import CheckpointError, ExportError, ParameterError
 from kd_pipeline.hooks.guards import (
     check_checkpoints,
     check_settings,
@@ -21,6 +21,7 @@ from kd_pipeline.pipeline_registry import register_pipelines
 TRAINING = {"num_epochs": 1, "device": "cpu"}
 BLOCKS: dict[str, dict[str, Any]] = {
     "views": {},
+    "model_export": {},
     "soft_targets": {},
     "soft_target_caching": {},
     "teacher": {"model": {"name": "mlp"}, "training": TRAINING},
@@ -69,6 +70,40 @@ def test_students_that_are_compared_have_no_size_of_their_own(setting: dict[str,
         with pytest.raises(ParameterError, match=rf"`{student}\.{name}` must be null"):
             check(pipeline, **{student: setting})
     check("teacher_assistant", assistant=setting)
+
+
+def test_an_export_is_of_models_that_the_run_trains() -> None:
+    check("distill", model_export={"enabled": True, "models": ["teacher", "student_pseudo"]})
+    check("distill", model_export={"enabled": False, "models": ["student_live"]})
+    with pytest.raises(ParameterError, match=r"`model_export\.models` must .* got 'student_live'"):
+        check("distill", model_export={"enabled": True, "models": ["student_live"]})
+    source = {"kind": "checkpoint", "folder": "x"}
+    with pytest.raises(ParameterError, match=r"`model_export\.source` must be null in a whole run"):
+        check("distill", model_export={"enabled": True, "source": source})
+
+
+def test_a_resumed_run_exports_models_that_it_does_not_train_again() -> None:
+    settings = {"enabled": True, "models": ["student_kd", "student_baseline", "teacher"]}
+    catalog = catalog_of({}, model_export=settings)
+    whole = register_pipelines()["distill_pair"]
+    for start in ("student_kd.train_student", "evaluate_models", "export_models"):
+        check_settings(whole.from_nodes(start), catalog)
+
+
+def test_a_teacher_without_a_network_is_not_exported() -> None:
+    settings = {"enabled": True, "models": ["student_kd", "teacher"]}
+    given = [{"kind": "onnx", "file": "net.onnx"}]
+    with pytest.raises(ParameterError, match=r"`model_export\.models` must leave out a teacher"):
+        check("distill", model_export=settings, teacher={"given": given})
+
+
+def test_an_export_without_what_it_needs_is_refused_before_the_first_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ExportError, match=r"pip install 'kd_pipeline\[onnx\]'"):
+        check("distill", model_export={"enabled": True})
+    check("distill")
 
 
 def test_fresh_views_are_refused_where_a_cache_is_made_or_read() -> None:

@@ -122,6 +122,12 @@ def comparison() -> dict[str, Any]:
     return {"group": "g", "env": "smoke", "gains": {"student_kd": gain}, "distilled": "student_kd"}
 
 
+def drawn() -> Figure:
+    figure = Figure()
+    figure.subplots()
+    return figure
+
+
 def metrics() -> pd.DataFrame:
     row = {"role": "student_kd", "replicate": 0, "checkpoint": "c0ffee", "test/accuracy": 0.9}
     return pd.DataFrame([row])
@@ -171,7 +177,7 @@ def test_the_comparison_holds_its_settings_gains_figures_and_report(
     node = SimpleNamespace(namespace=None, name="evaluate")
     hook.before_node_run(node, {"params:evaluation": Settings(), "metrics": metrics()})
     result = comparison()
-    outputs = {"metrics": metrics(), "comparison": result, "report": "# Yes", "bars": Figure()}
+    outputs = {"metrics": metrics(), "comparison": result, "report": "# Yes", "bars": drawn()}
     hook.after_node_run(outputs)
     hook.after_pipeline_run()
     assert result == comparison()
@@ -227,7 +233,7 @@ SOFT_TARGETS = {
         [{"teacher": "0", "entropy_at_4": 0.5}, {"teacher": "ensemble", "entropy_at_4": 0.75}]
     ),
     "soft_target_confusions": pd.DataFrame([{"class_a": "3", "class_b": "5"}]),
-    "soft_target_entropy_figure": Figure(),
+    "soft_target_entropy_figure": drawn(),
 }
 
 
@@ -270,6 +276,77 @@ def test_the_caches_of_several_namespaces_have_names_of_their_own(
     assert set(values_of(sent)) == {"soft_targets/assistant/entropy_at_4"}
     (file,) = of_kind(sent, "LogArtifact")
     assert file.values["path"] == "assistant.soft_target_summary.csv"
+
+
+EXPORTS = Pipeline([Node(same, None, "export_metrics", name="measure_exports")])
+EXPORTED = {
+    "role": "student_kd", "replicate": 0, "checkpoint": "f0", "is_best": True, "parameters": 9,
+    "accuracy": 0.9, "ram_bytes": float("nan"),
+}  # fmt: skip
+
+
+def test_an_exported_file_is_logged_to_the_run_of_its_model(
+    begin: Begin, sent: list[Operation]
+) -> None:
+    hook = begin(EXPORTS)
+    kinds = [("checkpoint", "float32"), ("onnx", "int8")]
+    rows = [{**EXPORTED, "target": target, "precision": precision} for target, precision in kinds]
+    hook.before_node_run(SimpleNamespace(namespace=None, name="measure_exports"), {})
+    hook.after_node_run({"export_metrics": pd.DataFrame(rows)})
+    hook.after_pipeline_run()
+    assert values_of(sent) == {"export/onnx_int8/accuracy": 0.9}
+    assert {o.run for o in of_kind(sent, "LogMetrics")} == {"student_kd-0"}
+
+
+def test_what_int8_costs_and_the_files_that_ship_are_logged(
+    begin: Begin, sent: list[Operation], tmp_path: Path
+) -> None:
+    hook = begin(EXPORTS)
+    folder = tmp_path / "student_kd"
+    (folder / "int8_aware").mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(b"1")
+    (folder / "int8_aware" / "model.onnx").write_bytes(b"2")
+    cost = {"mean": -0.01, "ci95": [-0.02, 0.0]}
+    comparison = {
+        "files": [{}],
+        "int8": {"onnx int8": {"cost": {"student_kd": cost}, "gain": None,
+                 "cost_difference": None}},
+    }  # fmt: skip
+    checkpoint = SimpleNamespace(fingerprint="f0")
+    models = [
+        SimpleNamespace(role="student_kd", replicate=r, is_best=r == 1, checkpoint=checkpoint)
+        for r in (0, 1)
+    ]
+    inputs = {"exported_models": models, "export_folder": tmp_path}
+    hook.before_node_run(SimpleNamespace(namespace=None, name="publish_exports"), inputs)
+    hook.after_node_run({"export_comparison": comparison, "export_figure": drawn()})
+    hook.after_node_run({"export_report": "# Exported files"})
+    hook.after_pipeline_run()
+    assert values_of(sent) == {
+        "export/onnx_int8/cost/student_kd": -0.01,
+        "export/onnx_int8/cost/student_kd_ci_low": -0.02,
+        "export/onnx_int8/cost/student_kd_ci_high": 0.0,
+    }
+    files = {(o.run, o.values["path"]) for o in of_kind(sent, "LogArtifact")}
+    group = of_kind(sent, "OpenRun")[0].values["tags"]["kd.group"]
+    assert files == {
+        ("model_export", "export_comparison.json"),
+        ("model_export", "export_report.md"),
+        ("model_export", "figures/export_figure.png"),
+        ("student_kd-1", f"export/{group}/model.onnx"),
+        ("student_kd-1", f"export/{group}/int8_aware/model.onnx"),
+    }
+
+
+def test_a_run_that_exports_nothing_logs_nothing_of_it(begin: Begin, sent: list[Operation]) -> None:
+    hook = begin(EXPORTS)
+    node = SimpleNamespace(namespace=None, name="publish_exports")
+    hook.before_node_run(node, {"exported_models": []})
+    nothing = {"files": [], "int8": {}}
+    hook.after_node_run({"export_metrics": pd.DataFrame(), "export_comparison": nothing})
+    hook.after_node_run({"export_figure": Figure(), "export_report": "nothing"})
+    hook.after_pipeline_run()
+    assert not of_kind(sent, "LogArtifact") + of_kind(sent, "LogMetrics")
 
 
 def test_an_error_marks_what_is_open_with_its_reason(begin: Begin, sent: list[Operation]) -> None:

@@ -96,3 +96,14 @@ def test_a_failure_names_its_stage_and_no_event_is_shown_after(
     assert logged(caplog)[-1].endswith("/2] teacher: train failed")
     events.emit(events.TrainingStarted(0, {}, 2, 10))
     assert hook._progress is None
+
+
+def test_fine_tuning_for_int8_is_shown_beside_the_training_in_float(
+    hook: TerminalHook, caplog: pytest.LogCaptureFixture
+) -> None:
+    events.emit(events.TrainingStarted(0, {}, 2, 10))
+    events.emit(events.EpochEnded(0, 1, {"validation/accuracy": 0.9}))
+    events.emit(events.EpochEnded(0, 2, {"quantisation/validation_accuracy": 0.875}))
+    events.emit(events.TrainingEnded(0, "fingerprint", {}))
+    shown = "  replicate 0: validation accuracy 0.9, int8 validation accuracy 0.875"
+    assert logged(caplog)[-1] == shown

@@ -119,10 +119,11 @@ def _gain(pair: Pair, gap: Pair | None) -> dict[str, Any]:
 def _summary(metrics: pd.DataFrame, role: str) -> dict[str, Any]:
     """Mean, sample standard deviation and single values of one role's metrics."""
     rows = metrics[metrics["role"] == role].sort_values("replicate")
-    return {metric.key: _spread(rows[metric.name].tolist()) for metric in _SUMMARISED}
+    return {metric.key: spread(rows[metric.name].tolist()) for metric in _SUMMARISED}
 
 
-def _spread(values: list[float]) -> dict[str, Any]:
+def spread(values: list[float]) -> dict[str, Any]:
+    """Mean, sample standard deviation and single values; what is not finite is null."""
     std = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
     return {
         "mean": _finite_or_none(float(np.mean(values))),

@@ -50,7 +50,7 @@ def check_fresh(
             _check_source(name, checkpoint, fingerprints[sources[student]], soft_targets)
         fingerprints[student] = [checkpoint.fingerprint for checkpoint in replicates]
     intermediate = intermediate_students(sources)
-    _check_paired({name: students[name] for name in students if name not in intermediate})
+    check_paired({name: students[name] for name in students if name not in intermediate})
 
 
 def find_sources(teacher_fingerprints: Sequence[str], students: Students) -> dict[str, str]:
@@ -100,8 +100,14 @@ def _teacher_of(checkpoint: ModelCheckpoint) -> list[str]:
     return list(checkpoint.facts.get("teacher", []))
 
 
-def _check_paired(students: Students) -> None:
-    """Students may differ in what they learnt from only, replicate by replicate."""
+def check_paired(students: Students) -> None:
+    """Refuse students that differ, replicate by replicate, in more than what they learnt from.
+
+    Raises:
+        StaleArtefactError: Naming two students and what differs.
+    """
+    if not students:
+        return
     counts = {name: len(replicates) for name, replicates in students.items()}
     if len(set(counts.values())) > 1 or 0 in counts.values():
         found = ", ".join(f"{name} {count}" for name, count in counts.items())

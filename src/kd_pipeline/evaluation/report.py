@@ -31,6 +31,7 @@ def markdown_report(comparison: _Json) -> str:
         _table(comparison),
         "## What this rests on",
         "\n".join(f"- {line}" for line in _method(comparison)),
+        "Files for devices, where a run has exported any, are in export_report.md.",
         "## Figures",
         "\n\n".join(f"![{title}]({file})" for title, file in _FIGURES.items()),
     ]

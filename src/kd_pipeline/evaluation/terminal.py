@@ -30,6 +30,25 @@ def arms_table(comparison: Mapping[str, Any], report_path: str | None) -> str:
     return "\n".join(lines)
 
 
+def exports_table(comparison: Mapping[str, Any], folder: str) -> str:
+    """The table of exported files as plain text; the last line is the folder of those that ship."""
+    head = ["", "file", "accuracy %", "bytes", "ms per image"]
+    return "\n".join(
+        [*_aligned([head, *map(_file_row, comparison["files"])]), "", f"Exported: {folder}"]
+    )
+
+
+def _file_row(file: Mapping[str, Any]) -> list[str]:
+    latency = file.get("latency_p50_ms_batch_1_threads_1")
+    return [
+        label(file["role"]),
+        f"{file['target']} {file['precision']}",
+        numbers.percent(file["accuracy"]),
+        numbers.size(file.get("flash_bytes", file.get("size_bytes"))),
+        numbers.NOTHING if latency is None else f"{latency:.3g}",
+    ]
+
+
 def _gain(difference: Mapping[str, Any]) -> str:
     interval = numbers.points_interval(difference, between=", ")
     return f"{numbers.points(difference)} [{interval}]"

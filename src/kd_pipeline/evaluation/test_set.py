@@ -1,5 +1,6 @@
 """The single reading of the test set."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -52,7 +53,7 @@ def read_test_set(
     Raises:
         DataError: If there is no test example, or one has no label: before any forward pass.
     """
-    ids, labels = _test_rows(data)
+    ids, labels = labelled_test_rows(data)
     tables, rows = [], []
     num_bins = params.num_calibration_bins
     for model in _read(data, teacher, students, params, soft_targets):
@@ -130,7 +131,21 @@ def _average(members: Sequence[Tensor], soft_targets: SoftTargetsParams) -> Tens
     return average_logits(torch.stack(list(members)), soft_targets, temperature=1.0)
 
 
-def _test_rows(data: LabelledImages) -> tuple[NDArray[np.int64], Tensor]:
+def describe_test_set(data: LabelledImages) -> dict[str, Any]:
+    """`test_fingerprint`, 16 hex digits over images, ids and labels, and `num_test_examples`."""
+    ids, labels = labelled_test_rows(data)
+    digest = hashlib.sha256(data.images.fingerprint.encode())
+    digest.update(ids.tobytes())
+    digest.update(labels.numpy().tobytes())
+    return {"test_fingerprint": digest.hexdigest()[:16], "num_test_examples": len(ids)}
+
+
+def labelled_test_rows(data: LabelledImages) -> tuple[NDArray[np.int64], Tensor]:
+    """Ids int64 [n], ascending, and labels int64 [n] of the test examples.
+
+    Raises:
+        DataError: If there is none, or one has no label.
+    """
     ids, labels = data.ids("test"), data.labels_of(data.ids("test"))
     if len(ids) == 0:
         raise DataError("`splits` must have rows of role test, got none")

@@ -18,6 +18,7 @@ from kd_pipeline.hooks.guards import (
     check_checkpoints,
     check_settings,
     check_trainings,
+    exports_models,
     training_nodes,
 )
 
@@ -32,6 +33,7 @@ class GuardHook:
         self._project = Path.cwd()
         self._context: KedroContext | None = None
         self._training: list[Node] = []
+        self._exports = False
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
@@ -61,6 +63,7 @@ class GuardHook:
         if self._training:
             check_runner(str(run_params.get("runner")))
         check_settings(pipeline, catalog)
+        self._exports = exports_models(pipeline, catalog)
         check_caches(pipeline, catalog)
         check_checkpoints(pipeline, catalog)
         check_writable(self._project / DATA_FOLDER)
@@ -75,7 +78,7 @@ class GuardHook:
         """
         if node in self._training:
             nodes, self._training = self._training, []
-            check_trainings(nodes, catalog)
+            check_trainings(nodes, catalog, exports=self._exports)
 
 
 def known_blocks() -> set[str]:

@@ -12,6 +12,7 @@ from kedro.pipeline.node import Node
 
 from kd_pipeline.config import Params
 from kd_pipeline.errors import CheckpointError, ParameterError
+from kd_pipeline.export.settings import ModelExportParams
 from kd_pipeline.labelling.settings import SoftTargetCachingParams
 from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.training.settings import ArmParams, StudentParams, TeacherParams
@@ -97,6 +98,38 @@ def check_settings(pipeline: Pipeline, catalog: Catalog) -> None:
     makes_teacher = _TEACHER in {node.namespace for node in training_nodes(pipeline)}
     if makes_teacher or any(student.live for student in students):
         _check_given_logits(students, catalog)
+    if exports_models(pipeline, catalog):
+        _check_export(pipeline, catalog)
+
+
+def exports_models(pipeline: Pipeline, catalog: Catalog) -> bool:
+    """Whether this run exports the models that it trains."""
+    nodes = [node for node in pipeline.nodes if "exported_models" in node.outputs]
+    if not any(name.endswith(_CHECKPOINTS) for node in nodes for name in node.inputs):
+        return False  # The stage by itself checks as its first step.
+    return load_block(catalog, "model_export", ModelExportParams).enabled
+
+
+def _check_export(pipeline: Pipeline, catalog: Catalog) -> None:
+    from kd_pipeline.export.jobs import TEACHER_TARGETS
+    from kd_pipeline.export.targets import check_installed
+
+    params = load_block(catalog, "model_export", ModelExportParams)
+    node = next(node for node in pipeline.nodes if "exported_models" in node.outputs)
+    roles = [n.removesuffix(_CHECKPOINTS) for n in node.inputs if n.endswith(_CHECKPOINTS)]
+    for role in params.models:
+        if role not in roles:
+            rule = "be models of this run"
+            raise ParameterError("model_export.models", rule, role, legal=roles)
+    if params.source is not None:
+        rule = "be null in a whole run: `kedro run --pipelines=model_export` exports other models"
+        raise ParameterError("model_export.source", rule, params.source.kind)
+    measures_teacher = _TEACHER in params.models
+    check_installed([*params.targets, *(TEACHER_TARGETS if measures_teacher else ())])
+    given = load_block(catalog, _TEACHER, TeacherParams).given
+    if measures_teacher and (unfit := [g.kind for g in given if g.kind in ("onnx", "logits")]):
+        rule = "leave out a teacher that is a graph or logits, of which there is no network"
+        raise ParameterError("model_export.models", rule, unfit[0])
 
 
 def _check_arm(student: StudentNode, arm: ArmParams) -> None:
@@ -220,10 +253,13 @@ def check_checkpoints(pipeline: Pipeline, catalog: Catalog) -> None:
             )
 
 
-def check_trainings(nodes: list[Node], catalog: Catalog) -> None:
+def check_trainings(nodes: list[Node], catalog: Catalog, *, exports: bool = False) -> None:
     """Build every model, optimiser and schedule that these nodes are to train.
 
+    With `exports`, also export each kind of model that the run is to export, untrained.
+
     Raises:
+        ExportError: If a model cannot be exported, or its file would be too large.
         ParameterError: Naming the block and the parameter.
         CheckpointError: If a given teacher cannot be used.
         DataError: If logits computed elsewhere leave out examples of the transfer set.
@@ -236,6 +272,21 @@ def check_trainings(nodes: list[Node], catalog: Catalog) -> None:
         _check_teacher(data, catalog)
     if students := [name for name in names if name != _TEACHER]:
         _check_students(data, students, catalog)
+    if exports:
+        _check_exports(data, catalog)
+
+
+def _check_exports(data: "LabelledImages", catalog: Catalog) -> None:
+    from kd_pipeline.export.jobs import check_exportable
+    from kd_pipeline.training.students import untrained
+
+    params = load_block(catalog, "model_export", ModelExportParams)
+    student = load_block(catalog, "student", StudentParams)
+    arms = [load_block(catalog, role, ArmParams) for role in params.models if role != _TEACHER]
+    models = {arm.model_dump_json(): arm for arm in (student.for_arm(arm).model for arm in arms)}
+    for model in models.values():
+        initial = untrained(data, model, data.ids("validation"))
+        check_exportable(initial(0), model, data, params)
 
 
 def _check_teacher(data: "LabelledImages", catalog: Catalog) -> None:
@@ -256,6 +307,7 @@ def _check_students(data: "LabelledImages", names: list[str], catalog: Catalog) 
 
     student = load_block(catalog, "student", StudentParams)
     check_student(data, student)
+    student = student.model_copy(update={"quantisation": None})  # Teaching ones stay in float.
     for name in names:
         arm = load_block(catalog, name, ArmParams)
         if arm.own_settings:

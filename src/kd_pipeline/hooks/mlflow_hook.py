@@ -26,7 +26,7 @@ from kd_pipeline.errors import our_cause
 from kd_pipeline.hooks.inputs import describe_inputs
 from kd_pipeline.tracking.journal import Journal
 from kd_pipeline.tracking.operations import DatasetFacts
-from kd_pipeline.tracking.runs import RunBook, new_group
+from kd_pipeline.tracking.runs import MODEL_EXPORT, SOFT_TARGETS, RunBook, new_group
 from kd_pipeline.tracking.sender import Sender
 from kd_pipeline.tracking.settings import MLflowParams
 from kd_pipeline.tracking.store import Store, locate_store
@@ -42,6 +42,9 @@ CHECKPOINTS = ".checkpoints"
 METRICS = "metrics"
 COMPARISON = "comparison"
 REPORT = "report"
+EXPORT_METRICS = "export_metrics"
+EXPORT_COMPARISON = "export_comparison"
+EXPORT_REPORT = "export_report"
 SOFT_TARGET_SUMMARY = "soft_target_summary"
 SOFT_TARGET_TABLES = (SOFT_TARGET_SUMMARY, "soft_target_confusions")
 EVALUATION = "params:evaluation"
@@ -95,18 +98,21 @@ class MLflowHook:
         """Begin a group of runs, if this pipeline makes anything that belongs into MLflow."""
         self._abandon()
         outputs = pipeline.all_outputs()
-        tracked = not outputs.isdisjoint((METRICS, COMPARISON)) or any(
+        tracked = not outputs.isdisjoint((METRICS, COMPARISON, EXPORT_METRICS)) or any(
             name.endswith(CHECKPOINTS) or _last(name) == SOFT_TARGET_SUMMARY for name in outputs
         )
         if not self._params.enabled or not tracked:
             return
         pipeline_name = ",".join(run_params.get("pipeline_names") or ["__default__"])
         identity = catalog.load(RUN_IDENTITY)
-        self._book = self._begin(pipeline_name, identity, catalog.load(TRACKING_STORE))
+        stage = MODEL_EXPORT if EXPORT_METRICS in outputs else SOFT_TARGETS
+        self._book = self._begin(pipeline_name, identity, catalog.load(TRACKING_STORE), stage)
         if COMPARISON in outputs:
             self._book.open_comparison()
 
-    def _begin(self, pipeline_name: str, identity: Mapping[str, str], store: Store) -> RunBook:
+    def _begin(
+        self, pipeline_name: str, identity: Mapping[str, str], store: Store, stage: str
+    ) -> RunBook:
         folder = self._project / UNSENT_FOLDER
         if waiting := find_unsent(folder):
             hint = "`python -m kd_pipeline.tracking` sends them"
@@ -122,7 +128,7 @@ class MLflowHook:
             "kd.group": identity["group"],
             **describe_process(self._project),
         }
-        return RunBook(self._journal, tags)
+        return RunBook(self._journal, tags, stage=stage)
 
     @hook_impl
     def before_dataset_loaded(self, node: Node) -> None:
@@ -153,6 +159,7 @@ class MLflowHook:
             self._log_comparison(self._book, outputs[COMPARISON])
         if REPORT in outputs:
             self._book.log_report(outputs[REPORT])
+        self._log_exports(self._book, outputs)
         for name, value in outputs.items():
             _log_output(self._book, name, value)
 
@@ -194,6 +201,21 @@ class MLflowHook:
         rows = self._inputs[METRICS].to_dict("records")
         book.log_comparison(comparison, rows=rows, settings=self._inputs[EVALUATION].model_dump())
 
+    def _log_exports(self, book: RunBook, outputs: Mapping[str, Any]) -> None:
+        """Log files on the test set, and those that were published; nothing where none was made."""
+        if EXPORT_METRICS in outputs:
+            book.log_exports(outputs[EXPORT_METRICS].to_dict("records"))
+        if EXPORT_COMPARISON in outputs and outputs[EXPORT_COMPARISON]["files"]:
+            book.log_export_comparison(outputs[EXPORT_COMPARISON])
+        if EXPORT_REPORT in outputs and self._inputs["exported_models"]:
+            book.log_file("export_report.md", outputs[EXPORT_REPORT].encode())
+            for model in self._inputs["exported_models"]:
+                folder = self._inputs["export_folder"] / model.role
+                if model.is_best and model.role != "teacher":  # Whose files do not ship.
+                    files = read_files(folder)
+                    checkpoint = model.checkpoint.fingerprint
+                    book.log_exported_files(model.role, model.replicate, checkpoint, files)
+
     def _abandon(self) -> None:
         """Close what an interrupted run has left open in this process."""
         self._end("KILLED", error=f"{self._node_name}: interrupted")
@@ -216,8 +238,14 @@ def _log_output(book: RunBook, name: str, value: Any) -> None:
         book.log_soft_targets(row, namespace=name.rpartition(".")[0])
     if _last(name) in SOFT_TARGET_TABLES:
         book.log_file(f"{name}.csv", value.to_csv(index=False).encode())
-    if type(value).__module__.startswith("matplotlib.") and hasattr(value, "savefig"):
+    if type(value).__module__.startswith("matplotlib.") and getattr(value, "axes", None):
         book.log_file(f"figures/{name}.png", _png(value.savefig))
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """The content of all files of a folder, by path within it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def _last(name: str) -> str:

@@ -23,6 +23,8 @@ _SHOWN = {
     "train/loss": "train loss {:.4g}",
     "validation/accuracy": "validation accuracy {:.4g}",
     "train/examples_per_second": "{:,.0f} examples/s",
+    "quantisation/train_loss": "int8 train loss {:.4g}",
+    "quantisation/validation_accuracy": "int8 validation accuracy {:.4g}",
 }
 
 
@@ -39,6 +41,7 @@ class TerminalHook:
         self._stage = ""
         self._progress: Progress | None = None
         self._comparison: dict[str, Any] | None = None
+        self._exports: dict[str, Any] = {"files": []}
         self._started_at = time.monotonic()
         self._metrics: dict[str, float] = {}
 
@@ -74,6 +77,7 @@ class TerminalHook:
         """Keep what is to be shown at the end."""
         self._end_progress()
         self._comparison = outputs.get("comparison", self._comparison)
+        self._exports = outputs.get("export_comparison", self._exports)
 
     # Last, so that the table is what stays on the screen.
     @hook_impl(trylast=True)
@@ -83,7 +87,11 @@ class TerminalHook:
         if self._comparison is not None:
             from kd_pipeline.evaluation.terminal import arms_table
 
-            _print(arms_table(self._comparison, _report_path(catalog)))
+            _print(arms_table(self._comparison, _path(catalog, "report")))
+        if self._exports["files"]:
+            from kd_pipeline.evaluation.terminal import exports_table
+
+            _print(exports_table(self._exports, _path(catalog, "export_folder") or ""))
         logger.info("Done in %.1f s", time.monotonic() - self._started_at)
 
     @hook_impl
@@ -103,7 +111,7 @@ class TerminalHook:
                 self._metrics = {}
                 self._begin_progress(f"replicate {replicate}", num_epochs, "epochs")
             case events.EpochEnded(epoch=epoch, metrics=metrics):
-                self._metrics = dict(metrics)
+                self._metrics |= metrics
                 if self._progress is not None:
                     self._progress.advance(epoch, _in_short(metrics))
             case events.TrainingEnded():
@@ -145,10 +153,10 @@ def _print(table: str) -> None:
     sys.stdout.flush()
 
 
-def _report_path(catalog: CatalogProtocol[Any, Any]) -> str | None:
-    """Path of the report from the working directory; None where it is no file."""
+def _path(catalog: CatalogProtocol[Any, Any], name: str) -> str | None:
+    """Path of a data set from the working directory; None where it is no file."""
     # Kedro's data sets have no public name for their path.
-    path = getattr(catalog["report"], "_filepath", None) if "report" in catalog else None
+    path = getattr(catalog[name], "_filepath", None) if name in catalog else None
     return None if path is None else os.path.relpath(path)
 
 

@@ -27,7 +27,7 @@ from kd_pipeline.randomness import derive_seed
 from kd_pipeline.soft_targets.parts_folder import PartsFolder
 from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.soft_targets.store import SoftTargets
-from kd_pipeline.training.settings import ArmParams, StudentParams
+from kd_pipeline.training.settings import ArmParams, Quantisation, StudentParams
 from kd_pipeline.views.settings import ViewsParams
 
 STUDENT = StudentParams(
@@ -221,8 +221,10 @@ def test_a_student_that_teaches_starts_from_weights_of_its_own_and_has_a_card(
 
 def test_a_student_that_learns_from_labels_may_teach_too(shared: dict[str, Any]) -> None:
     train = make_trainer_of_teaching_student("generation_0", train_on_labels)
-    checkpoints, _, card = train(**shared, arm=ArmParams())
+    int8 = STUDENT.model_copy(update={"quantisation": Quantisation(name="int8")})
+    checkpoints, _, card = train(**shared | {"student": int8}, arm=ArmParams())
     assert checkpoints[0].facts["teacher"] == []
+    assert checkpoints[0].quantised_state is None  # It teaches in float.
     assert card["fingerprints"] == [checkpoint.fingerprint for checkpoint in checkpoints]
 
 
