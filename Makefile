@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENVIRONMENT ?=
 PORT ?= 5001
+NAME ?= student
 RUN := $(BIN)/kedro run --pipelines=distill $(if $(ENVIRONMENT),--env=$(ENVIRONMENT))
 
 .PHONY: help distill test test-long check format bench ui serve viz clean-environment
@@ -46,8 +47,8 @@ ui: $(STAMP)  ## Serve MLflow's pages; the line it prints opens the newest compa
 	@echo "The newest comparison: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey=latest"
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db
 
-serve: $(STAMP)  ## Serve the registry's champion on 127.0.0.1; PORT=5001 is the default
-	@$(BIN)/python -m kd_pipeline.tracking.serve --port $(PORT)
+serve: $(STAMP)  ## Serve the registry's champion on 127.0.0.1; PORT=5001 and NAME=student are the defaults
+	@$(BIN)/python -m kd_pipeline.tracking.serve --port $(PORT) --name $(NAME)
 
 viz: $(STAMP)  ## Open Kedro-Viz on http://127.0.0.1:4141
 	$(BIN)/kedro viz run

@@ -1,6 +1,7 @@
 """Shared by all tests: quiet threads, no deadlines, and a small image set."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,28 @@ def untrained(images: ImageSet) -> "Callable[..., ModelCheckpoint]":
         return snapshot(made, model, class_names=class_names, facts=facts)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def fitted(data: "LabelledImages") -> "Callable[[ModelCheckpoint, int], ModelCheckpoint]":
+    """Train a checkpoint for some steps, each on all of the transfer set."""
+    from kd_pipeline.models.checkpoint import build_classifier, copy_state
+
+    ids = data.ids("transfer")
+    pixels, labels = data.images.take(ids), data.labels_of(ids)
+
+    def fit(checkpoint: "ModelCheckpoint", num_steps: int) -> "ModelCheckpoint":
+        classifier = build_classifier(checkpoint).train()
+        optimiser = torch.optim.AdamW(classifier.parameters(), lr=0.02)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            for _ in range(num_steps):
+                optimiser.zero_grad()
+                torch.nn.functional.cross_entropy(classifier(pixels), labels).backward()
+                optimiser.step()
+        return replace(checkpoint, state=copy_state(classifier.network))
+
+    return fit
 
 
 MakeCache = Callable[..., "SoftTargets"]

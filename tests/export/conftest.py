@@ -17,7 +17,7 @@ from kd_pipeline.evaluation.settings import EvaluationParams
 from kd_pipeline.export.jobs import ExportedModel, export_models
 from kd_pipeline.export.proof import run_models
 from kd_pipeline.export.settings import Latency, ModelExportParams
-from kd_pipeline.models.checkpoint import ModelCheckpoint, build_classifier, copy_state
+from kd_pipeline.models.checkpoint import ModelCheckpoint
 
 PARAMS = ModelExportParams(
     models=("student_kd",),
@@ -34,28 +34,15 @@ def params() -> ModelExportParams:
 
 @pytest.fixture(scope="session")
 def students(
-    data: LabelledImages, untrained: Callable[..., ModelCheckpoint]
+    data: LabelledImages,
+    untrained: Callable[..., ModelCheckpoint],
+    fitted: Callable[[ModelCheckpoint, int], ModelCheckpoint],
 ) -> list[ModelCheckpoint]:
     """Two replicates of these images and splits, of which the second is trained longer."""
     own = data.provenance
     facts = {"images": own["images"], "splits": own["splits"], "parameters": {"soft_weight": 1}}
     made = [untrained(seed, teacher=["t"], **facts) for seed in (0, 1)]
-    return [fitted(one, data, num_steps) for one, num_steps in zip(made, (2, 40), strict=True)]
-
-
-def fitted(checkpoint: ModelCheckpoint, data: LabelledImages, num_steps: int) -> ModelCheckpoint:
-    """Trained on all of the transfer set in every step."""
-    classifier = build_classifier(checkpoint).train()
-    optimiser = torch.optim.AdamW(classifier.parameters(), lr=0.02)
-    ids = data.ids("transfer")
-    pixels, labels = data.images.take(ids), data.labels_of(ids)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for _ in range(num_steps):
-            optimiser.zero_grad()
-            torch.nn.functional.cross_entropy(classifier(pixels), labels).backward()
-            optimiser.step()
-    return replace(checkpoint, state=copy_state(classifier.network))
+    return [fitted(one, num_steps) for one, num_steps in zip(made, (2, 40), strict=True)]
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ def measure_sizes(file: Path) -> dict[str, int]:
     Raises:
         ExportError: If there is no compiler, or it fails.
     """
-    command = os.environ.get("KD_DEVICE_CC") or host_compiler()
+    command = size_compiler()
     with tempfile.TemporaryDirectory() as folder:
         compiled = Path(folder, "model.o")
         # Tables that unwind the stack, and those of moved addresses, do not go to a device.
@@ -83,6 +83,11 @@ def _load(file: Path) -> ctypes.CDLL:
         flags = ("-O3", "-shared", "-fPIC")
         _run([*shlex.split(host_compiler()), *_STANDARD, *flags, str(file), "-o", str(library)])
         return ctypes.CDLL(str(library))  # Stays in memory when the file is gone.
+
+
+def size_compiler() -> str:
+    """The compiler that sizes are measured with: KD_DEVICE_CC, or this machine's."""
+    return os.environ.get("KD_DEVICE_CC") or host_compiler()
 
 
 def host_compiler() -> str:

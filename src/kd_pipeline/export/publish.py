@@ -13,6 +13,7 @@ import pandas as pd
 
 from kd_pipeline.atomic import is_alive, replace_folder
 from kd_pipeline.errors import ExportError
+from kd_pipeline.export.c_run import size_compiler
 from kd_pipeline.export.jobs import ExportedModel, describe
 from kd_pipeline.export.model_card import model_card
 from kd_pipeline.export.selection import GIVEN, TEACHER
@@ -156,6 +157,8 @@ def make_card(
             if k in model.checkpoint.facts
         },
         "num_calibration_rows": params.num_calibration_rows,
+        # Whose code `flash_bytes` of C counts.
+        **({"c_compiler": size_compiler()} if "c" in params.targets else {}),
         **known,
         "checkpoint_on_test": _measured(next(r for r in rows if r["target"] == "checkpoint")),
         "files": [

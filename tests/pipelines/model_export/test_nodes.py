@@ -1,23 +1,28 @@
 """The nodes of the export, one after another as Kedro runs them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.errors import CheckpointError, ExportError, ParameterError
 from kd_pipeline.evaluation.settings import EvaluationParams
 from kd_pipeline.export.settings import Latency, ModelExportParams
-from kd_pipeline.models.checkpoint import ModelCheckpoint, write_checkpoint
+from kd_pipeline.export.targets import TARGETS
+from kd_pipeline.models.checkpoint import ModelCheckpoint, build_classifier, write_checkpoint
 from kd_pipeline.pipelines.model_export.nodes import (
     compare_exports,
     export_models,
     measure_exports,
     publish_exports,
 )
-from kd_pipeline.tracking.store import Store
+from kd_pipeline.tracking.registry import find_champion
+from kd_pipeline.tracking.settings import MLflowParams
+from kd_pipeline.tracking.store import Store, locate_store
 
 Untrained = Callable[..., ModelCheckpoint]
 Outcome = dict[str, Any]
@@ -28,11 +33,12 @@ STORE = Store(uri="sqlite:///unused.db", experiment="e", artifacts=None)
 
 
 @pytest.fixture(scope="module")
-def student(data: LabelledImages, untrained: Untrained) -> ModelCheckpoint:
+def student(data: LabelledImages, untrained: Untrained, fitted: Any) -> ModelCheckpoint:
     own = data.provenance
-    return untrained(
-        images=own["images"], splits=own["splits"], image_shape=[1, 8, 8], teacher=["t"]
+    trained: ModelCheckpoint = fitted(
+        untrained(images=own["images"], splits=own["splits"], teacher=["t"]), 40
     )
+    return trained
 
 
 @pytest.fixture
@@ -102,6 +108,50 @@ def test_bounds_that_do_not_hold_leave_no_file(
         export_models(**arguments)
     assert names(earlier) == ["model.onnx"]
     assert (earlier / "model.onnx").read_text() == "of an earlier run"
+
+
+def test_a_file_that_loses_too_much_leaves_tables_of_it_and_no_file(
+    given: Callable[..., dict[str, Any]],
+    student: ModelCheckpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_checkpoint(student, tmp_path / "student_kd" / "0")
+    arguments = given(params=ModelExportParams(latency=FAST, max_accuracy_drop=0.0))
+    exported = export_models(**arguments)
+
+    def negated(path: Path, num_threads: int) -> Any:
+        """A file that never names the class that the checkpoint names."""
+
+        def run(pixels: Any) -> Any:
+            with torch.inference_mode():
+                return -build_classifier(student)(torch.from_numpy(pixels)).numpy()
+
+        return run
+
+    broken = replace(TARGETS["onnx"], open=negated)
+    monkeypatch.setitem(TARGETS, "onnx", broken)
+    with pytest.raises(ExportError, match="student_kd onnx float32 loses"):
+        finish(arguments, exported)
+    assert [name for name in names(arguments["folder"]) if not name.startswith(".")] == []
+
+
+def test_the_student_is_registered_with_what_the_champion_is_compared_by(
+    given: Callable[..., dict[str, Any]], student: ModelCheckpoint, tmp_path: Path
+) -> None:
+    write_checkpoint(student, tmp_path / "student_kd" / "0")
+    store = locate_store(tmp_path, MLflowParams())
+    params = ModelExportParams(latency=FAST, registered_name="student")
+    reports = []
+    for _ in range(2):
+        arguments = given(params=params, tracking_store=store)
+        reports.append(finish(arguments, export_models(**arguments))["report"])
+    assert "champion: the first of this name" in reports[0]
+    assert "not the champion, because the interval must be above zero" in reports[1]
+    champion = find_champion(store, "student")
+    assert champion is not None
+    assert str(champion.version) == "1"
+    assert champion.tags["kd.checkpoint"] == student.fingerprint
 
 
 def test_a_whole_run_exports_where_it_is_enabled(

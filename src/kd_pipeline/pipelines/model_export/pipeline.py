@@ -23,8 +23,8 @@ def create_pipeline(students: Iterable[str] | None = None) -> Pipeline:
     """Wire the nodes; dataset names are those of catalog_model_export.yml.
 
     Args:
-        students: Of the run whose last stage this is: it exports where `model_export.enabled` says
-            so. None is the stage by itself, which reads the models it needs from disk.
+        students: Of the run whose last stage this is: it exports where `model_export.enabled` is
+            true. None is the stage by itself, which reads the models it needs from disk.
     """
     roles = () if students is None else (_TEACHER, *students)
     return Pipeline([_export(roles), *_prove_and_publish()])
