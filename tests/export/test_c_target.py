@@ -12,7 +12,7 @@ from kd_pipeline.errors import ExportError
 from kd_pipeline.export.c_code import write_model
 from kd_pipeline.export.c_graph import read_graph
 from kd_pipeline.export.c_target import TARGET
-from kd_pipeline.export.onnx_files import quantised_graph
+from kd_pipeline.export.onnx_files import int8_graph
 from kd_pipeline.export.target import ExportJob
 from kd_pipeline.models.checkpoint import ModelCheckpoint, build_untrained, snapshot
 from kd_pipeline.models.preprocessing import Preprocessing
@@ -47,7 +47,7 @@ def noise(num_images: int, shape: tuple[int, int, int]) -> torch.Tensor:
 def test_logits_are_those_of_the_int8_graph(name: str, tmp_path: Path) -> None:
     shape = (3, 9, 11)
     checkpoint = checkpoint_of(NETWORKS[name], shape)
-    graph = quantised_graph(ExportJob(checkpoint, shape, noise(32, shape), tmp_path))
+    graph = int8_graph(ExportJob(checkpoint, shape, noise(32, shape), tmp_path))
     network, file, pixels = read_graph(graph), tmp_path / "model.c", noise(200, shape).numpy()
     write_model(network, file, class_names=checkpoint.class_names, metadata={})
     logits = TARGET.open(file, 1)(pixels)

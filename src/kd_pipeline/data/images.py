@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -85,6 +86,10 @@ class ImageSet:
     def take(self, example_ids: ArrayLike) -> "Tensor":
         """Copy of the pixels of examples int64 [n], uint8 [n, channels, height, width]."""
         return self.take_rows(self.positions(example_ids))
+
+    def batches(self, example_ids: NDArray[np.int64], size: int) -> Iterator["Tensor"]:
+        """Copies of the pixels of examples int64 [n], up to `size` at a time, in their order."""
+        return (self.take(example_ids[at : at + size]) for at in range(0, len(example_ids), size))
 
     def take_rows(self, rows: NDArray[np.int64]) -> "Tensor":
         """Copy of rows int64 [...] of `pixels`, uint8 [..., channels, height, width]."""

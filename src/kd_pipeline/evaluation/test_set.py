@@ -122,7 +122,7 @@ def _predict(
 ) -> Tensor:
     """Logits of the clean test images in the order of their ids, float32 [n, num_classes]."""
     ids, size, classifier = data.ids("test"), params.batch_size, build_classifier(checkpoint)
-    batches = (data.images.take(ids[at : at + size]) for at in range(0, len(ids), size))
+    batches = data.images.batches(ids, size)
     name = f"test: {role}"
     return predict_batches(classifier, batches, params, num_images=len(ids), description=name)
 

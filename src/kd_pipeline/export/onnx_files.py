@@ -61,17 +61,12 @@ def float_graph(job: ExportJob) -> Any:
     return _bare(program.model_proto)
 
 
-def quantised_graph(job: ExportJob) -> Any:
-    """The same in int8: see `quantise`."""
-    return quantise(float_graph(job), job.calibration)
-
-
 def int8_graph(job: ExportJob) -> Any:
     """The int8 graph that lies in the job's folder, or else a new one, which is the same."""
     file = job.folder / TARGET.files["int8"]
     if file.is_file():
         return require("onnx", extra="onnx").load(file)
-    return quantised_graph(job)
+    return quantise(float_graph(job), job.calibration)
 
 
 def quantise(graph: Any, calibration: Tensor) -> Any:
@@ -103,9 +98,9 @@ def quantise(graph: Any, calibration: Tensor) -> Any:
 
 
 def _preprocessing_nodes(graph: Any) -> list[str]:
-    """Names of the nodes before the first layer: only they have one constant, or none, as input.
+    """Names of the nodes between the pixels and the first layer.
 
-    They make up a chain from the pixels: their arithmetic in 8 bits would lose what pixels hold.
+    They resize and normalise: in 8 bits that would round the pixels once more.
     """
     names, reached = [], {INPUT}
     for node in graph.graph.node:

@@ -57,13 +57,13 @@ def _run_model(
         "validation_accuracy": model.validation_accuracy,
         **model.facts,
     }
-    batches = (data.images.take(part) for part in _parts(ids))
+    batches = data.images.batches(ids, _BATCH_SIZE)
     reference = predict_batches(build_classifier(model.checkpoint), batches, ON_CPU)
     yield {**identity, "target": CHECKPOINT, "precision": "float32"}, reference
     for (target, precision), file in model.files.items():
         run = TARGETS[target].open(file.path, available_threads())
         logits = torch.from_numpy(
-            np.concatenate([run(data.images.take(part).numpy()) for part in _parts(ids)])
+            np.concatenate([run(part.numpy()) for part in data.images.batches(ids, _BATCH_SIZE)])
         )
         facts = {
             **identity,
@@ -77,10 +77,6 @@ def _run_model(
             some = data.images.take(ids[: max(params.latency.batch_sizes)]).numpy()
             facts |= measure_latency(file, some, params.latency)
         yield facts, logits
-
-
-def _parts(ids: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    return (ids[at : at + _BATCH_SIZE] for at in range(0, len(ids), _BATCH_SIZE))
 
 
 def available_threads() -> int:

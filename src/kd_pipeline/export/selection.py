@@ -147,8 +147,7 @@ def validation_accuracy(checkpoint: ModelCheckpoint, data: LabelledImages) -> fl
     ids, labels = data.labelled("validation")
     if len(ids) == 0:
         return float("nan")
-    size = ON_CPU.batch_size
-    batches = (data.images.take(ids[at : at + size]) for at in range(0, len(ids), size))
+    batches = data.images.batches(ids, ON_CPU.batch_size)
     logits = predict_batches(build_classifier(checkpoint), batches, ON_CPU)
     return (logits.argmax(dim=1) == labels).double().mean().item()
 
