@@ -27,8 +27,8 @@ distill: $(STAMP)  ## Run the main job; ENVIRONMENT=mnist runs a preset
 test: $(STAMP)  ## Run the fast tests, in two processes
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-test-long: $(STAMP)  ## Run the long tests
-	$(BIN)/python -m pytest -q -m long
+test-long: $(STAMP)  ## Run the long tests and the fault campaign of docs/faults.md
+	$(BIN)/python -m pytest -q -m "long or fault"
 
 check: $(STAMP)  ## Lint, types, import contracts
 	$(BIN)/ruff check .

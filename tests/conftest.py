@@ -1,5 +1,7 @@
-"""Shared by all tests: quiet threads, no deadlines, and a small image set."""
+"""Shared by all tests: quiet threads, no deadlines, a small image set, and a count of faults."""
 
+import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,35 @@ if TYPE_CHECKING:
 settings.register_profile("house", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("house")
 torch.set_num_threads(1)
+
+FAULTS_PAGE = Path(__file__).parents[1] / "docs" / "faults.md"
+_FAULT = re.compile(r"^\|.*\| (survived|refused) \|.*\| `([\w/.]+)::(\w+)` \|$", re.MULTILINE)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that docs/faults.md names with `fault`, and note the outcome it states."""
+    rows = _FAULT.findall(FAULTS_PAGE.read_text(encoding="utf-8"))
+    outcomes = {(file, function): outcome for outcome, file, function in rows}
+    for item in items:
+        file = item.path.relative_to(Path(__file__).parent).as_posix()
+        name = getattr(item, "originalname", item.name)
+        if (outcome := outcomes.get((file, name))) is not None:
+            item.add_marker("fault")
+            item.user_properties.append(("fault", outcome))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how many faults were tried, and how they ended; a failed test is a wrong end."""
+    ends: Counter[str] = Counter()
+    for status in ("passed", "failed", "error"):
+        for report in terminalreporter.getreports(status):
+            for key, outcome in report.user_properties:
+                if key == "fault":
+                    ends[outcome if status == "passed" else "wrong"] += 1
+    if ends:
+        counts = ", ".join(f"{end} {ends[end]}" for end in ("survived", "refused", "wrong"))
+        terminalreporter.write_line(f"faults: tried {ends.total()}, {counts}")
 
 
 @pytest.fixture(scope="session")

@@ -96,6 +96,26 @@ def test_another_seed_splits_otherwise() -> None:
     assert ids(split(table()), "test") != ids(split(table(), seed=1), "test")
 
 
+@pytest.mark.parametrize("role", ["teacher_train", "validation", "transfer"])
+def test_another_seed_draws_each_part_otherwise(role: str) -> None:
+    """With the test set given; chance alone lets a sixth of each class's images coincide."""
+    examples = pd.concat([table(300, "train"), table(30, "test", first=500)])
+    shares = {"teacher": {"fraction": 0.2}, "relation": "disjoint", "fraction": 0.2}
+    first, second = (
+        ids(split(examples, seed=seed, validation_fraction=0.2, **shares), role) for seed in (0, 1)
+    )
+    assert len(first & second) < len(first) / 2
+
+
+def test_a_copy_of_a_validation_image_stays_out_of_training() -> None:
+    examples, whole = table(), split(table())
+    alike = {min(ids(whole, "validation")), *sorted(ids(whole, "transfer"))[:4]}
+    examples.loc[examples["example_id"].isin(alike), "content_hash"] = "the same"
+    splits = split(examples)
+    assert alike & ids(splits, "validation")
+    assert not alike & (ids(splits, "teacher_train") | ids(splits, "transfer"))
+
+
 def test_a_test_set_of_the_source_is_kept_as_it_is() -> None:
     examples = pd.concat([table(60, "train"), table(30, "test", first=500)])
     assert ids(split(examples), "test") == set(range(500, 530))

@@ -97,6 +97,17 @@ def test_matches_values_worked_by_hand() -> None:
     assert gain["gap_recovered"] == pytest.approx(10 / 15)
 
 
+def test_replicates_are_paired_by_their_number() -> None:
+    """Each is ahead of its own counterpart; crossed, one of the two would be behind."""
+    wrong = {"teacher": [0], "student_kd": [4, 10], "student_baseline": [5, 11]}
+    predictions, metrics = drawn(wrong)
+    theirs = predictions["role"] == "student_baseline"
+    listed = pd.concat([predictions[~theirs], predictions[theirs][::-1]])
+    gain = compare(listed, metrics, PARAMS, RUN)["gains"]["student_kd"]["accuracy"]
+    assert (gain["wins"], gain["replicates"]) == (2, 2)
+    assert gain["mean"] == pytest.approx(1 / EXAMPLES)
+
+
 def test_a_teacher_that_cannot_be_measured_is_null_and_the_rest_stands() -> None:
     whole, without = compared(USUAL), compared({k: v for k, v in USUAL.items() if k != "teacher"})
     assert without["teacher"] is None

@@ -95,6 +95,14 @@ def test_a_body_that_does_not_fit_is_refused() -> None:
         adopt_weights(network(), given, same_classes=True)
 
 
+@pytest.mark.parametrize("name", ["0.weight", "1.bias", "1.running_var", "9.bias"])
+def test_a_missing_tensor_alone_is_refused(name: str) -> None:
+    given = network().state_dict()
+    del given[name]
+    with pytest.raises(CheckpointError, match=rf'Missing key\(s\) in state_dict: "{name}"'):
+        adopt_weights(network(), given, same_classes=True)
+
+
 def test_torchvision_weights_by_enum_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real enum; only the download is replaced, by a state dict made here."""
     import torchvision

@@ -1,10 +1,20 @@
-"""Batch order: full batches, every row once a pass, paired between arms."""
+"""Rows and their order: full batches, every row once a pass, paired between arms, all measured."""
 
+import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd_pipeline.training.rows import BatchOrder
+from kd_pipeline.data.dataset import LabelledImages
+from kd_pipeline.data.images import ImageSet
+from kd_pipeline.data.splits import ids_with_role
+from kd_pipeline.losses.hard import NO_LABEL
+from kd_pipeline.models.checkpoint import build_untrained
+from kd_pipeline.models.preprocessing import Preprocessing
+from kd_pipeline.models.settings import Model
+from kd_pipeline.training.rows import BatchOrder, Rows, measure_validation, transfer_partners
+from kd_pipeline.training.settings import Training
 
 
 @given(num_rows=st.integers(1, 50), batch_size=st.integers(1, 70), seed=st.integers(0, 100))
@@ -42,3 +52,38 @@ def test_passes_and_seeds_shuffle_apart() -> None:
     other, _ = BatchOrder(torch.arange(100), 1, 100).steps(0, 1)
     assert not torch.equal(order[0], order[1])
     assert not torch.equal(order[0], other[0])
+
+
+def test_validation_counts_every_row_of_every_batch() -> None:
+    """2,500 rows are three batches, the last one smaller."""
+    pixels = np.random.default_rng(0).integers(0, 255, (2500, 1, 2, 2), dtype=np.uint8)
+    images = ImageSet(np.arange(2500), pixels, ("a", "b"))
+    classifier = build_untrained(
+        Model(name="mlp", arguments={"hidden": [4]}),
+        Preprocessing((1, 2, 2), (0.5,), (0.3,)),
+        num_classes=2,
+        seed=0,
+    )
+    with torch.no_grad():
+        logits = classifier.eval()(torch.from_numpy(pixels))
+    wrong = torch.arange(2500) >= 2490  # Ten rows of the last batch.
+    labels = logits.argmax(dim=1) ^ wrong.long()
+    rows = Rows(images.reader(images.example_ids, device="cpu", budget_bytes=2**20), labels)
+    found = measure_validation(classifier, rows, device="cpu")
+    assert found["validation/accuracy"] == pytest.approx(2490 / 2500)
+    loss = torch.nn.functional.cross_entropy(logits, labels).item()
+    assert found["validation/loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_partners_are_the_transfer_set_with_the_labels_that_students_may_use(
+    data: LabelledImages,
+) -> None:
+    """A label that is not open to students must not reach them through a mixed image either."""
+    partners = transfer_partners(data, Training(num_epochs=1, batch_size=4, device="cpu"))
+    ids = ids_with_role(data.splits, "transfer")
+    teacher = ids_with_role(data.splits, "teacher_train")
+    assert partners.example_ids.tolist() == ids.tolist()
+    known = np.isin(ids, teacher)
+    assert 0 < known.sum() < len(ids)
+    expected = data.labels_of(ids).where(torch.from_numpy(known), NO_LABEL)
+    assert torch.equal(partners.labels, expected)

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
 from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.data.images import ImageSet
-from kd_pipeline.data.splits import ids_with_role
+from kd_pipeline.data.settings import TransferSplitParams
+from kd_pipeline.data.splits import ids_with_role, split_examples
 from kd_pipeline.errors import CheckpointError, ParameterError, StaleArtefactError
 from kd_pipeline.labelling.settings import SoftTargetCachingParams
 from kd_pipeline.labelling.soft_targets import label_transfer_set
@@ -120,6 +122,35 @@ def test_cached_and_live_logits_of_replayed_views_are_the_same(
     assert torch.cat(live).std(dim=0).min() > 0.05  # They do depend on what is shown.
 
 
+@pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
+def test_partners_of_a_disjoint_split_are_those_of_the_labelling(
+    images: ImageSet, examples: pd.DataFrame, tmp_path: Path, mixing: str
+) -> None:
+    """The labelled rows beside the transfer set are mixed with, and never mixed in."""
+    params = TransferSplitParams(
+        test_fraction=0.3,
+        validation_fraction=0.1,
+        teacher={"labels_per_class": 4},
+        transfer={"relation": "disjoint"},
+    )
+    splits = split_examples(examples, images.class_names, params)
+    data, teacher = LabelledImages(images, examples, splits), [member(images, 0)]
+    both = ArmParams(soft_weight=0.5, temperature=4.0)
+    rows = rows_of(data, both)
+    assert rows.has_soft_target is not None
+    soft = rows.has_soft_target.nonzero().squeeze(1)
+    assert 0 < len(soft) < len(rows)
+    cached = cached_teacher(label(teacher, data, tmp_path, VIEWS[mixing]))
+    positions, passes = soft[None], torch.zeros(1, len(soft), dtype=torch.int64)
+    partners = transfer_partners(data, TRAINING).pixels
+    pixels = ViewRenderer(VIEWS[mixing].policy, rows.pixels, partners).draw(positions, passes)
+    ours, theirs = (
+        source.open(rows, both, TRAINING).chunk(positions, passes)(0, pixels.render(0)).logits
+        for source in (cached, live_teacher(teacher))
+    )
+    torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-3)
+
+
 def test_students_of_both_sources_are_alike(data: LabelledImages, tmp_path: Path) -> None:
     teacher = [member(data.images, 0)]
     views = VIEWS["mixup"]
@@ -197,6 +228,31 @@ def test_a_top_k_cache_gives_one_bucket_or_a_spread_tail(
     expected = ((1 - best.values) / 2)[:, None].expand(-1, 3).clone()
     expected = expected.scatter(1, best.indices[:, None], best.values[:, None])
     torch.testing.assert_close((spread.logits / 4).softmax(1), expected, **tolerance)
+
+
+def test_class_40000_of_a_top_k_cache_keeps_its_number(
+    data: LabelledImages, tmp_path: Path, make_cache: MakeCache
+) -> None:
+    """Its 16 bits are those of a negative number where they are read as signed ones."""
+    num_classes, count = 40_002, len(ids_with_role(data.splits, "transfer"))
+    logits = np.zeros((1, 1, count, num_classes), dtype=np.float32)
+    logits[..., 40_000], logits[..., 7] = 9, 5
+    names = tuple(map(str, range(num_classes)))
+    cache = make_cache(
+        tmp_path,
+        data.images,
+        data.splits,
+        logits=logits,
+        class_names=names,
+        encoding=Encoding(2, 4.0),
+    )
+    rows = rows_of(data)
+    found = all_at_once(cached_teacher(cache).open(rows, SOFT, TRAINING), rows)
+    assert found.class_ids.unique(dim=0).tolist() == [[7, 40_000]]
+    assert found.logits.unique(dim=0).tolist() == [[5, 9]]
+    student = torch.zeros(len(rows), num_classes).index_fill_(1, torch.tensor([40_000]), 9.0)
+    ours, _ = gather_other_classes(student, found, 4.0)
+    assert ours[:, :2].unique(dim=0).tolist() == [[0, 9]]
 
 
 def test_a_row_without_a_soft_target_has_no_soft_term(

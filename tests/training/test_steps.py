@@ -1,0 +1,200 @@
+"""What one step of the training loop does: rate, clipping, masks, precision, random masks."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from kd_pipeline.data.images import ImageSet
+from kd_pipeline.losses.settings import ObjectiveParams
+from kd_pipeline.models.checkpoint import build_untrained
+from kd_pipeline.models.classifier import Classifier
+from kd_pipeline.models.preprocessing import Preprocessing
+from kd_pipeline.models.settings import Model
+from kd_pipeline.models.state_folder import StateFolder
+from kd_pipeline.teacher_logits import TeacherLogits
+from kd_pipeline.training import engine
+from kd_pipeline.training.engine import TrainingPlan, train_classifier
+from kd_pipeline.training.rows import Rows
+from kd_pipeline.training.settings import Training
+from kd_pipeline.training.teacher_sources import CachedLogits
+
+NUM_ROWS = 40
+TRAINING = Training(
+    num_epochs=2,
+    batch_size=8,
+    optimiser={"name": "SGD", "arguments": {"lr": 0.5}},
+    schedule={"name": "cosine", "warmup_fraction": 0.3},
+    device="cpu",
+    precision="float32",
+)
+
+
+@pytest.fixture(scope="module")
+def rows() -> Rows:
+    """Grey noise of 6 by 6 pixels with labels of three classes."""
+    pixels = np.random.default_rng(0).integers(0, 255, (NUM_ROWS, 1, 6, 6), dtype=np.uint8)
+    images = ImageSet(np.arange(NUM_ROWS), pixels, ("a", "b", "c"))
+    reader = images.reader(images.example_ids, device="cpu", budget_bytes=2**20)
+    return Rows(reader, torch.arange(NUM_ROWS) % 3)
+
+
+def plan_of(rows: Rows, training: dict[str, Any] | None = None, **changes: Any) -> TrainingPlan:
+    chosen = TRAINING.model_copy(update=training or {})
+    fields: dict[str, Any] = {"objective": ObjectiveParams(), "steps_per_epoch": 5, "seed": 3}
+    return TrainingPlan(rows=rows, validation=rows, training=chosen, **{**fields, **changes})
+
+
+def classifier_of(*appended: nn.Module) -> Classifier:
+    preprocessing = Preprocessing((1, 6, 6), (0.5,), (0.3,))
+    made = build_untrained(
+        Model(name="mlp", arguments={"hidden": [8]}), preprocessing, num_classes=3, seed=0
+    )
+    if appended:
+        made.network = nn.Sequential(made.network, *appended)
+    return made
+
+
+def train(folder: Path, plan: TrainingPlan, classifier: Classifier | None = None) -> Classifier:
+    classifier = classifier or classifier_of()
+    train_classifier(classifier, plan, states=StateFolder(folder), key="k")
+    return classifier
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an optimiser was about to do."""
+
+    lr: float
+    gradient_norm: float
+
+
+def updates(folder: Path, plan: TrainingPlan) -> list[Update]:
+    """Each step's learning rate, and the norm of the gradients that it applies."""
+    found: list[Update] = []
+
+    def note(optimiser: torch.optim.Optimizer, *_: Any) -> None:
+        (group,) = optimiser.param_groups
+        norms = [parameter.grad.norm() for parameter in group["params"]]
+        found.append(Update(group["lr"], float(torch.stack(norms).norm())))
+
+    handle = register_optimizer_step_pre_hook(note)
+    try:
+        train(folder, plan)
+    finally:
+        handle.remove()
+    return found
+
+
+def test_step_n_takes_the_rate_of_step_n(rows: Rows, tmp_path: Path) -> None:
+    """Ten steps, three of them warm-up: quarters of the rate, then a cosine that begins at it."""
+    rates = [update.lr for update in updates(tmp_path, plan_of(rows))]
+    warmup = [1 / 4, 2 / 4, 3 / 4]
+    cosine = [0.5 * (1 + math.cos(math.pi * step / 7)) for step in range(7)]
+    assert rates == pytest.approx([0.5 * factor for factor in (*warmup, *cosine)])
+
+
+def test_gradients_are_clipped_before_they_are_applied(rows: Rows, tmp_path: Path) -> None:
+    free = [update.gradient_norm for update in updates(tmp_path / "free", plan_of(rows))]
+    bound = {"max_gradient_norm": min(free) / 2}
+    clipped = updates(tmp_path / "clipped", plan_of(rows, bound))
+    assert [u.gradient_norm for u in clipped] == pytest.approx([min(free) / 2] * 10, rel=1e-3)
+
+
+def test_a_chunk_of_steps_equals_its_steps_one_by_one(
+    rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seventy steps of an epoch are more than one chunk."""
+    plan = plan_of(rows, {"num_epochs": 1}, steps_per_epoch=70)
+    assert engine.STEPS_PER_CHUNK < 70
+    whole = train(tmp_path / "whole", plan).state_dict()
+    monkeypatch.setattr(engine, "STEPS_PER_CHUNK", 1)
+    single = train(tmp_path / "single", plan).state_dict()
+    assert all(torch.equal(whole[name], single[name]) for name in whole)
+
+
+@pytest.fixture
+def losses(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the objective is given and what it returns, step by step."""
+    calls: list[dict[str, Any]] = []
+
+    class Spy(engine.Objective):
+        def __call__(self, student, labels, teacher=None, has=None):  # type: ignore[no-untyped-def]
+            terms = super().__call__(student, labels, teacher, has)
+            calls.append(
+                {"student": student, "teacher": teacher, "has": has, "labels": labels}
+                | {"loss": terms.loss}
+            )
+            return terms
+
+    monkeypatch.setattr(engine, "Objective", Spy)
+    return calls
+
+
+def test_the_mask_of_soft_targets_is_that_of_the_steps_rows(
+    rows: Rows, tmp_path: Path, losses: list[dict[str, Any]]
+) -> None:
+    """The teacher's first logit numbers the row, so that each row is found again in its step."""
+    mask = torch.rand(NUM_ROWS, generator=torch.Generator().manual_seed(0)) < 0.5
+    logits = torch.arange(NUM_ROWS).half()[None, :, None].expand(1, -1, 3).numpy()
+    teacher = CachedLogits(TeacherLogits(logits), torch.arange(NUM_ROWS), identity={}, device="cpu")
+    objective = ObjectiveParams(soft_weight=0.5)
+    masked = replace(rows, has_soft_target=mask)
+    train(tmp_path, plan_of(masked, teacher=teacher, num_views=1, objective=objective))
+    assert len(losses) == 10
+    for call in losses:
+        shown = call["teacher"].logits[:, 0].long()
+        assert torch.equal(call["has"], mask[shown])
+        assert torch.equal(call["labels"], rows.labels[shown])
+
+
+def test_logits_of_bfloat16_give_a_loss_of_float32(
+    rows: Rows, tmp_path: Path, losses: list[dict[str, Any]]
+) -> None:
+    train(tmp_path, plan_of(rows, {"precision": "bfloat16"}))
+    for call in losses:
+        assert call["student"].dtype == torch.bfloat16
+        assert call["loss"].dtype == torch.float32
+        expected = nn.functional.cross_entropy(call["student"].float(), call["labels"])
+        assert call["loss"].item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+class DropoutOfOnes(nn.Module):
+    """Adds nothing and notes which of a thousand ones dropout would keep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[Tensor] = []
+
+    def forward(self, logits: Tensor) -> Tensor:
+        if self.training:
+            self.kept.append(nn.functional.dropout(torch.ones(1000), 0.5).bool())
+        return logits
+
+
+@pytest.fixture
+def masks(rows: Rows, tmp_path: Path) -> Callable[..., list[Tensor]]:
+    def of(name: str, **changes: Any) -> list[Tensor]:
+        witness = DropoutOfOnes()
+        train(tmp_path / name, plan_of(rows, **changes), classifier_of(witness))
+        return witness.kept
+
+    return of
+
+
+def test_dropout_differs_between_replicates_and_steps_but_not_between_arms(
+    masks: Callable[..., list[Tensor]],
+) -> None:
+    first = masks("first", seed=3)
+    other_arm = masks("arm", seed=3, objective=ObjectiveParams(label_smoothing=0.1))
+    other_replicate = masks("replicate", seed=4)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(first, other_arm, strict=True))
+    every = torch.stack([*first, *other_replicate])
+    assert len(every.unique(dim=0)) == len(every) == 20
