@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kd_pipeline.atomic import replace_folder
+from kd_pipeline.checksums import seal, unseal
 from kd_pipeline.errors import CheckpointError, ParameterError
 from kd_pipeline.models.architectures import MODULE, build_network, code_digest, num_channels
 from kd_pipeline.models.classifier import Classifier
@@ -27,6 +28,7 @@ from kd_pipeline.randomness import seeded
 WEIGHTS_FILE = "model.safetensors"
 QUANTISED_FILE = "quantised.safetensors"
 DESCRIPTION_FILE = "model.json"
+_REMEDY = "train it again, or copy it again from where it is whole"
 
 
 @dataclass(frozen=True)
@@ -217,12 +219,13 @@ def write_checkpoint(checkpoint: ModelCheckpoint, folder: Path) -> None:
     }
     states = {WEIGHTS_FILE: checkpoint.state, QUANTISED_FILE: checkpoint.quantised_state}
     with replace_folder(folder) as temporary:
+        (temporary / DESCRIPTION_FILE).write_text(seal(description, indent=2) + "\n")
         for file, state in states.items():
             if state is not None:
                 tensors = {name: tensor.contiguous() for name, tensor in state.items()}
                 save_file(tensors, temporary / file)
-        text = json.dumps(description, indent=2, allow_nan=False)
-        (temporary / DESCRIPTION_FILE).write_text(text + "\n")
+                # safetensors makes files that no other user may read.
+                (temporary / file).chmod((temporary / DESCRIPTION_FILE).stat().st_mode)
 
 
 def read_checkpoint(folder: Path) -> ModelCheckpoint:
@@ -232,7 +235,9 @@ def read_checkpoint(folder: Path) -> ModelCheckpoint:
         CheckpointError: If a file is missing or damaged, or the fingerprint differs.
     """
     try:
-        description = json.loads((folder / DESCRIPTION_FILE).read_text())
+        text = (folder / DESCRIPTION_FILE).read_bytes()
+        # Older ones have no checksum; one whose name was damaged has whole values.
+        description = unseal(text) if b'"sha256"' in text else json.loads(text)
         state = load_file(folder / WEIGHTS_FILE)
         quantised = folder / QUANTISED_FILE
         preprocessing, order = description["preprocessing"], description.get("class_order")
@@ -248,9 +253,11 @@ def read_checkpoint(folder: Path) -> ModelCheckpoint:
             quantised_state=load_file(quantised) if quantised.exists() else None,
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"no readable checkpoint in {folder}: {error}") from error
+        raise CheckpointError(f"no readable checkpoint in {folder}: {error}; {_REMEDY}") from error
     if checkpoint.fingerprint != description.get("fingerprint"):
-        raise CheckpointError(f"the checkpoint in {folder} is damaged: its fingerprint differs")
+        raise CheckpointError(
+            f"the checkpoint in {folder} is damaged: its fingerprint differs; {_REMEDY}"
+        )
     return checkpoint
 
 
