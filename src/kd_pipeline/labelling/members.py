@@ -37,9 +37,9 @@ def check_members(teacher: Sequence[Member], data: LabelledImages) -> None:
 
     Raises:
         CheckpointError: If it has other classes.
-        StaleArtefactError: If it was trained on other images or another split.
+        StaleArtefactError: If it was trained on other images, labels or another split.
     """
-    at_hand = data.provenance
+    at_hand = data.labelled_provenance
     for member in teacher:
         if isinstance(member, ModelCheckpoint):
             check_classes(member, data.images.class_names, name="teacher.checkpoints")

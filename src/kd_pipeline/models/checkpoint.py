@@ -28,6 +28,8 @@ from kd_pipeline.randomness import seeded
 WEIGHTS_FILE = "model.safetensors"
 QUANTISED_FILE = "quantised.safetensors"
 DESCRIPTION_FILE = "model.json"
+DATA_FACTS = ("images", "splits", "labels")
+"""What a trained model's facts hold of its data; those of older ones hold no labels."""
 _REMEDY = "train it again, or copy it again from where it is whole"
 
 
@@ -195,18 +197,18 @@ def check_classes(checkpoint: ModelCheckpoint, class_names: tuple[str, ...], *, 
 
 
 def check_training_data(checkpoint: ModelCheckpoint, at_hand: Mapping[str, Any]) -> None:
-    """Refuse a teacher trained on other images or splits, perhaps on the test set.
+    """Refuse a teacher trained on other images, splits or labels, perhaps on the test set.
 
-    A given teacher whose facts hold neither passes.
+    A given teacher whose facts hold none of them passes.
 
     Args:
         checkpoint: Of a teacher.
-        at_hand: `images` and `splits` of this run, among others.
+        at_hand: `DATA_FACTS` of this run, among others.
 
     Raises:
-        StaleArtefactError: If either differs.
+        StaleArtefactError: If one differs.
     """
-    stated = {name: at_hand[name] for name in ("images", "splits") if name in checkpoint.facts}
+    stated = {name: at_hand[name] for name in DATA_FACTS if name in checkpoint.facts}
     remedy = "run `kedro run --pipelines=teacher_training`"
     check_provenance("teacher.checkpoints", checkpoint.facts, stated, remedy=remedy)
 
