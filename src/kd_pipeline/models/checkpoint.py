@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from kd_pipeline.atomic import replace_folder
 from kd_pipeline.checksums import seal, unseal
 from kd_pipeline.errors import CheckpointError, ParameterError
-from kd_pipeline.models.architectures import MODULE, build_network, code_digest, num_channels
+from kd_pipeline.models.architectures import (
+    MODULE,
+    build_network,
+    code_digest,
+    logits_digest,
+    num_channels,
+)
 from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.onnx_graph import OnnxNetwork
 from kd_pipeline.models.preprocessing import Preprocessing
@@ -49,6 +55,8 @@ class ModelCheckpoint:
     """Which of the network's outputs each of `class_names` is; None keeps their order."""
     code: str | None = None
     """The architecture's `code_digest`."""
+    logits_digest: str | None = None
+    """That of a user's own network, given as a teacher: its code may call code that changes."""
     quantised_state: Mapping[str, Tensor] | None = None
     """The same state dict after fine-tuning for int8; None where there was none."""
 
@@ -76,7 +84,8 @@ class ModelCheckpoint:
         return replace(self, state=self.quantised_state, quantised_state=None)
 
     def _description(self) -> dict[str, Any]:
-        optional = {"class_order": self.class_order, "code": self.code}
+        names = ("class_order", "code", "logits_digest")
+        optional = {name: getattr(self, name) for name in names}
         return {
             "architecture": self.architecture,
             "arguments": dict(self.arguments),
@@ -164,11 +173,12 @@ def build_classifier(checkpoint: ModelCheckpoint) -> Classifier:
 
 def _build_trained(checkpoint: ModelCheckpoint) -> nn.Module:
     architecture, num_classes = checkpoint.architecture, len(checkpoint.class_names)
+    changed = CheckpointError(
+        f"the code of {architecture} has changed since this teacher was given, and so may its "
+        "logits; run `kedro run --pipelines=teacher_training` again"
+    )
     if checkpoint.code is not None and checkpoint.code != code_digest(architecture):
-        raise CheckpointError(
-            f"the code of {architecture} has changed since this teacher was given, and so may its "
-            "logits; run `kedro run --pipelines=teacher_training` again"
-        )
+        raise changed
     with seeded(0):
         network = build_network(
             architecture,
@@ -177,6 +187,10 @@ def _build_trained(checkpoint: ModelCheckpoint) -> nn.Module:
             arguments=checkpoint.arguments,
         )
     load_strictly(network, checkpoint.state, f"{architecture} with {num_classes} classes")
+    if checkpoint.logits_digest is not None:
+        found = logits_digest(network, checkpoint.preprocessing.shape)
+        if found != checkpoint.logits_digest:
+            raise changed
     return network
 
 
@@ -252,6 +266,7 @@ def read_checkpoint(folder: Path) -> ModelCheckpoint:
             facts=description["facts"],
             class_order=None if order is None else tuple(order),
             code=description.get("code"),
+            logits_digest=description.get("logits_digest"),
             quantised_state=load_file(quantised) if quantised.exists() else None,
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
