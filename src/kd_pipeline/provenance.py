@@ -1,7 +1,7 @@
 """Refusal of artefacts on disk that were made from other inputs than those at hand.
 
-Facts go by the same names everywhere: `class_names`, `images` and `splits` (fingerprints),
-`teacher` (one fingerprint per ensemble member), `view_policy`, `num_views`.
+Facts go by the same names everywhere: `class_names`, `images`, `splits` and `labels`
+(fingerprints), `teacher` (one fingerprint per ensemble member), `view_policy`, `num_views`.
 """
 
 import json

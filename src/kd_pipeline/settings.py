@@ -7,7 +7,7 @@ from typing import Any
 
 from kedro.config import OmegaConfigLoader
 
-from kd_pipeline.hooks import GuardHook, MLflowHook, ResumeHook, TerminalHook
+from kd_pipeline.hooks import GuardHook, MLflowHook, ResumeHook, RunLockHook, TerminalHook
 
 
 def _environment(name: str, default: str = "") -> str:
@@ -47,7 +47,7 @@ def _lay_over(below: Any, above: Any) -> Any:
     return {**below, **{name: _lay_over(below.get(name), above[name]) for name in above}}
 
 
-HOOKS = (GuardHook(), TerminalHook(), MLflowHook(), ResumeHook())
+HOOKS = (RunLockHook(), GuardHook(), TerminalHook(), MLflowHook(), ResumeHook())
 
 CONFIG_LOADER_CLASS = LayeredConfigLoader
 CONFIG_LOADER_ARGS = {

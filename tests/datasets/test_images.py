@@ -1,12 +1,14 @@
 """ImageSetDataset: what is saved comes back, memory-mapped; half a folder never does."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from kedro.io import DatasetError
 
+from kd_pipeline.checksums import file_checksum
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.pixel_store import allocate_pixels, keep_rows
 from kd_pipeline.datasets.images import ImageSetDataset
@@ -108,13 +110,35 @@ def test_a_damaged_folder_is_refused(tmp_path: Path, name: str, damage: str) -> 
     file.unlink()
     if damage == "cut":
         file.write_bytes(content[: len(content) // 2])
-    with pytest.raises(DatasetError, match=r"is damaged .*run the pipeline data_ingest again"):
+    with pytest.raises(DatasetError, match=r"is damaged .*kedro run --pipelines=data_ingest"):
         dataset.load()
 
 
-def test_pixels_of_another_shape_than_described_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("opened_before", [True, False])
+def test_pixels_that_were_changed_are_refused(tmp_path: Path, opened_before: bool) -> None:
+    """As .npy they are as good as before: only what was ingested can tell."""
     dataset = ImageSetDataset(filepath=str(tmp_path / "images"))
     dataset.save(images())
-    np.save(tmp_path / "images" / "pixels.npy", images(num=4).pixels)
-    with pytest.raises(DatasetError, match=r"shape \(4, 3, 4, 4\), in images.json \[5, 3, 4, 4\]"):
+    if opened_before:
         dataset.load()
+    file = tmp_path / "images" / "pixels.npy"
+    pixels = np.load(file)
+    pixels[3] = 255 - pixels[3]
+    np.save(file, pixels)
+    os.utime(file, (1, 1))  # Two writes may fall into one tick of the clock.
+    with pytest.raises(DatasetError, match=r"the checksum of pixels.npy differs.*data_ingest"):
+        dataset.load()
+
+
+def test_pixels_are_read_whole_only_when_first_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, read = ImageSetDataset(filepath=str(tmp_path / "images")), []
+    dataset.save(images())
+    monkeypatch.setattr(
+        "kd_pipeline.datasets.images.file_checksum",
+        lambda file: read.append(file.name) or file_checksum(file),
+    )
+    dataset.load()
+    dataset.load()
+    assert read.count("pixels.npy") == 1

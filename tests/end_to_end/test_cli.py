@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 import sqlite3
+import subprocess
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -140,6 +142,27 @@ def test_a_stage_alone_gives_the_same_again(stage: str, finished: Any, run_here:
     outcome = run_here(finished, [stage])
     assert outcome.error is None
     assert {name: (finished.data / name).read_bytes() for name in outputs} == before
+
+
+@pytest.mark.long
+def test_two_runs_at_once_do_not_mix(fresh: Any) -> None:
+    """The second is refused at once, commands that only read are free, as are runs after a kill."""
+    typed, lock = "kedro run --env=smoke", fresh.data / ".run.lock"
+    endless = f"{typed} --params=teacher.training.num_epochs=1000000"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(endless.split(), cwd=fresh.path, env=fresh.environment, **quiet) as first:
+        try:
+            while not (lock.exists() and lock.read_text()):
+                assert first.poll() is None, "it ended before the second began"
+                time.sleep(0.05)
+            second = fresh.command(f"{typed} --params=student.seed=5")
+            assert second.returncode != 0
+            assert f"another run writes to {fresh.data} (process {first.pid} on" in second.stderr
+            fresh.after("kedro registry list")
+            assert first.poll() is None
+        finally:
+            first.kill()
+    fresh.after(f"{typed} --to-nodes=split_transfer_set")
 
 
 def test_the_registry_lists_every_run_without_heavy_imports(finished_run: Any) -> None:

@@ -13,6 +13,7 @@ from kedro.validation.exceptions import ParameterValidationError
 from PIL import Image
 
 from kd_pipeline.config import Computing
+from kd_pipeline.datasets.checked import CheckedParquetDataset
 from kd_pipeline.datasets.images import ImageSetDataset
 from kd_pipeline.errors import (
     CheckpointError,
@@ -132,7 +133,7 @@ def test_values_and_names_of_blocks_are_refused_before_the_first_node(
     outcome = run_here(fresh, params=params, tracked=True, to_nodes=["split_transfer_set"])
     assert outcome.error is not None, "it was ignored"
     assert name in str(outcome.error)
-    assert list(fresh.data.iterdir()) == []
+    assert [path.name for path in fresh.data.iterdir()] in ([], [".run.lock"])
 
 
 def test_the_command_line_names_the_block_and_the_key(fresh: Any) -> None:
@@ -194,6 +195,56 @@ def test_models_of_other_splits_are_not_measured(finished: Any, run_here: Run) -
     assert run_here(finished, ["transfer_split"], params=params).error is None
     message = run_here(finished, ["evaluation"]).refused(StaleArtefactError)
     assert "splits" in message
+
+
+@pytest.mark.parametrize("by", ["hand", "data_ingest"])
+def test_models_of_other_labels_are_not_measured(by: str, finished: Any, run_here: Run) -> None:
+    """Two test images change their classes: neither images nor splits are others."""
+    file = finished.data / "02_intermediate/examples.parquet"
+    examples, tested = pd.read_parquet(file), finished_splits(finished).query("role == 'test'")
+    first, *others = examples.index[examples["example_id"].isin(tested["example_id"])]
+    other = next(row for row in others if examples["label"][row] != examples["label"][first])
+    columns = ["label", "class_name"]
+    examples.loc[[first, other], columns] = examples.loc[[other, first], columns].to_numpy()
+    if by == "hand":
+        examples.to_parquet(file)
+        message = run_here(finished, ["evaluation"]).refused(DataError)
+        assert f"{file} is not as it was written" in message
+        assert message.endswith("run `kedro run --pipelines=data_ingest` again")
+    else:
+        CheckedParquetDataset(filepath=str(file)).save(examples)
+        message = run_here(finished, ["evaluation"]).refused(StaleArtefactError)
+        assert "`teacher.checkpoints[0]` do not match this run's labels" in message
+
+
+def test_pixels_that_were_changed_after_caching_are_refused(finished: Any, run_here: Run) -> None:
+    file = finished.data / "02_intermediate/images/pixels.npy"
+    pixels = np.load(file)
+    np.save(file, pixels[::-1])
+    outcome = run_here(finished, ["student_distillation"], stop_at_training=True)
+    assert "the checksum of pixels.npy differs" in outcome.refused(DataError)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+@pytest.mark.parametrize(
+    ("place", "maker"),
+    [
+        ("02_intermediate/examples.parquet", "data_ingest"),
+        ("03_primary/splits.parquet", "transfer_split"),
+    ],
+)
+def test_tables_that_are_missing_or_cut_are_refused_in_our_words(
+    place: str, maker: str, damage: str, finished: Any, run_here: Run
+) -> None:
+    file = finished.data / place
+    content = file.read_bytes()
+    file.unlink()
+    if damage == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    outcome = run_here(finished, ["student_distillation"], stop_at_training=True)
+    message = outcome.refused(DataError)
+    assert message.startswith(f"{file} is {'missing' if damage == 'gone' else 'not as it was'}")
+    assert f"`kedro run --pipelines={maker}`" in message
 
 
 def test_the_refusal_of_missing_soft_targets_names_their_stage(

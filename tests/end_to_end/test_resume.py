@@ -1,6 +1,5 @@
 """A run that is killed, started again, equals one that was not."""
 
-import json
 import signal
 import subprocess
 import time
@@ -11,6 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
+
+from kd_pipeline.models.state_folder import StateFolder
 
 TYPED = (
     "kedro run --pipelines=distill --env=smoke --params="
@@ -45,14 +46,12 @@ def mark(state: Path) -> int:
 
     A training that starts over would end without them.
     """
-    text = (state / "state.json").read_text()
-    plain = json.loads(text)
-    record = dict(dict(plain["__pairs__"])["record"]["__pairs__"])
-    spelt = f'["seconds", {record["seconds"]}]'
-    assert spelt in text
-    later = f'["seconds", {record["seconds"] + HEAD_START_SECONDS}]'
-    (state / "state.json").write_text(text.replace(spelt, later))
-    return int(record["epoch"])
+    states = StateFolder(state.parent)
+    found = states.load(state.name)
+    assert found is not None
+    found["record"]["seconds"] += HEAD_START_SECONDS
+    states.save(state.name, found)
+    return int(found["record"]["epoch"])
 
 
 def measured(project: Any) -> pd.DataFrame:

@@ -166,7 +166,9 @@ def make_data() -> LabelledImages:
 def make_stage(num_replicates: int = 2, num_members: int = 1) -> Stage:
     """An untrained teacher, two students taught by labels and by it."""
     data = make_data()
-    origin = {k: v for k, v in data.provenance.items() if k != "class_names"} | {"costs": COSTS}
+    origin = {k: v for k, v in data.labelled_provenance.items() if k != "class_names"} | {
+        "costs": COSTS
+    }
     teacher = [make_checkpoint(100 + member, **origin) for member in range(num_members)]
     sources = {"student_baseline": [], "student_kd": [one.fingerprint for one in teacher]}
     students = {

@@ -19,7 +19,7 @@ def check(stage: Any, **average: Any) -> None:
         [one.fingerprint for one in stage.teacher],
         stage.teacher,
         stage.students,
-        stage.data.provenance,
+        stage.data.labelled_provenance,
         SoftTargetsParams(**average),
     )
 
@@ -32,7 +32,7 @@ def test_what_belongs_together_is_let_in(
     assert not caplog.records
 
 
-@pytest.mark.parametrize("fact", ["images", "splits"])
+@pytest.mark.parametrize("fact", ["images", "splits", "labels"])
 def test_a_student_of_other_data_is_refused(stage: Any, changed: Changed, fact: str) -> None:
     stage.students["student_kd"][1] = changed(stage.students["student_kd"][1], **{fact: "other"})
     message = rf"`student_kd.checkpoints\[1\]` do not match this run's {fact} \(artefact other"
@@ -48,7 +48,7 @@ def test_a_student_without_record_of_its_data_is_refused(stage: Any) -> None:
         check(stage)
 
 
-@pytest.mark.parametrize("fact", ["images", "splits"])
+@pytest.mark.parametrize("fact", ["images", "splits", "labels"])
 def test_a_teacher_of_other_data_is_refused(stage: Any, changed: Changed, fact: str) -> None:
     stage.teacher[0] = changed(stage.teacher[0], **{fact: "other"})
     message = rf"`teacher.checkpoints\[0\]` .* {fact} .*--from-nodes=teacher.train_teacher"
@@ -63,9 +63,17 @@ def test_a_teacher_without_facts_is_warned_of(stage: Any, caplog: pytest.LogCapt
     assert "`teacher.checkpoints[0]` has no record of its training data" in caplog.text
 
 
+def test_a_given_teacher_of_an_earlier_version_has_no_record_of_its_labels(stage: Any) -> None:
+    facts = {k: v for k, v in stage.teacher[0].facts.items() if k != "labels"}
+    stage.teacher[0] = replace(stage.teacher[0], facts=facts)
+    check(stage)
+
+
 def test_imported_logits_are_warned_of(stage: Any, caplog: pytest.LogCaptureFixture) -> None:
     fingerprints = [one.fingerprint for one in stage.teacher]
-    check_fresh(fingerprints, [], stage.students, stage.data.provenance, SoftTargetsParams())
+    check_fresh(
+        fingerprints, [], stage.students, stage.data.labelled_provenance, SoftTargetsParams()
+    )
     assert "cannot be verified" in caplog.text
 
 

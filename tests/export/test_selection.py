@@ -85,11 +85,13 @@ def test_a_teacher_of_imported_logits_has_nothing_to_export() -> None:
         select_models({"teacher": []}, ModelExportParams(models=("teacher",)))
 
 
-def test_a_model_of_other_splits_is_refused(data: LabelledImages, untrained: Untrained) -> None:
-    with pytest.raises(
-        StaleArtefactError, match=r"`s\.checkpoints` do not match this run's splits"
-    ):
-        check_origin(untrained(splits="other"), data, "s")
+@pytest.mark.parametrize("fact", ["images", "splits", "labels"])
+def test_a_model_of_other_data_is_refused(
+    data: LabelledImages, untrained: Untrained, fact: str
+) -> None:
+    message = rf"`s\.checkpoints` do not match this run's {fact}"
+    with pytest.raises(StaleArtefactError, match=message):
+        check_origin(untrained(**{fact: "other"}), data, "s")
 
 
 def test_a_model_of_other_classes_is_refused(data: LabelledImages, untrained: Untrained) -> None:

@@ -1,6 +1,8 @@
 """What one of a run's nodes would refuse later is refused before the first."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,12 +12,15 @@ from kedro.io import DataCatalog, MemoryDataset
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.errors import CheckpointError, ExportError, ParameterError
 from kd_pipeline.hooks.guards import (
+    check_caches,
     check_checkpoints,
     check_settings,
     check_trainings,
     training_nodes,
 )
+from kd_pipeline.labelling.members import identity_card
 from kd_pipeline.losses.distillation import SOFT_LOSSES
+from kd_pipeline.models.checkpoint import ModelCheckpoint
 from kd_pipeline.pipeline_registry import register_pipelines
 
 TRAINING = {"num_epochs": 1, "device": "cpu"}
@@ -177,6 +182,25 @@ def test_models_that_are_not_there_are_missed_before_anything_is_trained() -> No
         check_checkpoints(both, catalog_of({}))
     check_checkpoints(both, catalog_of({"teacher.checkpoints": []}))
     check_checkpoints(pipelines["distill"], catalog_of({}))
+
+
+def test_the_cache_of_a_kept_teacher_whose_code_has_changed_is_refused(
+    images: ImageSet,
+    splits: pd.DataFrame,
+    untrained: Callable[..., ModelCheckpoint],
+    make_cache: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    """Students would not run it. Where its files are away it cannot have changed."""
+    teacher = replace(untrained(), logits_digest="of older code")
+    prints = (teacher.fingerprint,)
+    cache = make_cache(tmp_path / "cache", images, splits, teacher_fingerprints=prints)
+    card = identity_card([teacher], images.class_names) | {"architectures": ["module:nets:Net"]}
+    data = {"images": images, "splits": splits, "soft_targets": cache, "teacher.card": card}
+    pipeline = register_pipelines()["student_distillation"]
+    check_caches(pipeline, catalog_of(data))
+    with pytest.raises(CheckpointError, match="the code of small_cnn has changed since this teach"):
+        check_caches(pipeline, catalog_of(data | {"teacher.checkpoints": [teacher]}))
 
 
 @pytest.mark.parametrize(

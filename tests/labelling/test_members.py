@@ -1,6 +1,7 @@
 """A teacher's members: a model computes logits, imported ones are found; one interface for both."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from kd_pipeline.events import Event, Progress, listening
 from kd_pipeline.labelling.members import (
     Member,
     Predictor,
+    check_members,
     identity_card,
     open_predictor,
     read_given_logits,
@@ -138,6 +140,14 @@ def test_given_logits_that_fit_nothing_are_refused(data: LabelledImages, tmp_pat
         read_given_logits(two, data)
     with pytest.raises(CheckpointError, match="must hold a member, got none"):
         read_given_logits([], data)
+
+
+def test_a_teacher_whose_code_has_changed_is_refused_though_its_cache_is_whole(
+    data: LabelledImages, untrained: Untrained
+) -> None:
+    check_members([untrained()], data)
+    with pytest.raises(CheckpointError, match="the code of small_cnn has changed"):
+        check_members([replace(untrained(), logits_digest="of older code")], data)
 
 
 def test_a_card_names_the_members_of_either_kind(

@@ -238,7 +238,8 @@ def label(count, folder):
     splits = pd.DataFrame(
         {"example_id": ids, "role": "transfer", "use_label": False, "for_student": True}
     )
-    data = LabelledImages(images, pd.DataFrame(), splits)
+    examples = pd.DataFrame({"example_id": ids, "label": 0, "class_name": "0"})
+    data = LabelledImages(images, examples, splits)
     label_transfer_set([teacher], data, PartsFolder(folder), CACHING, ViewsParams())
 
 label(2048, folder / "warm")

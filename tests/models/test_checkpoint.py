@@ -84,6 +84,32 @@ def test_a_missing_or_truncated_file_is_named(tmp_path: Path, name: str) -> None
         read_checkpoint(tmp_path / "model")
 
 
+def test_a_changed_fact_is_found(tmp_path: Path) -> None:
+    """The fingerprint leaves the facts out: whose images, labels and teacher they were."""
+    write_checkpoint(checkpoint(), tmp_path / "model")
+    path = tmp_path / "model" / "model.json"
+    path.write_text(path.read_text().replace('"replicate": 0', '"replicate": 4'))
+    with pytest.raises(CheckpointError, match=r"its checksum differs.*; train it again"):
+        read_checkpoint(tmp_path / "model")
+
+
+def test_a_checkpoint_written_before_there_were_checksums_is_read(tmp_path: Path) -> None:
+    write_checkpoint(checkpoint(), tmp_path / "model")
+    path = tmp_path / "model" / "model.json"
+    older = json.loads(path.read_text())
+    del older["sha256"]
+    path.write_text(json.dumps(older))
+    assert read_checkpoint(tmp_path / "model").facts == checkpoint().facts
+
+
+def test_all_files_may_be_read_by_the_same_users(tmp_path: Path) -> None:
+    both = replace(checkpoint(), quantised_state=checkpoint(seed=1).state)
+    write_checkpoint(both, tmp_path / "model")
+    files = list((tmp_path / "model").iterdir())
+    assert len(files) == 3
+    assert len({file.stat().st_mode for file in files}) == 1
+
+
 def test_weights_of_another_head_are_refused_not_reinitialised() -> None:
     with pytest.raises(CheckpointError, match="do not fit small_cnn with 4 classes"):
         build_classifier(replace(checkpoint(), class_names=("a", "b", "c", "d")))

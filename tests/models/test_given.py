@@ -365,6 +365,36 @@ def test_a_teacher_whose_code_has_changed_is_another_one(module: Write, tmp_path
         build_classifier(read_checkpoint(tmp_path / "kept"))
 
 
+@pytest.mark.parametrize("computes", ["images * 1.01", "images.float() * 1.01"])
+def test_a_teacher_whose_helper_has_changed_is_another_one(
+    computes: str, module: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own file is the same. The second helper makes the network fail in float64."""
+    helper, setting = tmp_path / "users_helper.py", module(import_path="users_other:Other")
+    body = "from users_helper import scaled\nfrom users_nets import Net\n\n"
+    body += "class Other(Net):\n    def forward(self, images):\n"
+    (tmp_path / "users_other.py").write_text(
+        body + "        return super().forward(scaled(images))"
+    )
+
+    def write_helper(returned: str) -> None:
+        helper.write_text(f"def scaled(images):\n    return {returned}\n")
+        for name in ("users_other", "users_helper"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.invalidate_caches()
+
+    write_helper(computes.replace("1.01", "1.0"))
+    given = read_given(setting, IMAGES, name=NAME)
+    write_checkpoint(given, tmp_path / "kept")
+    assert read_given(setting, IMAGES, name=NAME).fingerprint == given.fingerprint
+    build_classifier(read_checkpoint(tmp_path / "kept"))
+    write_helper(computes)
+    assert read_given(setting, IMAGES, name=NAME).code == given.code
+    assert read_given(setting, IMAGES, name=NAME).fingerprint != given.fingerprint
+    with pytest.raises(CheckpointError, match=r"users_other:Other has changed since"):
+        build_classifier(read_checkpoint(tmp_path / "kept"))
+
+
 def test_the_code_of_a_class_is_where_it_is_written(
     module: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,11 +1,10 @@
-"""Training states: nested values come back as they were, and damage is named."""
+"""Training states: nested values come back as they were, and a damaged state is not used."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from kd_pipeline.errors import CheckpointError
 from kd_pipeline.models.state_folder import StateFolder
 
 
@@ -37,9 +36,16 @@ def test_an_unknown_key_has_no_state_and_clearing_forgets_all(tmp_path: Path) ->
     folder.clear()
 
 
-def test_damage_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["state.json", "state.safetensors"])
+def test_a_damaged_state_is_named_and_counts_as_none(
+    file: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = StateFolder(tmp_path)
-    folder.save("key", {"a": torch.ones(3)})
-    (tmp_path / "key" / "state.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"the interrupted training in .* is damaged"):
-        folder.load("key")
+    folder.save("key", {"a": torch.ones(3), "b": 1.5, "c": float("nan")})
+    assert folder.load("key") is not None
+    content = bytearray((tmp_path / "key" / file).read_bytes())
+    at = content.index(b"1.5") if file == "state.json" else len(content) - 1
+    content[at] ^= 1
+    (tmp_path / "key" / file).write_bytes(content)
+    assert folder.load("key") is None
+    assert f"the interrupted training in {tmp_path / 'key'} is damaged" in caplog.text

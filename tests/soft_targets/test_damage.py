@@ -3,15 +3,17 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kd_pipeline.checksums import seal
 from kd_pipeline.errors import StaleArtefactError
-from kd_pipeline.soft_targets.manifest import seal
+from kd_pipeline.soft_targets.parts import read_part, recover_part
 from kd_pipeline.soft_targets.store import SoftTargets, check_store, read_soft_targets
 
 Write = Callable[..., SoftTargets]
@@ -64,6 +66,31 @@ def test_a_flipped_bit_anywhere_in_the_manifest_is_found(intact: SoftTargets) ->
         data[position] ^= 1 << bit
         path.write_bytes(data)
         assert "manifest.json cannot be read" in problem(intact.folder)
+
+    try:
+        flip()
+    finally:
+        path.write_bytes(whole)
+
+
+def test_a_flipped_bit_in_an_unfinished_part_is_found_or_harmless(intact: SoftTargets) -> None:
+    """An interrupted run leaves no checksum of the file, only those of its pages and its head."""
+    part = next(part for part in intact.manifest.parts if part.file == PART)
+    unfinished, path = replace(part, size_bytes=0, sha256=""), intact.folder / PART
+    whole = path.read_bytes()
+    rows = read_part(intact.folder, part, intact.manifest).rows.logits.tobytes()
+
+    @settings(max_examples=200)
+    @given(position=st.integers(0, len(whole) - 1), bit=st.integers(0, 7))
+    def flip(position: int, bit: int) -> None:
+        data = bytearray(whole)
+        data[position] ^= 1 << bit
+        path.write_bytes(data)
+        try:
+            made = recover_part(intact.folder, unfinished, intact.manifest)
+        except StaleArtefactError:
+            return
+        assert read_part(intact.folder, made, intact.manifest).rows.logits.tobytes() == rows
 
     try:
         flip()

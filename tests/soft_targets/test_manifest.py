@@ -1,15 +1,12 @@
 """The manifest: facts, layout and checksum."""
 
 import numpy as np
-import pytest
 
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.manifest import (
     Manifest,
     Part,
     Provenance,
-    seal,
-    unseal,
 )
 
 PROVENANCE = Provenance(
@@ -46,12 +43,3 @@ def test_the_layout_covers_every_row_once() -> None:
 def test_names_of_parts_sort_as_the_parts_do() -> None:
     parts = [Part(m, v, s, 1) for m in (0, 10) for v in (2, 300) for s in (9, 1000)]
     assert sorted(part.file for part in parts) == [part.file for part in parts]
-
-
-def test_a_seal_breaks_with_any_value() -> None:
-    text = seal({"a": 1, "b": [1.5, None, "ü"]})
-    assert unseal(text) == {"a": 1, "b": [1.5, None, "ü"]}
-    with pytest.raises(ValueError, match="checksum differs"):
-        unseal(text.replace("1.5", "1.25"))
-    with pytest.raises(TypeError, match="no JSON object"):
-        unseal("[]")

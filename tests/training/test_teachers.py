@@ -36,6 +36,16 @@ def adopt(data: LabelledImages, folder: Path) -> ModelCheckpoint:
     return adopted
 
 
+def relabelled(data: LabelledImages) -> LabelledImages:
+    """The same images and splits, with one validation image in another class."""
+    examples = data.examples.copy()
+    row = examples["example_id"] == data.ids("validation")[0]
+    label = (examples.loc[row, "label"].item() + 1) % 3
+    examples.loc[row, "label"] = label
+    examples.loc[row, "class_name"] = data.images.class_names[label]
+    return replace(data, examples=examples)
+
+
 def test_members_differ_and_each_names_its_data(data: LabelledImages, tmp_path: Path) -> None:
     members = train(data, tmp_path, num_members=2)
     assert members[0].fingerprint != members[1].fingerprint
@@ -87,6 +97,25 @@ def test_a_checkpoint_of_another_split_of_these_images_is_refused(
         match=r"teacher.given\[0\]` .*folder=.*may have been trained on their test set",
     ):
         adopt(data, tmp_path / "given")
+
+
+def test_a_checkpoint_of_other_labels_of_these_images_is_refused(
+    data: LabelledImages, tmp_path: Path
+) -> None:
+    (trained,) = train(data, tmp_path / "states")
+    assert trained.facts["labels"] == data.labelled_provenance["labels"]
+    write_checkpoint(trained, tmp_path / "given")
+    with pytest.raises(StaleArtefactError, match="was trained on other labels of these very image"):
+        adopt(relabelled(data), tmp_path / "given")
+
+
+def test_a_checkpoint_of_an_earlier_version_is_adopted_without_record_of_its_labels(
+    data: LabelledImages, tmp_path: Path
+) -> None:
+    (trained,) = train(data, tmp_path / "states")
+    facts = {name: fact for name, fact in trained.facts.items() if name != "labels"}
+    write_checkpoint(replace(trained, facts=facts), tmp_path / "given")
+    assert "labels" not in adopt(data, tmp_path / "given").facts
 
 
 def test_a_checkpoint_of_other_classes_is_refused(data: LabelledImages, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Images, their labels and their splits: everything that a stage works on."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from kd_pipeline.data.examples import check_labels
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import ids_with_role, split_fingerprint
 
@@ -18,20 +20,41 @@ NO_LABEL = -1
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images with the tables `examples` and `splits`."""
+    """Images with the tables `examples` and `splits`.
+
+    Raises:
+        DataError: If a label is not that of its class name.
+    """
 
     images: ImageSet
     examples: pd.DataFrame
     splits: pd.DataFrame
 
+    def __post_init__(self) -> None:
+        """Labels are positions among the images' class names."""
+        check_labels(self.examples, self.images.class_names)
+
     @property
     def provenance(self) -> dict[str, Any]:
-        """Class names and fingerprints, to check an artefact made from these data against."""
+        """What logits depend on: class names and fingerprints, to check an artefact against."""
         return {
             "class_names": list(self.images.class_names),
             "images": self.images.fingerprint,
             "splits": split_fingerprint(self.splits),
         }
+
+    @property
+    def labelled_provenance(self) -> dict[str, Any]:
+        """What trained models and test metrics depend on: the labels that are used too."""
+        return {**self.provenance, "labels": self._labels_fingerprint()}
+
+    def _labels_fingerprint(self) -> str:
+        """16 hex digits over the labels of all rows but those of a transfer set without them."""
+        used = self.splits["use_label"] | (self.splits["role"] != "transfer")
+        ids = np.unique(self.splits.loc[used, "example_id"].to_numpy(np.int64))
+        digest = hashlib.sha256(ids.astype("<i8").tobytes())
+        digest.update(self.labels_of(ids).numpy().astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
 
     def ids(self, role: str) -> NDArray[np.int64]:
         """Example ids of one role, ascending."""

@@ -73,6 +73,26 @@ def check_examples(examples: pd.DataFrame) -> pd.DataFrame:
     return examples
 
 
+def check_labels(examples: pd.DataFrame, class_names: Sequence[str]) -> None:
+    """Refuse labels that contradict their class names.
+
+    Args:
+        examples: With the columns `label` and `class_name`.
+        class_names: Position = label.
+
+    Raises:
+        DataError: If a label is not the position of its class name.
+    """
+    pairs = examples[["label", "class_name"]].dropna().drop_duplicates()
+    expected = dict(enumerate(class_names))
+    for label, name in pairs.itertuples(index=False):
+        if expected.get(label) != name:
+            raise DataError(
+                f"`label` must be the position of `class_name` among the images' classes, got "
+                f"{label} for {name!r}; run `kedro run --pipelines=data_ingest` again"
+            )
+
+
 def _check_types(examples: pd.DataFrame) -> None:
     types = examples.dtypes
     if types["example_id"] != np.int64:

@@ -1,12 +1,12 @@
 """Kedro dataset for an ImageSet: a folder of two arrays and a description."""
 
-import json
 import shutil
 
 import numpy as np
 from kedro.io import AbstractDataset
 
 from kd_pipeline.atomic import replace_folder
+from kd_pipeline.checksums import file_checksum, seal, unseal
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.pixel_store import scratch_file
 from kd_pipeline.datasets.folder import InFolder
@@ -21,7 +21,8 @@ class ImageSetDataset(InFolder, AbstractDataset[ImageSet, ImageSet]):
     """A folder with `pixels.npy`, `example_ids.npy` and `images.json`.
 
     The folder is written whole or not at all. Pixels are mapped into memory copy-on-write: what a
-    run writes into them does not reach the file.
+    run writes into them does not reach the file. They are verified when they are first opened, and
+    again only if the file was written since.
 
     Example catalog entry::
 
@@ -29,6 +30,9 @@ class ImageSetDataset(InFolder, AbstractDataset[ImageSet, ImageSet]):
           type: kd_pipeline.datasets.images.ImageSetDataset
           filepath: data/02_intermediate/images
     """
+
+    _verified: tuple[int, ...] = ()
+    """Inode, size and time of the pixels whose checksum was right."""
 
     def save(self, data: ImageSet) -> None:
         """Write the folder; a scratch file that holds the pixels is moved, not copied."""
@@ -45,8 +49,9 @@ class ImageSetDataset(InFolder, AbstractDataset[ImageSet, ImageSet]):
                 "class_names": data.class_names,
                 "shape": data.pixels.shape,
                 "fingerprint": fingerprint,
+                "crc32": {name: file_checksum(folder / name) for name in (_PIXELS, _IDS)},
             }
-            (folder / _ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+            (folder / _ABOUT).write_text(seal(about, indent=2) + "\n", encoding="utf-8")
 
     def load(self) -> ImageSet:
         """Map the pixels into memory.
@@ -60,17 +65,28 @@ class ImageSetDataset(InFolder, AbstractDataset[ImageSet, ImageSet]):
             return self._read_folder()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{self._filepath} is damaged ({error}): run the pipeline data_ingest again"
+                f"{self._filepath} is damaged ({error}): delete it and run "
+                "`kedro run --pipelines=data_ingest`"
             ) from error
 
     def _read_folder(self) -> ImageSet:
-        about = json.loads((self._filepath / _ABOUT).read_text(encoding="utf-8"))
+        try:
+            about = unseal((self._filepath / _ABOUT).read_bytes())
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{_ABOUT}: {error}") from error
+        self._verify(about["crc32"])
         pixels = np.load(self._filepath / _PIXELS, mmap_mode="c", allow_pickle=False)
         ids = np.load(self._filepath / _IDS, allow_pickle=False)
-        if list(pixels.shape) != about["shape"]:
-            raise ValueError(f"{_PIXELS} has shape {pixels.shape}, in {_ABOUT} {about['shape']}")
         # The stored fingerprint: computing it would read all pixels at every load.
         return ImageSet(ids, pixels, tuple(about["class_names"]), str(about["fingerprint"]))
+
+    def _verify(self, checksums: dict[str, str]) -> None:
+        stat = (self._filepath / _PIXELS).stat()
+        found = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        for name in (_IDS,) if found == self._verified else (_IDS, _PIXELS):
+            if file_checksum(self._filepath / name) != checksums[name]:
+                raise ValueError(f"the checksum of {name} differs")
+        self._verified = found
 
     def _exists(self) -> bool:
         return (self._filepath / _ABOUT).is_file()

@@ -12,6 +12,7 @@ from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.errors import CheckpointError, ExportError, ParameterError
 from kd_pipeline.export.settings import ModelExportParams, Source
 from kd_pipeline.models.checkpoint import (
+    DATA_FACTS,
     ModelCheckpoint,
     build_classifier,
     check_classes,
@@ -106,17 +107,17 @@ def compared(
 
 
 def check_origin(checkpoint: ModelCheckpoint, data: LabelledImages, role: str) -> None:
-    """Refuse a model of other images or splits: it may have been trained on these test images.
+    """Refuse a model of other data: it may have been trained on these test images.
 
     One without record of its data gives a warning.
 
     Raises:
         CheckpointError: If its classes are not the images'.
-        StaleArtefactError: If it states other images or splits.
+        StaleArtefactError: If it states other ones.
     """
     check_classes(checkpoint, data.images.class_names, name=f"{role}.checkpoints")
-    at_hand = data.provenance
-    stated = {k: at_hand[k] for k in ("images", "splits") if k in checkpoint.facts}
+    at_hand = data.labelled_provenance
+    stated = {k: at_hand[k] for k in DATA_FACTS if k in checkpoint.facts}
     if not stated:
         unknown = "that the test images are not among them cannot be verified"
         logger.warning("`%s` has no record of its training data: %s", role, unknown)

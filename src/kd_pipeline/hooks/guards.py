@@ -227,6 +227,7 @@ def _check_cache(cache: str, card: str | None, free: set[str], catalog: Catalog)
     }
     if card is not None and card in free and catalog.exists(card):
         at_hand["teacher"] = catalog.load(card)["fingerprints"]
+        _check_code(card, catalog)
     if "images" in free and catalog.exists("images"):
         images = catalog.load("images")
         at_hand |= {"class_names": images.class_names, "images": images.fingerprint}
@@ -236,6 +237,18 @@ def _check_cache(cache: str, card: str | None, free: set[str], catalog: Catalog)
     soft_targets.check(at_hand, name=cache)
     check_store(soft_targets)
     return soft_targets.manifest
+
+
+def _check_code(card: str, catalog: Catalog) -> None:
+    """Refuse to serve the logits of a kept teacher whose code computes others by now."""
+    from kd_pipeline.models.architectures import MODULE
+    from kd_pipeline.models.checkpoint import build_classifier
+
+    checkpoints = card.removesuffix(".card") + _CHECKPOINTS
+    if any(name.startswith(MODULE) for name in catalog.load(card)["architectures"]):
+        # Without its files a teacher cannot have changed: students train from its cache alone.
+        for checkpoint in catalog.load(checkpoints) if catalog.exists(checkpoints) else []:
+            build_classifier(checkpoint)
 
 
 def check_checkpoints(pipeline: Pipeline, catalog: Catalog) -> None:

@@ -36,14 +36,16 @@ def check_members(teacher: Sequence[Member], data: LabelledImages) -> None:
     """Refuse a model that does not fit these data; imported logits were checked when read.
 
     Raises:
-        CheckpointError: If it has other classes.
-        StaleArtefactError: If it was trained on other images or another split.
+        CheckpointError: If it has other classes, or its code computes other logits by now.
+        StaleArtefactError: If it was trained on other images, labels or another split.
     """
-    at_hand = data.provenance
+    at_hand = data.labelled_provenance
     for member in teacher:
         if isinstance(member, ModelCheckpoint):
             check_classes(member, data.images.class_names, name="teacher.checkpoints")
             check_training_data(member, at_hand)
+            if member.logits_digest is not None:
+                build_classifier(member)  # Parts of an earlier cache may be served without it.
 
 
 class Predictor(Protocol):

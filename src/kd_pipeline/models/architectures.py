@@ -3,6 +3,7 @@
 The latter are named by import path: `module:<package.module>:<Class>`.
 """
 
+import copy
 import hashlib
 import importlib
 import inspect
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from kd_pipeline.errors import ParameterError
@@ -23,6 +25,7 @@ from kd_pipeline.models.libraries import (
     suggest,
 )
 from kd_pipeline.models.mlp import build_mlp
+from kd_pipeline.randomness import seeded
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "mlp": build_mlp,
@@ -126,8 +129,8 @@ def _import_class(import_path: str) -> type[nn.Module]:
 def code_digest(architecture: str) -> str | None:
     """16 hex digits over the file in which a user's own class is written.
 
-    A teacher with the same weights and another `forward` so gets another fingerprint. Files that
-    this one imports are not covered.
+    A teacher with the same weights and another `forward` so gets another fingerprint. Of the files
+    that this one imports `logits_digest` shows what they change.
 
     Returns:
         None for all other architectures, and for classes without a file.
@@ -142,3 +145,23 @@ def code_digest(architecture: str) -> str | None:
     if file is None or not Path(file).is_file():
         return None
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+
+
+def logits_digest(network: nn.Module, shape: tuple[int, int, int]) -> str:
+    """16 hex digits over a network's logits of two fixed inputs, whatever code computes them.
+
+    They are computed in float64 and rounded to float16, as in a cache: another processor or number
+    of threads then gives the same digits. A network that cannot compute in float64 is run as it is.
+
+    Args:
+        network: On the CPU; left as it is.
+        shape: Channels, height and width of its input.
+    """
+    inputs = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    copied = copy.deepcopy(network).eval()
+    with torch.inference_mode(), seeded(0):
+        try:
+            logits = copy.deepcopy(copied).double()(inputs.double())
+        except (RuntimeError, TypeError):
+            logits = copied(inputs)
+    return hashlib.sha256(logits.half().numpy().tobytes()).hexdigest()[:16]

@@ -14,8 +14,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kd_pipeline.atomic import replace_folder
+from kd_pipeline.checksums import seal, unseal
 from kd_pipeline.errors import CheckpointError, ParameterError
-from kd_pipeline.models.architectures import MODULE, build_network, code_digest, num_channels
+from kd_pipeline.models.architectures import (
+    MODULE,
+    build_network,
+    code_digest,
+    logits_digest,
+    num_channels,
+)
 from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.onnx_graph import OnnxNetwork
 from kd_pipeline.models.preprocessing import Preprocessing
@@ -27,6 +34,9 @@ from kd_pipeline.randomness import seeded
 WEIGHTS_FILE = "model.safetensors"
 QUANTISED_FILE = "quantised.safetensors"
 DESCRIPTION_FILE = "model.json"
+DATA_FACTS = ("images", "splits", "labels")
+"""What a trained model's facts hold of its data; those of older ones hold no labels."""
+_REMEDY = "train it again, or copy it again from where it is whole"
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,8 @@ class ModelCheckpoint:
     """Which of the network's outputs each of `class_names` is; None keeps their order."""
     code: str | None = None
     """The architecture's `code_digest`."""
+    logits_digest: str | None = None
+    """That of a user's own network, given as a teacher: its code may call code that changes."""
     quantised_state: Mapping[str, Tensor] | None = None
     """The same state dict after fine-tuning for int8; None where there was none."""
 
@@ -72,7 +84,8 @@ class ModelCheckpoint:
         return replace(self, state=self.quantised_state, quantised_state=None)
 
     def _description(self) -> dict[str, Any]:
-        optional = {"class_order": self.class_order, "code": self.code}
+        names = ("class_order", "code", "logits_digest")
+        optional = {name: getattr(self, name) for name in names}
         return {
             "architecture": self.architecture,
             "arguments": dict(self.arguments),
@@ -160,11 +173,12 @@ def build_classifier(checkpoint: ModelCheckpoint) -> Classifier:
 
 def _build_trained(checkpoint: ModelCheckpoint) -> nn.Module:
     architecture, num_classes = checkpoint.architecture, len(checkpoint.class_names)
+    changed = CheckpointError(
+        f"the code of {architecture} has changed since this teacher was given, and so may its "
+        "logits; run `kedro run --pipelines=teacher_training` again"
+    )
     if checkpoint.code is not None and checkpoint.code != code_digest(architecture):
-        raise CheckpointError(
-            f"the code of {architecture} has changed since this teacher was given, and so may its "
-            "logits; run `kedro run --pipelines=teacher_training` again"
-        )
+        raise changed
     with seeded(0):
         network = build_network(
             architecture,
@@ -173,6 +187,10 @@ def _build_trained(checkpoint: ModelCheckpoint) -> nn.Module:
             arguments=checkpoint.arguments,
         )
     load_strictly(network, checkpoint.state, f"{architecture} with {num_classes} classes")
+    if checkpoint.logits_digest is not None:
+        found = logits_digest(network, checkpoint.preprocessing.shape)
+        if found != checkpoint.logits_digest:
+            raise changed
     return network
 
 
@@ -193,18 +211,18 @@ def check_classes(checkpoint: ModelCheckpoint, class_names: tuple[str, ...], *, 
 
 
 def check_training_data(checkpoint: ModelCheckpoint, at_hand: Mapping[str, Any]) -> None:
-    """Refuse a teacher trained on other images or splits, perhaps on the test set.
+    """Refuse a teacher trained on other images, splits or labels, perhaps on the test set.
 
-    A given teacher whose facts hold neither passes.
+    A given teacher whose facts hold none of them passes.
 
     Args:
         checkpoint: Of a teacher.
-        at_hand: `images` and `splits` of this run, among others.
+        at_hand: `DATA_FACTS` of this run, among others.
 
     Raises:
-        StaleArtefactError: If either differs.
+        StaleArtefactError: If one differs.
     """
-    stated = {name: at_hand[name] for name in ("images", "splits") if name in checkpoint.facts}
+    stated = {name: at_hand[name] for name in DATA_FACTS if name in checkpoint.facts}
     remedy = "run `kedro run --pipelines=teacher_training`"
     check_provenance("teacher.checkpoints", checkpoint.facts, stated, remedy=remedy)
 
@@ -217,12 +235,13 @@ def write_checkpoint(checkpoint: ModelCheckpoint, folder: Path) -> None:
     }
     states = {WEIGHTS_FILE: checkpoint.state, QUANTISED_FILE: checkpoint.quantised_state}
     with replace_folder(folder) as temporary:
+        (temporary / DESCRIPTION_FILE).write_text(seal(description, indent=2) + "\n")
         for file, state in states.items():
             if state is not None:
                 tensors = {name: tensor.contiguous() for name, tensor in state.items()}
                 save_file(tensors, temporary / file)
-        text = json.dumps(description, indent=2, allow_nan=False)
-        (temporary / DESCRIPTION_FILE).write_text(text + "\n")
+                # safetensors makes files that no other user may read.
+                (temporary / file).chmod((temporary / DESCRIPTION_FILE).stat().st_mode)
 
 
 def read_checkpoint(folder: Path) -> ModelCheckpoint:
@@ -232,7 +251,9 @@ def read_checkpoint(folder: Path) -> ModelCheckpoint:
         CheckpointError: If a file is missing or damaged, or the fingerprint differs.
     """
     try:
-        description = json.loads((folder / DESCRIPTION_FILE).read_text())
+        text = (folder / DESCRIPTION_FILE).read_bytes()
+        # Older ones have no checksum; one whose name was damaged has whole values.
+        description = unseal(text) if b'"sha256"' in text else json.loads(text)
         state = load_file(folder / WEIGHTS_FILE)
         quantised = folder / QUANTISED_FILE
         preprocessing, order = description["preprocessing"], description.get("class_order")
@@ -245,12 +266,15 @@ def read_checkpoint(folder: Path) -> ModelCheckpoint:
             facts=description["facts"],
             class_order=None if order is None else tuple(order),
             code=description.get("code"),
+            logits_digest=description.get("logits_digest"),
             quantised_state=load_file(quantised) if quantised.exists() else None,
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"no readable checkpoint in {folder}: {error}") from error
+        raise CheckpointError(f"no readable checkpoint in {folder}: {error}; {_REMEDY}") from error
     if checkpoint.fingerprint != description.get("fingerprint"):
-        raise CheckpointError(f"the checkpoint in {folder} is damaged: its fingerprint differs")
+        raise CheckpointError(
+            f"the checkpoint in {folder} is damaged: its fingerprint differs; {_REMEDY}"
+        )
     return checkpoint
 
 

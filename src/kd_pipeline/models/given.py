@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kd_pipeline.config import Computing
 from kd_pipeline.errors import CheckpointError, ParameterError
-from kd_pipeline.models.architectures import code_digest
+from kd_pipeline.models.architectures import MODULE, code_digest, logits_digest
 from kd_pipeline.models.checkpoint import (
     ModelCheckpoint,
     build_classifier,
@@ -125,7 +125,10 @@ def _read_foreign(
     if checkpoint.architecture != OnnxNetwork.architecture:
         state, costs = copy_state(classifier.network), count_costs(classifier)
     facts = {"given": _described(given), "image_shape": list(images.shape), "costs": costs}
-    return replace(checkpoint, state=state, facts=facts)
+    digest = None
+    if checkpoint.architecture.startswith(MODULE):
+        digest = logits_digest(classifier.network, classifier.preprocessing.shape)
+    return replace(checkpoint, state=state, facts=facts, logits_digest=digest)
 
 
 def _read_network(

@@ -1,21 +1,23 @@
 """Training states on disk, in safetensors and JSON."""
 
-import json
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kd_pipeline.atomic import replace_folder
-from kd_pipeline.errors import CheckpointError
+from kd_pipeline.checksums import file_checksum, seal, unseal
 
 _TENSOR = "__tensor__"
 _PAIRS = "__pairs__"
+_CHECKSUM = "__crc32__"
+
+logger = logging.getLogger(__name__)
 
 
 class StateFolder:
@@ -31,26 +33,28 @@ class StateFolder:
         plain = _detach(state, tensors)
         with replace_folder(self.folder / key) as temporary:
             save_file(tensors, temporary / "state.safetensors")
-            (temporary / "state.json").write_text(json.dumps(plain))
+            plain[_CHECKSUM] = file_checksum(temporary / "state.safetensors")
+            # Histories hold NaN where nothing was measured.
+            (temporary / "state.json").write_text(seal(plain, allow_nan=True))
 
     def load(self, key: str) -> dict[str, Any] | None:
         """The state under a key; None where there is none.
 
-        Raises:
-            CheckpointError: If it is damaged.
+        A damaged one is warned of and counts as none: training from the start loses only time.
         """
         folder = self.folder / key
         if not folder.is_dir():
             return None
         try:
-            tensors = load_file(folder / "state.safetensors")
-            plain = json.loads((folder / "state.json").read_text())
-            state: dict[str, Any] = _attach(plain, tensors)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise CheckpointError(
-                f"the interrupted training in {folder} is damaged ({error}); "
-                "remove the folder to train from the start"
-            ) from error
+            plain = unseal((folder / "state.json").read_bytes())
+            if file_checksum(folder / "state.safetensors") != plain.pop(_CHECKSUM):
+                raise ValueError("the checksum of state.safetensors differs")
+            state: dict[str, Any] = _attach(plain, load_file(folder / "state.safetensors"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning(
+                "the interrupted training in %s is damaged (%s): it starts anew", folder, error
+            )
+            return None
         return state
 
     def clear(self) -> None:

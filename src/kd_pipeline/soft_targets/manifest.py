@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from kd_pipeline.checksums import seal, unseal
 from kd_pipeline.provenance import differences
 from kd_pipeline.soft_targets.encoding import Encoding
 
@@ -142,27 +143,6 @@ class Manifest:
         return manifest
 
 
-def seal(data: Mapping[str, Any], *, indent: int | None = None) -> str:
-    """Write plain data as JSON that ends with its own checksum, under `sha256`."""
-    sealed = {**data, "sha256": _digest(data)}
-    return json.dumps(sealed, indent=indent, allow_nan=False)
-
-
-def unseal(text: str | bytes) -> dict[str, Any]:
-    """Read sealed JSON back.
-
-    Raises:
-        ValueError: If it is no JSON, or its checksum differs.
-        TypeError: If it is JSON, but no object.
-    """
-    data = json.loads(text)
-    if not isinstance(data, dict):
-        raise TypeError("it is no JSON object")
-    if data.pop("sha256", None) != _digest(data):
-        raise ValueError("it is damaged: its checksum differs")
-    return data
-
-
 def digest_of_ids(example_ids: NDArray[np.int64]) -> str:
     """SHA-256 of example ids, the same on every machine."""
     little_endian = np.ascontiguousarray(example_ids, dtype="<i8")
@@ -171,7 +151,3 @@ def digest_of_ids(example_ids: NDArray[np.int64]) -> str:
 
 def _as_facts(plain: Mapping[str, Any]) -> dict[str, Any]:
     return {_FACTS.get(name, name): value for name, value in plain.items()}
-
-
-def _digest(data: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

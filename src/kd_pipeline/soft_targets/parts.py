@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from kd_pipeline.atomic import replace_file
+from kd_pipeline.checksums import seal, unseal
 from kd_pipeline.errors import StaleArtefactError
 from kd_pipeline.soft_targets.encoding import encode_logits
-from kd_pipeline.soft_targets.manifest import FORMAT, Manifest, Part, seal, unseal
+from kd_pipeline.soft_targets.manifest import FORMAT, Manifest, Part
 from kd_pipeline.teacher_logits import TeacherLogits
 
 ROWS_PER_GROUP = 8_192
@@ -78,7 +79,7 @@ def read_part(folder: Path, part: Part, manifest: Manifest) -> PartRows:
     Raises:
         StaleArtefactError: Naming the part and what is wrong with it.
     """
-    columns = _decode(part, checked_bytes(folder, part, manifest))
+    columns = _decode(part, checked_bytes(folder, part, manifest), manifest)
     ids, members, views = columns["example_id"], columns["teacher"], columns["view"]
     if (members != part.member).any() or (views != part.view).any() or (np.diff(ids) <= 0).any():
         raise StaleArtefactError(f"{part.file} holds rows of another member or view, or unsorted")
@@ -93,7 +94,7 @@ def recover_part(folder: Path, part: Part, manifest: Manifest) -> Part:
         StaleArtefactError: If it is damaged or of another store.
     """
     data = checked_bytes(folder, part, manifest)
-    _decode(part, data)
+    _decode(part, data, manifest)
     return _measured(part, data)
 
 
@@ -170,19 +171,30 @@ def _to_table(part: PartRows) -> pa.Table:
     return pa.table(list(columns.values()), schema=pa.schema(fields))
 
 
+def _schema(manifest: Manifest) -> pa.Schema:
+    """The columns of any part of a store."""
+    ids, num_classes = np.empty(0, np.int64), len(manifest.provenance.class_names)
+    logits = np.empty((0, num_classes), np.float32)
+    rows = encode_logits(logits, manifest.encoding, member=0, view=0, example_ids=ids)
+    return _to_table(PartRows(0, 0, ids, rows)).schema
+
+
 def _list_array(values: NDArray[Any], kind: pa.DataType) -> pa.FixedSizeListArray:
     element = pa.field("element", kind, nullable=False)
     flat = pa.array(values.reshape(-1), type=kind)
     return pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(element, values.shape[1]))
 
 
-def _decode(part: Part, data: bytes) -> dict[str, NDArray[Any]]:
+def _decode(part: Part, data: bytes, manifest: Manifest) -> dict[str, NDArray[Any]]:
     try:
         source = pa.BufferReader(data)
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
             if file.metadata.num_rows != part.num_rows:
                 raise ValueError(f"it has {file.metadata.num_rows} rows, not {part.num_rows}")
             table = file.read()
+        if not table.schema.equals(_schema(manifest)):
+            # No checksum of a page covers the footer, which names the columns.
+            raise ValueError(f"it has the columns {table.column_names} or other types of them")
         return {name: _to_numpy(table.column(name)) for name in table.column_names}
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise StaleArtefactError(f"{part.file} is damaged: {error}") from error

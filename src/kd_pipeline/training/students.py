@@ -13,6 +13,7 @@ from kd_pipeline.data.splits import student_rows
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.events import TrainingEnded, TrainingStarted, emit
 from kd_pipeline.models.checkpoint import (
+    DATA_FACTS,
     ModelCheckpoint,
     build_untrained,
     count_costs,
@@ -193,13 +194,12 @@ def train_each(
 
 def _facts(plan: TrainingPlan, data: LabelledImages, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint holds of its training before that begins."""
-    at_hand = data.provenance
+    at_hand = data.labelled_provenance
     return {
         "replicate": plan.replicate,
         "seed": plan.seed,
         "image_shape": list(data.images.pixels.shape[1:]),
-        "images": at_hand["images"],
-        "splits": at_hand["splits"],
+        **{name: at_hand[name] for name in DATA_FACTS},
         "views": _views(plan),
         "num_training_rows": len(plan.rows),
         **facts,

@@ -225,7 +225,7 @@ class LiveTeacher:
             CheckpointError: If its classes are others.
             StaleArtefactError: If it may have been trained on what is held out here.
         """
-        at_hand = data.provenance
+        at_hand = data.labelled_provenance
         for member in self.checkpoints:
             check_classes(member, data.images.class_names, name="teacher.checkpoints")
             check_training_data(member, at_hand)

@@ -11,7 +11,7 @@ import pandas as pd
 from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.errors import StaleArtefactError
 from kd_pipeline.losses.settings import ObjectiveParams
-from kd_pipeline.models.checkpoint import ModelCheckpoint, build_untrained
+from kd_pipeline.models.checkpoint import DATA_FACTS, ModelCheckpoint, build_untrained
 from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.given import FetchedModel, ImagesAtHand, read_given
 from kd_pipeline.models.preprocessing import Preprocessing
@@ -94,7 +94,7 @@ def adopt_given(
     for at, entry in enumerate(given):
         name = f"teacher.given[{at}]"
         checkpoint = read_given(entry, images, name=name, fetched=fetched[at])
-        adopted.append(_without_leak(checkpoint, data.provenance, f"`{name}` ({entry})"))
+        adopted.append(_without_leak(checkpoint, data.labelled_provenance, f"`{name}` ({entry})"))
     return adopted
 
 
@@ -103,12 +103,16 @@ def _without_leak(
 ) -> ModelCheckpoint:
     facts = checkpoint.facts
     if facts.get("images") != at_hand["images"]:
-        kept = {k: v for k, v in facts.items() if k not in ("images", "splits")}
+        kept = {k: v for k, v in facts.items() if k not in DATA_FACTS}
         return replace(checkpoint, facts=kept)
     if facts.get("splits") != at_hand["splits"]:
         raise StaleArtefactError(
             f"{name} was trained on another split of these very images and may have been "
             "trained on their test set: train it anew, or set `transfer_split` as it was"
+        )
+    if facts.get("labels", at_hand["labels"]) != at_hand["labels"]:
+        raise StaleArtefactError(
+            f"{name} was trained on other labels of these very images: train it anew"
         )
     return checkpoint
 

@@ -7,7 +7,7 @@ import pytest
 
 from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.evaluation.settings import EvaluationParams
-from kd_pipeline.models.checkpoint import ModelCheckpoint
+from kd_pipeline.models.checkpoint import DATA_FACTS, ModelCheckpoint
 from kd_pipeline.models.settings import Model
 from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.training.settings import TeacherParams, Training
@@ -18,7 +18,7 @@ def given(
     tables: dict[str, Any], data: LabelledImages, untrained: Callable[..., ModelCheckpoint]
 ) -> dict[str, Any]:
     """An assistant between the untrained teacher and one of the students that are compared."""
-    origin = {name: data.provenance[name] for name in ("images", "splits")}
+    origin = {name: data.labelled_provenance[name] for name in DATA_FACTS}
 
     def make(first_seed: int, *teacher: ModelCheckpoint, count: int = 2) -> list[ModelCheckpoint]:
         learnt_from = [one.fingerprint for one in teacher]

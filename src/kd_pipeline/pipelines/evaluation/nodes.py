@@ -48,7 +48,7 @@ def evaluate_models(
     data = LabelledImages(images, examples, splits)
     members = teacher or read_given_logits(teacher_params.given_logits, data)
     fingerprints = [member.fingerprint for member in members]
-    check_fresh(fingerprints, teacher, students, data.provenance, soft_target_params)
+    check_fresh(fingerprints, teacher, students, data.labelled_provenance, soft_target_params)
     return read_test_set(data, members, students, params, soft_target_params)
 
 

@@ -1,0 +1,110 @@
+"""One run at a time: a second process is refused, and a killed one leaves no lock behind."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from kedro.framework.hooks import hook_impl
+from kedro.framework.hooks.manager import _create_hook_manager
+
+from kd_pipeline.errors import DataError
+from kd_pipeline.hooks.run_lock_hook import RunLockHook, take_lock
+
+HOLDS = """
+import sys
+from pathlib import Path
+from kd_pipeline.hooks.run_lock_hook import take_lock
+lock = take_lock(Path(sys.argv[1]))
+print("locked", flush=True)
+sys.stdin.read()
+"""
+NOTHING: dict[str, Any] = {"run_params": {}, "pipeline": None, "catalog": None}
+
+
+class Refuses:
+    @hook_impl(tryfirst=True)
+    def before_pipeline_run(self) -> None:
+        raise DataError("refused")
+
+
+def hooks_of(project: Path, *others: object) -> Any:
+    """Kedro's hooks as in a run of its own."""
+    manager, lock = _create_hook_manager(), RunLockHook()
+    lock.after_context_created(SimpleNamespace(project_path=project))
+    for hook in (lock, *others):
+        manager.register(hook)
+    return manager.hook
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the project's lock."""
+    command = [sys.executable, "-c", HOLDS, str(tmp_path / "data/.run.lock")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_run_is_refused_and_told_which_one_runs(
+    tmp_path: Path, other: subprocess.Popen[str]
+) -> None:
+    host = socket.gethostname()
+    who = rf"process {other.pid} on {host}, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d"
+    message = rf"another run writes to {tmp_path}/data \({who}.*\): wait for it or stop it"
+    with pytest.raises(DataError, match=message):
+        hooks_of(tmp_path).before_pipeline_run(**NOTHING)
+
+
+def test_another_project_is_free(tmp_path: Path, other: subprocess.Popen[str]) -> None:
+    hooks_of(tmp_path / "another").before_pipeline_run(**NOTHING)
+
+
+def test_a_killed_run_leaves_no_lock(tmp_path: Path, other: subprocess.Popen[str]) -> None:
+    other.kill()
+    other.wait()
+    hooks = hooks_of(tmp_path)
+    hooks.before_pipeline_run(**NOTHING)
+    with pytest.raises(DataError, match=f"process {os.getpid()} on"):
+        take_lock(tmp_path / "data/.run.lock")
+    hooks.after_pipeline_run(run_params={}, run_result={}, pipeline=None, catalog=None)
+
+
+@pytest.mark.parametrize("end", ["after_pipeline_run", "on_pipeline_error"])
+def test_the_next_run_is_free(end: str, tmp_path: Path) -> None:
+    first, second = hooks_of(tmp_path), hooks_of(tmp_path)
+    first.before_pipeline_run(**NOTHING)
+    with pytest.raises(DataError, match="another run"):
+        second.before_pipeline_run(**NOTHING)
+    result = {"error": ValueError()} if end == "on_pipeline_error" else {"run_result": {}}
+    getattr(first, end)(**NOTHING, **result)
+    second.before_pipeline_run(**NOTHING)
+    second.before_pipeline_run(**NOTHING)  # After an interrupt, in the same session.
+
+
+def test_a_run_that_another_hook_refuses_is_over(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="refused"):
+        hooks_of(tmp_path, Refuses()).before_pipeline_run(**NOTHING)
+    hooks_of(tmp_path).before_pipeline_run(**NOTHING)
+
+
+def test_a_run_is_refused_before_any_other_check(
+    tmp_path: Path, other: subprocess.Popen[str]
+) -> None:
+    """Another run may be writing what they read."""
+    with pytest.raises(DataError, match="another run"):
+        hooks_of(tmp_path, Refuses()).before_pipeline_run(**NOTHING)
+
+
+def test_where_nothing_can_be_written_the_other_checks_say_so(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("in the way")
+    with pytest.raises(DataError, match="refused"):
+        hooks_of(tmp_path, Refuses()).before_pipeline_run(**NOTHING)
