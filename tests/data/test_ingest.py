@@ -1,6 +1,7 @@
 """ingest_images: what is left out and why, what stops the run, and what comes out."""
 
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,26 @@ def test_above_the_budget_the_same_comes_from_disk(
     in_memory = from_folder(tmp_path / "i")
     assert isinstance(on_disk.images.pixels, np.memmap)
     assert on_disk.images.fingerprint == in_memory.images.fingerprint
+
+
+@pytest.mark.timeout(60)
+def test_odd_files_and_loops_of_links_are_listed_as_rejected(
+    tmp_path: Path, make_tree: Make
+) -> None:
+    make_tree("train", "test")
+    cats = tmp_path / "train" / "cat"
+    os.mkfifo(cats / "pipe.jpg")
+    (cats / "loop").symlink_to(tmp_path / "train")
+    (cats / "script.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
+    (cats / "gone.png").symlink_to(tmp_path / "gone.png")
+    ingested = from_folder(tmp_path, max_rejected_share=0.3)
+    reasons = dict(zip(ingested.rejected["source"], ingested.rejected["reason"], strict=True))
+    assert set(reasons) == {f"train/cat/{name}" for name in (
+        "pipe.jpg", "loop", "script.jpg", "gone.png")}  # fmt: skip
+    assert "not a regular file" in reasons["train/cat/pipe.jpg"]
+    assert "listed already" in reasons["train/cat/loop"]
+    assert "cannot identify its format" in reasons["train/cat/script.jpg"]
+    assert len(ingested.examples) == 12
 
 
 @pytest.mark.parametrize(("share", "stops"), [(0.24, True), (0.25, False)])

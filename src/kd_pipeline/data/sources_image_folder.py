@@ -1,25 +1,23 @@
 """A tree of image files, one folder per class."""
 
 import hashlib
-import io
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 
+from kd_pipeline.data.image_files import EXTENSIONS, FileReader, walk_image_files
 from kd_pipeline.data.listing import ImageListing, first_few
 from kd_pipeline.data.settings import ImageFolderSource
 from kd_pipeline.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
 ID_BITS = 36
 
 
@@ -28,23 +26,6 @@ class _File:
     path: str  # relative to the root, POSIX
     class_name: str
     partition: str
-
-
-@dataclass(frozen=True)
-class FileReader:
-    """Reader of image files; a key is a path relative to `root`."""
-
-    root: str
-
-    def __call__(self, key: str) -> Image.Image:
-        """Read one file and parse its header."""
-        # At once: Pillow reads small files in several steps, each releasing Python's lock.
-        # With os.path: a Path costs a fifth of decoding a small image.
-        with open(os.path.join(self.root, key), "rb") as file:  # noqa: PTH118, PTH123
-            content = file.read()
-        if not content:
-            raise OSError("the file is empty")
-        return Image.open(io.BytesIO(content))
 
 
 def list_image_folder(source: ImageFolderSource) -> ImageListing:
@@ -63,7 +44,7 @@ def list_image_folder(source: ImageFolderSource) -> ImageListing:
     root = source.root
     if not Path(root).is_dir():
         raise DataError(f"`data_ingest.source.root` must be a folder, got {root!r}")
-    files = [file for tree, part in _trees(Path(root)) for file in _scan(root, tree, part)]
+    files = _scan(root, _trees(Path(root)))
     if not files:
         raise DataError(
             "`data_ingest.source.root` must hold a folder of images per class, got none in "
@@ -124,25 +105,21 @@ def _trees(root: Path) -> list[tuple[str, str]]:
     return trees
 
 
-def _scan(root: str, tree: str, partition: str) -> Iterator[_File]:
-    for class_name in _folders(Path(root, tree)):
-        paths = list(_image_paths(root, Path(root, tree, class_name)))
-        if not paths:
-            raise DataError(
-                "every class folder must have a readable image, got an empty class: "
-                f"{Path(tree, class_name).as_posix()} in {root!r}"
-            )
-        for path in paths:
-            yield _File(path, class_name, partition)
-
-
-def _image_paths(root: str, folder: Path) -> Iterator[str]:
-    # Without hidden files: macOS adds `._*.jpg` to archives that are no images.
-    for parent, _, names in os.walk(folder, followlinks=True):
-        inside = Path(parent).relative_to(root).as_posix()
-        for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:  # noqa: PTH122 - a Path per file costs more than the rest
-                yield f"{inside}/{name}"
+def _scan(root: str, trees: Sequence[tuple[str, str]]) -> list[_File]:
+    classes = [
+        (Path(tree, name).as_posix(), name, partition)
+        for tree, partition in trees
+        for name in _folders(Path(root, tree))
+    ]
+    folders = [folder for folder, _, _ in classes]
+    above = ["", *(tree for tree, _ in trees)]
+    found = list(walk_image_files(root, folders, above=above))
+    if empty := set(range(len(classes))) - {file.folder for file in found}:
+        raise DataError(
+            "every class folder must have a readable image, got an empty class: "
+            f"{folders[min(empty)]} in {root!r}"
+        )
+    return [_File(file.path, *classes[file.folder][1:]) for file in found]
 
 
 def _folders(folder: Path) -> list[str]:
