@@ -54,10 +54,11 @@ def list_torchvision(source: TorchvisionSource) -> ImageListing:
         if source.arguments and isinstance(error, ValueError | TypeError):
             rule = f"be values that {source.name} takes ({error})"
             raise ParameterError("data_ingest.source.arguments", rule, source.arguments) from error
-        advice = "; set `download: true` to fetch them"
+        can_help = can_download and not source.download
+        advice = "; set `download: true` to fetch them" if can_help else ""
         raise DataError(
             f"`data_ingest.source.root` must hold the files of {source.name}, got {source.root!r}: "
-            f"{str(error) or type(error).__name__}{advice if can_download and not source.download else ''}"
+            f"{str(error) or type(error).__name__}{advice}"
         ) from error
 
 
