@@ -22,8 +22,8 @@ showpage
 """
 
 
-def walked(root: Path, *folders: str, above: tuple[str, ...] = ("",)) -> list[tuple[str, str]]:
-    found = walk_image_files(str(root), folders, above=above)
+def walked(root: Path, *folders: str) -> list[tuple[str, str]]:
+    found = walk_image_files(str(root), folders)
     return sorted((folders[file.folder], file.path) for file in found)
 
 
@@ -87,7 +87,7 @@ def test_what_is_no_regular_file_is_never_opened(tmp_path: Path) -> None:
         server.bind(str(tmp_path / "socket.png"))
     (tmp_path / "device.bmp").symlink_to("/dev/zero")
     assert stat.S_ISFIFO((tmp_path / "pipe.jpg").stat().st_mode)
-    assert [path for _, path in walked(tmp_path, "", above=())] == [
+    assert [path for _, path in walked(tmp_path, "")] == [
         "device.bmp",
         "pipe.jpg",
         "socket.png",

@@ -6,7 +6,7 @@ import stat
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from PIL import Image
@@ -19,12 +19,14 @@ MAX_FILE_BYTES = 2**31
 
 
 class FoundFile(NamedTuple):
-    """A file that is named like an image, or a folder that is listed already."""
+    """A file that is named like an image, or a repeated folder."""
 
     folder: int
     """Position among the folders that were walked."""
     path: str
     """Relative to the root, POSIX."""
+    repeated: bool = False
+    """Whether it is a folder that is listed already."""
 
 
 @dataclass(frozen=True)
@@ -53,21 +55,19 @@ class FileReader:
             return Image.open(io.BytesIO(file.read()), formats=FORMATS)
 
 
-def walk_image_files(
-    root: str, folders: Sequence[str], *, above: Sequence[str] = ()
-) -> Iterator[FoundFile]:
+def walk_image_files(root: str, folders: Sequence[str]) -> Iterator[FoundFile]:
     """Find the files below folders that are named like images, each folder once.
 
     Links are followed, after all folders that are reached without one: a folder belongs where it
     lies. One that is reached again, as by a link to a folder above it, is given as it stands, for
-    the reader to reject. Hidden files are left out: macOS adds `._*.jpg` to archives.
+    the reader to reject. Hidden files and folders are left out: macOS adds `._*.jpg` to archives.
 
     Args:
         root: What all paths are relative to.
-        folders: Where to look, POSIX paths.
-        above: Folders that links must not lead to, such as the parents of `folders`.
+        folders: Where to look, POSIX paths; their parents are not entered.
     """
-    seen = {_identity(os.path.join(root, path)) for path in above}  # noqa: PTH118 - as below
+    parents = {parent for path in folders for parent in PurePosixPath(path).parents}
+    seen = {_identity(str(Path(root, parent))) for parent in parents}
     found, links = deque[FoundFile](), deque[FoundFile]()
     for position, path in enumerate(folders):
         start = FoundFile(position, path)
@@ -76,23 +76,24 @@ def walk_image_files(
         at = (found or links).popleft()
         identity = _identity(os.path.join(root, at.path))  # noqa: PTH118 - a Path per file is slow
         if identity in seen:
-            yield at
+            yield at._replace(repeated=True)
             continue
         seen.add(identity)
-        with os.scandir(os.path.join(root, at.path)) as entries:  # noqa: PTH118
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                inside = FoundFile(at.folder, f"{at.path}/{entry.name}".removeprefix("/"))
-                if entry.is_dir(follow_symlinks=False):
-                    found.append(inside)
-                elif entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112
-                    links.append(inside)
-                elif is_named_like_an_image(entry.name):
-                    yield inside
+        for entry in visible_entries(os.path.join(root, at.path)):  # noqa: PTH118
+            inside = FoundFile(at.folder, f"{at.path}/{entry.name}".removeprefix("/"))
+            if entry.is_dir(follow_symlinks=False):
+                found.append(inside)
+            elif entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112
+                links.append(inside)
+            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:  # noqa: PTH122
+                yield inside
 
 
-def is_named_like_an_image(name: str) -> bool:
-    """Whether a file's name ends in one of `EXTENSIONS` and is not hidden."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS  # noqa: PTH122
+def visible_entries(folder: str) -> list["os.DirEntry[str]"]:
+    """What a folder holds, by name, without what is hidden."""
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    return sorted(visible, key=lambda entry: entry.name)
 
 
 def _identity(folder: str) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from kd_pipeline.config import Fraction, OpenFraction, Params, PositiveInt, Seed
 
@@ -23,13 +23,31 @@ class TorchvisionSource(Params):
     arguments: dict[str, Any] = Field(default_factory=dict)
 
 
+class LabelsFile(Params):
+    """A table with columns `path`, `label` and, if it has the splits too, `split`."""
+
+    file: str
+    """`.parquet`, or a text file of one line per image."""
+    folder: str = ""
+    """What its paths are relative to: a folder below the source's root, or the root itself."""
+    columns: tuple[str, ...] | None = None
+    """Names of the first columns of a text file without a header."""
+    separator: Annotated[str, Field(min_length=1, max_length=1)] = ","
+
+
+def _named_alone(given: Any) -> Any:
+    return {"file": given} if isinstance(given, str) else given
+
+
 class ImageFolderSource(Params):
     """`root/train/<class>/*.jpg` with `root/test/` or `root/val/`, or one tree to be split."""
 
     kind: Literal["image_folder"]
     root: str
-    labels_file: str | None = None
-    """CSV with columns `path` and `label`, checked against the folders."""
+    test_set: Literal["test", "val"] | None = None
+    """null: `test` where there is one, else `val`."""
+    labels_file: Annotated[LabelsFile | None, BeforeValidator(_named_alone)] = None
+    """The source of the labels of every tree in which it names an image."""
 
 
 class DataIngestParams(Params):
