@@ -102,6 +102,7 @@ def test_an_unknown_key_is_refused_by_name(
         ("data_ingest.source", {"kind": "image_folder"}),
         ("data_ingest.source", {"kind": "torchvision", "root": "data"}),
         ("data_ingest.image_size", 0),
+        ("data_ingest.image_size", 1_000_000),
         ("data_ingest.image_size", "large"),
         ("data_ingest.colour", "gray"),
         ("data_ingest.max_rejected_share", 1.5),

@@ -14,7 +14,7 @@ from PIL import Image
 
 from kd_pipeline.config import Params
 from kd_pipeline.data import ingest
-from kd_pipeline.data.examples import check_examples
+from kd_pipeline.data.examples import check_examples, contradictions
 from kd_pipeline.data.ingest import IngestedImages, ingest_images
 from kd_pipeline.data.settings import (
     DataIngestParams,
@@ -176,8 +176,34 @@ def test_a_class_whose_images_are_all_unreadable(tmp_path: Path, make_tree: Make
     make_tree(".", num_each=4)
     (tmp_path / "emu").mkdir()
     (tmp_path / "emu" / "x.png").write_text("no image")
-    with pytest.raises(DataError, match="every class must have a readable image, got none for emu"):
+    message = r"got none for emu \(all 1 are left out, emu/x.png: cannot identify its format\)"
+    with pytest.raises(DataError, match=message):
         from_folder(tmp_path)
+
+
+def test_a_class_whose_training_images_are_all_unreadable_is_named(
+    tmp_path: Path, make_tree: Make
+) -> None:
+    make_tree("train", "test", num_each=4)
+    for number in range(4):
+        (tmp_path / f"train/dog/{number}.png").write_text("no image")
+    message = r"image to train on, got none for dog \(all 4 are left out, train/dog/[0-3].png: can"
+    with pytest.raises(DataError, match=message):
+        from_folder(tmp_path, max_rejected_share=0.5)
+
+
+def test_the_same_image_under_two_labels_is_mentioned_with_both(
+    tmp_path: Path, make_tree: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_tree(".")
+    for at in range(2):
+        shutil.copy(tmp_path / f"cat/{at}.png", tmp_path / f"dog/copy{at}.png")
+    shutil.copy(tmp_path / "cat/2.png", tmp_path / "cat/copy.png")
+    with caplog.at_level(logging.WARNING):
+        examples = from_folder(tmp_path).examples
+    assert "under several labels, which all stay: cat / dog: 4 images" in caplog.text
+    assert contradictions(examples) == {"cat / dog": 4}
+    assert contradictions(examples[examples["class_name"] == "cat"]) == {}
 
 
 class Unnamed:

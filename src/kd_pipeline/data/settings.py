@@ -2,9 +2,11 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from kd_pipeline.config import Fraction, OpenFraction, Params, PositiveInt, Seed
+
+MAX_IMAGE_SIZE = 4096
 
 
 class DigitsSource(Params):
@@ -50,13 +52,22 @@ class ImageFolderSource(Params):
     """The source of the labels of every tree in which it names an image."""
 
 
+def _of_a_classifier(image_size: int) -> int:
+    if image_size > MAX_IMAGE_SIZE:
+        raise ValueError(
+            f"`image_size` must be at most {MAX_IMAGE_SIZE} (an image of 48 MiB; classifiers take "
+            f"a few hundred pixels), got {image_size}"
+        )
+    return image_size
+
+
 class DataIngestParams(Params):
     """`data_ingest`: where the images come from, and which are used."""
 
     source: Annotated[
         DigitsSource | TorchvisionSource | ImageFolderSource, Field(discriminator="kind")
     ]
-    image_size: PositiveInt | None = None
+    image_size: Annotated[PositiveInt, AfterValidator(_of_a_classifier)] | None = None
     """Side in pixels; null keeps the images' own size, which must then be the same for all."""
     colour: Literal["auto", "grey", "rgb"] = "auto"
     max_rejected_share: Fraction = 0.01
