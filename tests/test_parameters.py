@@ -117,6 +117,7 @@ def test_an_unknown_key_is_refused_by_name(
         ("transfer_split.teacher", {}),
         ("transfer_split.teacher", {"labels_per_class": 10, "fraction": 0.5}),
         ("transfer_split.teacher.labels_per_class", 0),
+        ("transfer_split.teacher.labels_per_class", "few"),
         ("transfer_split.teacher", {"fraction": 1.1}),
         ("transfer_split.transfer.relation", "same"),
         ("transfer_split.transfer.fraction", 0.0),

@@ -80,13 +80,17 @@ class DataIngestParams(Params):
 class TeacherShare(Params):
     """Which labelled examples train the teacher: a number per class or a share of the pool."""
 
-    labels_per_class: PositiveInt | None = None
+    labels_per_class: PositiveInt | Literal["all"] | None = None
     fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         if (self.labels_per_class is None) == (self.fraction is None):
-            raise ValueError("give exactly one of `labels_per_class` and `fraction`")
+            raise ValueError(
+                "choose how many labels the teacher may use: exactly one of `labels_per_class` "
+                "(all or a number) and `fraction`, as in "
+                "--params=transfer_split.teacher.labels_per_class=all"
+            )
         return self
 
 
