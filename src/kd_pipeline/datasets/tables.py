@@ -8,7 +8,7 @@ from kedro_datasets.pandas import CSVDataset
 from kd_pipeline.data.spreadsheets import escape_formulas, restore_formulas
 
 
-class TableDataset(CSVDataset):
+class TableDataset(CSVDataset):  # type: ignore[misc] # kedro-datasets has no types
     """A CSV file in which texts that spreadsheets would run as formulas begin with '.
 
     Loading takes the ' away again: the table is the one that was saved.
