@@ -250,9 +250,24 @@ def test_arrays_in_cells_are_not_previewed() -> None:
     assert catalog_config()["soft_targets"]["metadata"]["kedro-viz"]["preview"] is False
 
 
+def chosen(env: str, params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters with the choice that the template asks for."""
+    if env != "image_folder":
+        return params
+    split = params["transfer_split"]
+    assert split["teacher"] == {}
+    return params | {"transfer_split": split | {"teacher": {"labels_per_class": "all"}}}
+
+
+def test_the_template_asks_how_many_labels_there_are(pipelines: dict[str, Pipeline]) -> None:
+    message = r"labels_per_class.*--params=transfer_split\.teacher\.labels_per_class=all"
+    with pytest.raises(Exception, match=message):
+        ParameterValidator(pipelines).validate_raw_params(load("image_folder"))
+
+
 @pytest.mark.parametrize("env", PRESETS)
 def test_every_preset_is_valid(env: str, pipelines: dict[str, Pipeline]) -> None:
-    validated = ParameterValidator(pipelines).validate_raw_params(load(env))
+    validated = ParameterValidator(pipelines).validate_raw_params(chosen(env, load(env)))
     assert all(isinstance(block, BaseModel) for block in validated.values())
 
 
@@ -270,7 +285,8 @@ def test_the_seed_in_globals_reaches_every_stage(env: str, tmp_path: Path) -> No
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="register_new_resolver")
         loader = OmegaConfigLoader(str(tmp_path / "conf"), env=env, **CONFIG_LOADER_ARGS)
-        validated = ParameterValidator(registered()).validate_raw_params(loader["parameters"])
+        given = chosen(env, loader["parameters"])
+    validated = ParameterValidator(registered()).validate_raw_params(given)
     seeds = {name: block.seed for name, block in validated.items() if hasattr(block, "seed")}
     assert seeds == dict.fromkeys(seeds, 7)
 

@@ -1,5 +1,7 @@
 """Decoding: the pixels of every file, the reason for every bad one, in any executor."""
 
+import dataclasses
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,35 @@ def test_bad_files_are_listed_with_their_reason(
     assert "truncated" in reasons["dog/truncated.jpg"]
     assert "oversized: 101 x 100" in reasons["dog/oversized.png"]
     assert "odd mode F" in reasons["dog/odd.tif"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Image.DecompressionBombError("a bomb"),
+        struct.error("unpack requires"),
+        SyntaxError("not a TIFF file"),
+        MemoryError(),
+        RecursionError("too deep"),
+    ],
+)
+def test_an_error_of_any_kind_rejects_its_file_alone(
+    tmp_path: Path, make_tree: Callable[..., None], error: Exception
+) -> None:
+    make_tree("")
+    listing = listed(tmp_path)
+
+    def reader(key: str) -> Image.Image:
+        if key == "cat/1.png":
+            raise error
+        return listing.reader(key)
+
+    source = ImageFolderSource(kind="image_folder", root=str(tmp_path))
+    broken = dataclasses.replace(listing, reader=reader, by_processes=False)
+    decoded = decode_images(broken, DataIngestParams(source=source))
+    (position,) = decoded.reasons
+    assert listing.sources[position] == "cat/1.png"
+    assert type(error).__name__ in decoded.reasons[position]
 
 
 def test_an_oversized_image_is_never_decoded(

@@ -1,6 +1,7 @@
 """ingest_images: what is left out and why, what stops the run, and what comes out."""
 
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 
 from kd_pipeline.config import Params
 from kd_pipeline.data import ingest
-from kd_pipeline.data.examples import check_examples
+from kd_pipeline.data.examples import check_examples, contradictions
 from kd_pipeline.data.ingest import IngestedImages, ingest_images
 from kd_pipeline.data.settings import (
     DataIngestParams,
@@ -77,6 +78,26 @@ def test_above_the_budget_the_same_comes_from_disk(
     in_memory = from_folder(tmp_path / "i")
     assert isinstance(on_disk.images.pixels, np.memmap)
     assert on_disk.images.fingerprint == in_memory.images.fingerprint
+
+
+@pytest.mark.timeout(60)
+def test_odd_files_and_loops_of_links_are_listed_as_rejected(
+    tmp_path: Path, make_tree: Make
+) -> None:
+    make_tree("train", "test")
+    cats = tmp_path / "train" / "cat"
+    os.mkfifo(cats / "pipe.jpg")
+    (cats / "loop").symlink_to(tmp_path / "train")
+    (cats / "script.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
+    (cats / "gone.png").symlink_to(tmp_path / "gone.png")
+    ingested = from_folder(tmp_path, max_rejected_share=0.3)
+    reasons = dict(zip(ingested.rejected["source"], ingested.rejected["reason"], strict=True))
+    assert set(reasons) == {f"train/cat/{name}" for name in (
+        "pipe.jpg", "loop", "script.jpg", "gone.png")}  # fmt: skip
+    assert "not a regular file" in reasons["train/cat/pipe.jpg"]
+    assert "listed already" in reasons["train/cat/loop"]
+    assert "cannot identify its format" in reasons["train/cat/script.jpg"]
+    assert len(ingested.examples) == 12
 
 
 @pytest.mark.parametrize(("share", "stops"), [(0.24, True), (0.25, False)])
@@ -155,8 +176,34 @@ def test_a_class_whose_images_are_all_unreadable(tmp_path: Path, make_tree: Make
     make_tree(".", num_each=4)
     (tmp_path / "emu").mkdir()
     (tmp_path / "emu" / "x.png").write_text("no image")
-    with pytest.raises(DataError, match="every class must have a readable image, got none for emu"):
+    message = r"got none for emu \(all 1 are left out, emu/x.png: cannot identify its format\)"
+    with pytest.raises(DataError, match=message):
         from_folder(tmp_path)
+
+
+def test_a_class_whose_training_images_are_all_unreadable_is_named(
+    tmp_path: Path, make_tree: Make
+) -> None:
+    make_tree("train", "test", num_each=4)
+    for number in range(4):
+        (tmp_path / f"train/dog/{number}.png").write_text("no image")
+    message = r"image to train on, got none for dog \(all 4 are left out, train/dog/[0-3].png: can"
+    with pytest.raises(DataError, match=message):
+        from_folder(tmp_path, max_rejected_share=0.5)
+
+
+def test_the_same_image_under_two_labels_is_mentioned_with_both(
+    tmp_path: Path, make_tree: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_tree(".")
+    for at in range(2):
+        shutil.copy(tmp_path / f"cat/{at}.png", tmp_path / f"dog/copy{at}.png")
+    shutil.copy(tmp_path / "cat/2.png", tmp_path / "cat/copy.png")
+    with caplog.at_level(logging.WARNING):
+        examples = from_folder(tmp_path).examples
+    assert "under several labels, which all stay: cat / dog: 4 images" in caplog.text
+    assert contradictions(examples) == {"cat / dog": 4}
+    assert contradictions(examples[examples["class_name"] == "cat"]) == {}
 
 
 class Unnamed:

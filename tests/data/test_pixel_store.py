@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kd_pipeline.data.pixel_store import allocate_pixels, keep_rows, scratch_file
+from kd_pipeline.errors import DataError
 
 SHAPE = (40, 1, 256, 256)  # 2.5 MiB
 
@@ -35,6 +36,16 @@ def test_the_scratch_file_goes_with_its_array(tmp_path: Path) -> None:
     assert shorter.shape[0] == 20
     del shorter
     gc.collect()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_than_the_free_disk_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    """As `image_size: 1000000` with the digits: 1.6 PiB."""
+    message = (
+        r"1,797 images of `data_ingest.image_size` 1000000 need 1,673,\d{3}\.\d GiB, got .* free"
+    )
+    with pytest.raises(DataError, match=message):
+        allocate_pixels((1797, 1, 10**6, 10**6), memory_budget_mb=4096)
     assert list(tmp_path.iterdir()) == []
 
 

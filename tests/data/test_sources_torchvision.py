@@ -1,5 +1,6 @@
 """torchvision: every way its classes are built, on small files written here."""
 
+import os
 import pickle
 import struct
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torchvision
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from kd_pipeline.data.ingest import IngestedImages, ingest_images
 from kd_pipeline.data.listing import ImageListing
@@ -143,6 +144,21 @@ def test_caltech_has_no_test_set(tmp_path: Path) -> None:
     assert made.rejected["source"].tolist() == ["Caltech256/pool/5"]
 
 
+def test_a_postscript_file_named_jpg_starts_no_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_caltech(tmp_path)
+    evil = tmp_path / "caltech256" / "256_ObjectCategories" / "003.cup" / "003_0002.jpg"
+    evil.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path / 'ran'}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    made = ingested("Caltech256", tmp_path, max_rejected_share=0.5)
+    assert made.rejected["source"].tolist() == ["Caltech256/pool/5"]
+    assert not (tmp_path / "ran").exists()
+
+
 def test_arrays_are_resized_and_recoloured_like_files(tmp_path: Path) -> None:
     write_mnist(tmp_path)
     pixels = ingested("MNIST", tmp_path, image_size=14, colour="rgb").images.pixels
@@ -159,6 +175,22 @@ def test_missing_files_say_how_to_fetch_them(tmp_path: Path, name: str) -> None:
         with pytest.raises(DataError, match=r"`data_ingest.source.root`.*set `download: true`"):
             listed(name, root)
     assert not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("train-images-idx3-ubyte", b""),
+        ("train-images-idx3-ubyte", bytes(40)),
+        ("train-labels-idx1-ubyte", struct.pack(">HBBI", 0, 8, 1, 20) + bytes(20 * [99])),
+        ("t10k-labels-idx1-ubyte", struct.pack(">HBBI", 0, 8, 1, 10) + bytes(4)),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path: Path, file: str, content: bytes) -> None:
+    write_mnist(tmp_path)
+    (tmp_path / "MNIST/raw" / file).write_bytes(content)
+    with pytest.raises(DataError, match=r"`data_ingest.source.root` must hold|labels must be"):
+        ingested("MNIST", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -222,3 +222,11 @@ def test_the_fingerprint_sees_every_column() -> None:
         changed.loc[0, column] = not changed.loc[0, column]
         prints.add(split_fingerprint(changed))
     assert len(prints) == 3
+
+
+def test_all_labels_are_those_of_the_whole_pool() -> None:
+    examples = table()
+    every = split(examples, teacher={"labels_per_class": "all"})
+    pd.testing.assert_frame_equal(every, split(examples, teacher={"fraction": 1.0}))
+    few = split(examples, teacher={"labels_per_class": 5})
+    assert every["use_label"].sum() > few["use_label"].sum()

@@ -12,13 +12,13 @@ import torch
 
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.datasets.checked import (
-    CheckedCSVDataset,
     CheckedJSONDataset,
     CheckedParquetDataset,
 )
 from kd_pipeline.datasets.checkpoints import CheckpointsDataset
 from kd_pipeline.datasets.images import ImageSetDataset
 from kd_pipeline.datasets.soft_targets import SoftTargetsDataset
+from kd_pipeline.datasets.tables import TableDataset
 from kd_pipeline.datasets.training_states import TrainingStatesDataset
 from kd_pipeline.soft_targets.store import check_store
 
@@ -122,7 +122,7 @@ def kinds(
         "images": of_dataset(ImageSetDataset, image_set, every_pixel),
         "checkpoints": of_dataset(CheckpointsDataset, checkpoints, facts),
         "table.parquet": of_dataset(CheckedParquetDataset, table, frame),
-        "metrics.csv": of_dataset(CheckedCSVDataset, table, frame),
+        "metrics.csv": of_dataset(TableDataset, table, frame),
         "card.json": of_dataset(CheckedJSONDataset, card, lambda loaded: loaded),
         "states": Kind(save_state, read_state),
         "cache": Kind(save_cache, read_cache),

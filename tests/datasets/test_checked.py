@@ -9,10 +9,10 @@ import pytest
 from kedro.io import DatasetError
 
 from kd_pipeline.datasets.checked import (
-    CheckedCSVDataset,
     CheckedJSONDataset,
     CheckedParquetDataset,
 )
+from kd_pipeline.datasets.tables import TableDataset
 from kd_pipeline.errors import our_cause
 
 TABLE = pd.DataFrame({"example_id": [1, 2], "role": ["test", "transfer"]})
@@ -23,8 +23,8 @@ def parquet(file: Path) -> CheckedParquetDataset:
     return CheckedParquetDataset(filepath=str(file), metadata={"made_by": "transfer_split"})
 
 
-def csv(file: Path) -> CheckedCSVDataset:
-    return CheckedCSVDataset(filepath=str(file), save_args={"index": False})
+def csv(file: Path) -> TableDataset:
+    return TableDataset(filepath=str(file))
 
 
 def refusal(dataset: Any) -> str:

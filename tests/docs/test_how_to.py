@@ -12,15 +12,23 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
+from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import ids_with_role, split_fingerprint
 from kd_pipeline.datasets.images import ImageSetDataset
+from kd_pipeline.labelling.settings import SoftTargetCachingParams
+from kd_pipeline.labelling.soft_targets import label_transfer_set
+from kd_pipeline.models.checkpoint import ModelCheckpoint, write_checkpoint
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.ensemble import average_logits
 from kd_pipeline.soft_targets.manifest import Provenance
+from kd_pipeline.soft_targets.parts_folder import PartsFolder
 from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.soft_targets.store import write_soft_targets
+from kd_pipeline.views import ViewPolicy, render
+from kd_pipeline.views.settings import ViewsParams
 
 PAGES = Path(__file__).parents[2] / "docs" / "how-to"
 TEMPERATURE = 4.0
@@ -209,3 +217,37 @@ def test_the_script_refuses_other_images(make: Make, monkeypatch: pytest.MonkeyP
     about.write_text(json.dumps(json.loads(about.read_text()) | {"fingerprint": "other"}))
     with pytest.raises(SystemExit, match="other images"):
         run_python("train-elsewhere.md", cached, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        [],
+        [{"name": "shift", "max_pixels": 2}, {"name": "horizontal_flip"}],
+        [{"name": "affine", "max_degrees": 20.0}, {"name": "mixup"}],
+    ],
+    ids=["clean", "shift and flip", "affine and mixup"],
+)
+def test_a_rendered_view_has_the_logits_that_are_cached(
+    data: LabelledImages,
+    untrained: Callable[..., ModelCheckpoint],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    transforms: list[dict[str, Any]],
+) -> None:
+    views = ViewsParams(seed=3, num_views=2 if transforms else 1, transforms=transforms)
+    teacher = untrained(0)
+    write_checkpoint(teacher, tmp_path / "data/06_models/teacher/0")
+    ImageSetDataset(filepath=str(tmp_path / "data/02_intermediate/images")).save(data.images)
+    parts = PartsFolder(tmp_path / "data/05_model_input/soft_targets")
+    label_transfer_set([teacher], data, parts, SoftTargetCachingParams(device="cpu"), views)
+    cached = Cached(tmp_path, np.empty(0, np.float32), data.ids("transfer"))
+    found = run_python("render-a-view.md", cached, monkeypatch)
+    np.testing.assert_allclose(found["logits"], found["cached"], rtol=2e-3, atol=2e-3)
+    assert found["policy"] == views.policy
+    with Image.open(tmp_path / "view.png") as picture:
+        assert picture.size == (256, 256)
+    # The logits tell views apart.
+    if transforms:
+        clean = render(ViewPolicy(), found["transfer_set"], found["example_ids"], 0)
+        assert np.abs(found["teacher"](clean).detach().numpy() - found["cached"]).max() > 0.05

@@ -47,6 +47,7 @@ EXPORT = ROOT / "conf/base/parameters_model_export.yml"
 PAGE = (ROOT / "docs/how-to/use-the-student.md").read_text(encoding="utf-8")
 COLOURS = {"cat": (210, 60, 60), "dog": (60, 210, 60), "fox": (60, 60, 210)}
 GREYS = {"cat": (40,), "dog": (125,), "fox": (210,)}
+CHOICE = "transfer_split.teacher.labels_per_class=all"
 ALLOWED = {"numpy", "onnxruntime", "PIL"}
 BLOCKER = f"""
 import sys
@@ -228,9 +229,11 @@ def test_the_commands_name_pipelines_a_preset_and_settings_that_exist() -> None:
     assert f"`{PRESET.relative_to(ROOT)}`" in PAGE
     root = yaml.safe_load(PRESET.read_text())["data_ingest"]["source"]["root"]
     assert f"`{root}/<class>/*.jpg`" in PAGE
-    block_name, name, value = re.split(r"[.=]", options[0]["params"])
+    export, split = options[0]["params"].split(",")
+    block_name, name, value = re.split(r"[.=]", export)
     assert block_name in yaml.safe_load(EXPORT.read_text())
     assert ModelExportParams.model_validate({name: value}).enabled
+    assert split == CHOICE
 
 
 def test_the_settings_on_the_page_are_legal() -> None:

@@ -152,6 +152,9 @@ def make_tree(root: Path, classes: dict[str, int]) -> None:
             Image.fromarray(shade).save(root / name / f"{number}.png")
 
 
+ALL_LABELS = {"transfer_split": {"teacher": {"labels_per_class": "all"}}}
+
+
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
@@ -168,17 +171,22 @@ def test_images_that_cannot_be_used_are_refused_first(
     root = fresh.data / "01_raw/my_images"
     make_tree(root / "train", train)
     make_tree(root / "test", test)
-    outcome = run_here(fresh, env="image_folder")
+    outcome = run_here(fresh, env="image_folder", params=ALL_LABELS)
     assert message in outcome.refused(KdPipelineError)
 
 
+def test_the_template_is_refused_until_a_choice_is_made(fresh: Any, run_here: Run) -> None:
+    outcome = run_here(fresh, env="image_folder")
+    assert "--params=transfer_split.teacher.labels_per_class=all" in str(outcome.error)
+
+
 def test_own_images_in_a_folder_work(fresh: Any, run_here: Run) -> None:
-    """The template as it stands, down to the transfer set."""
+    """The template and the one choice that it asks for, down to the transfer set."""
     root = fresh.data / "01_raw/my_images"
     make_tree(root / "train", {"dark": 20, "light": 20})
     make_tree(root / "test", {"dark": 3, "light": 3})
-    outcome = run_here(fresh, env="image_folder", to_nodes=["split_transfer_set"])
-    assert outcome.error is None
+    choices = {"params": ALL_LABELS, "to_nodes": ["split_transfer_set"]}
+    assert run_here(fresh, env="image_folder", **choices).error is None
     assert (fresh.data / "03_primary/splits.parquet").is_file()
 
 

@@ -232,7 +232,7 @@ SOFT_TARGETS = {
     "soft_target_summary": pd.DataFrame(
         [{"teacher": "0", "entropy_at_4": 0.5}, {"teacher": "ensemble", "entropy_at_4": 0.75}]
     ),
-    "soft_target_confusions": pd.DataFrame([{"class_a": "3", "class_b": "5"}]),
+    "soft_target_confusions": pd.DataFrame([{"class_a": "3", "class_b": "=5"}]),
     "soft_target_entropy_figure": drawn(),
 }
 
@@ -259,7 +259,7 @@ def test_soft_targets_are_logged_on_the_page_of_the_whole(
         "figures/soft_target_entropy_figure.png",
     }
     confusions = files["soft_target_confusions.csv"].values["content"]
-    assert confusions == b"class_a,class_b\n3,5\n"
+    assert confusions == b"class_a,class_b\n3,'=5\n"
     assert {op.run for op in files.values()} == {run}
     assert runs_and_statuses(sent) == {run: "FINISHED"}
 

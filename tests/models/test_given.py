@@ -124,6 +124,9 @@ def test_names_may_be_in_a_file(module: Write, tmp_path: Path) -> None:
     setting = {"class_names": None, "class_names_file": str(tmp_path / "names.txt")}
     given = read_given(module(**setting), IMAGES, name=NAME)
     assert given.class_order == (1, 2, 0)
+    (tmp_path / "names.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ParameterError, match=r"class_names_file` must be a text file in UTF-8"):
+        read_given(module(**setting), IMAGES, name=NAME)
     setting["class_names_file"] = "nowhere.txt"
     with pytest.raises(ParameterError, match=r"class_names_file` must be an existing file"):
         read_given(module(**setting), IMAGES, name=NAME)

@@ -125,7 +125,11 @@ def test_weights_that_would_lie_elsewhere_are_refused(tmp_path: Path, location: 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(graph().SerializeToString()[:100])
-    with pytest.raises(CheckpointError, match="no readable ONNX graph"):
+    with pytest.raises(CheckpointError, match=r"net\.onnx: no readable ONNX graph"):
+        read_onnx(tmp_path / "net.onnx")
+    no_utf_8 = graph(batch="batch").SerializeToString().replace(b"batch", b"b\xe1tch")
+    (tmp_path / "net.onnx").write_bytes(no_utf_8)
+    with pytest.raises(CheckpointError, match=r"net\.onnx: 'utf-8' codec can't decode"):
         read_onnx(tmp_path / "net.onnx")
     (tmp_path / "net.onnx").write_bytes(b"")
     with pytest.raises(CheckpointError, match="onnxruntime cannot read the ONNX graph"):

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -83,6 +84,30 @@ def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path: Path) -> None:
     # The bait works: a careless reader would have made the file.
     pickle.loads((tmp_path / "plain.pth").read_bytes())
     assert witness.exists()
+
+
+@pytest.mark.parametrize("old_format", [True, False])
+def test_a_damaged_file_is_refused_in_one_line_that_names_it(
+    tmp_path: Path, old_format: bool
+) -> None:
+    """Of 200 damages some lie in the numbers themselves: those give a state dict of same names."""
+    state, file, rng = network().state_dict(), tmp_path / "bad.pth", np.random.default_rng(0)
+    torch.save(state, file, _use_new_zipfile_serialization=not old_format)
+    whole, refused = file.read_bytes(), 0
+    for cut in (True, False) * 100:
+        content = bytearray(whole)
+        if cut:
+            del content[rng.integers(len(content)) :]
+        else:
+            content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+        file.write_bytes(content)
+        try:
+            assert len(read_state(file)) == len(state)
+        except CheckpointError as error:
+            assert str(file) in str(error)
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 100
 
 
 def test_a_body_that_does_not_fit_is_refused() -> None:

@@ -84,6 +84,22 @@ def test_what_are_no_logits_with_ids_is_refused(tmp_path: Path, changes: Any, me
         read(as_npz(tmp_path / "l.npz", **changes))
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_cut_or_altered_npz_is_refused_by_its_name(tmp_path: Path, save: Any) -> None:
+    file, rng = tmp_path / "l.npz", np.random.default_rng(0)
+    save(file, example_ids=IDS, logits=LOGITS)
+    whole = file.read_bytes()
+    for position in range(0, len(whole), 3):
+        altered = bytearray(whole)
+        altered[position] ^= 1 << int(rng.integers(8))
+        for content in (whole[:position], altered):
+            file.write_bytes(content)
+            try:
+                read(file)
+            except DataError as error:
+                assert "teacher.given[0]" in str(error)
+
+
 def test_a_damaged_or_missing_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "l.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(DataError, match="holds no logits with ids"):

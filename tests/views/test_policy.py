@@ -1,5 +1,10 @@
 """Policies: what a cache's manifest holds of them."""
 
+import json
+
+import pytest
+
+from kd_pipeline.errors import ParameterError
 from kd_pipeline.views import ViewPolicy
 from kd_pipeline.views.settings import ViewsParams
 
@@ -48,3 +53,15 @@ def test_the_mixing_transform_is_found() -> None:
     assert not policy("grey", "blur").mixes
     assert policy("grey", "mixup", "blur").mixing_position == 1
     assert policy("cutmix").mixes
+
+
+@pytest.mark.parametrize("names", [(), ("affine", "blur"), ("rand_augment", "cutmix", "cutout")])
+def test_a_policy_is_read_back_from_a_manifest(names: tuple[str, ...]) -> None:
+    made = policy(*names, seed=7)
+    assert ViewPolicy.from_description(json.loads(json.dumps(made.description))) == made
+
+
+def test_a_policy_of_another_rendering_is_refused() -> None:
+    older = policy("grey").description | {"rendering": 0}
+    with pytest.raises(ParameterError, match=r"`view_policy.rendering` must be 1, .* got 0"):
+        ViewPolicy.from_description(older)

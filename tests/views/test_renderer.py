@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.views import TRANSFORMS
+from kd_pipeline.views import TRANSFORMS, render
 
 Make = Callable[..., Any]
 Transforms = tuple[dict[str, Any], ...]
@@ -207,3 +207,20 @@ def test_a_policy_that_mixes_needs_partners(pixels: Make, renderer: Make) -> Non
 
 def test_every_transform_is_tested_here() -> None:
     assert {transforms[0]["name"] for transforms in EACH} == set(TRANSFORMS)
+
+
+@pytest.mark.parametrize(
+    "transforms", [PLAIN[:1], PLAIN[4:5] + MIXING[:1]], ids=["plain", "mixing"]
+)
+def test_render_takes_any_examples_and_views(
+    pixels: Make, renderer: Make, transforms: Transforms
+) -> None:
+    whole = renderer(pixels(), *transforms)
+    images, views = whole.pixels, torch.tensor([3, 0, 3, 2])
+    rendered = render(whole.policy, images, [110, 100, 110, 115], views)
+    expected = whole.draw(torch.tensor([10, 0, 10, 15]), views).render()
+    assert torch.equal(rendered, expected)
+    assert torch.equal(render(whole.policy, images, [110, 110], 3), expected[[0, 2]])
+    for unknown in (99, 116):
+        with pytest.raises(ParameterError, match=f"`example_ids` must be among .* got .{unknown}"):
+            render(whole.policy, images, [100, unknown], 0)

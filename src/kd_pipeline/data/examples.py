@@ -53,6 +53,22 @@ def make_rejected(listing: ImageListing, reasons: Mapping[int, str]) -> pd.DataF
     return table.astype({"source": "string", "example_id": "int64", "reason": "string"})
 
 
+def contradictions(examples: pd.DataFrame) -> dict[str, int]:
+    """Count the images whose pixels are there under more than one label.
+
+    Returns:
+        Number of examples by the names of their classes, as "cat / dog"; the most first.
+    """
+    labelled = examples.dropna(subset="label")
+    groups = labelled.groupby("content_hash")["class_name"]
+    found = labelled[groups.transform("nunique") > 1]
+    names = found.groupby("content_hash")["class_name"].agg(
+        lambda all_: " / ".join(sorted(set(all_)))
+    )
+    counts = found["content_hash"].map(names).value_counts()
+    return {str(name): int(count) for name, count in counts.items()}
+
+
 def check_examples(examples: pd.DataFrame) -> pd.DataFrame:
     """Return the table if it is as `make_examples` describes: the catalog's validator.
 

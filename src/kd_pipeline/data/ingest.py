@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from kd_pipeline.data.decoding import DecodedImages, decode_images, hash_images
-from kd_pipeline.data.examples import make_examples, make_rejected
+from kd_pipeline.data.examples import contradictions, make_examples, make_rejected
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.listing import ImageListing, check_classes, first_few
 from kd_pipeline.data.pixel_store import keep_rows
@@ -57,7 +57,13 @@ def ingest_images(params: DataIngestParams) -> IngestedImages:
     logger.info("%s: %d images listed", params.source.kind, len(listing.sources))
     decoded = _decoded_already(listing, params) or decode_images(listing, params)
     _check_rejected_share(listing, decoded, params.max_rejected_share)
-    return _assemble(listing, decoded, decoded.reasons | _copies_of_test_images(listing, decoded))
+    reasons = decoded.reasons | _copies_of_test_images(listing, decoded)
+    _check_classes_left(listing, reasons)
+    ingested = _assemble(listing, decoded, reasons)
+    if found := contradictions(ingested.examples):
+        shown = first_few([f"{names}: {count}" for names, count in found.items()])
+        logger.warning("the same image under several labels, which all stay: %s images", shown)
+    return ingested
 
 
 def _decoded_already(listing: ImageListing, params: DataIngestParams) -> DecodedImages | None:
@@ -105,6 +111,23 @@ def _copies_of_test_images(listing: ImageListing, decoded: DecodedImages) -> dic
     _log_repeats("the test set", test)
     _log_repeats("the images to train on", others[~is_copy])
     return copies
+
+
+def _check_classes_left(listing: ImageListing, reasons: Mapping[int, str]) -> None:
+    """Refuse a class of which every image to train on is left out."""
+    left_out = np.isin(np.arange(len(listing.labels)), list(reasons))
+    trained = (listing.partitions != "test") & (listing.labels >= 0)
+    lost = set(listing.labels[trained]) - set(listing.labels[trained & ~left_out])
+    if lost and listing.class_names:
+        gone = [np.flatnonzero(trained & (listing.labels == label)) for label in sorted(lost)]
+        shown = [
+            f"{listing.class_names[listing.labels[rows[0]]]} (all {len(rows)} are left out, "
+            f"{_with_sources(listing, {rows[0]: reasons[rows[0]]})})"
+            for rows in gone
+        ]
+        raise DataError(
+            f"every class must have a readable image to train on, got none for {first_few(shown)}"
+        )
 
 
 def _with_sources(listing: ImageListing, reasons: Mapping[int, str]) -> str:

@@ -64,10 +64,13 @@ def check_classes(
         class_names: Position = label.
 
     Raises:
-        DataError: If there is one class only, or a class without training images.
+        DataError: If there is one class only, a class without training images, or a label
+            beyond the classes.
     """
     if len(class_names) < 2:
         raise DataError(f"the images must be of at least 2 classes, got {list(class_names)}")
+    if (beyond := int(labels.max(initial=-1))) >= len(class_names):
+        raise DataError(f"labels must be below the {len(class_names)} classes, got {beyond}")
     in_test, labelled = partitions == "test", labels >= 0
     train = set(labels[~in_test & labelled].tolist())
     test = set(labels[in_test & labelled].tolist())

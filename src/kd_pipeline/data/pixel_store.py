@@ -1,7 +1,9 @@
 """Memory for pixels: an array, or above a budget a memory-mapped scratch file."""
 
+import math
 import mmap
 import os
+import shutil
 import tempfile
 import weakref
 from pathlib import Path
@@ -9,14 +11,28 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from kd_pipeline.errors import DataError
+
 SCRATCH_PREFIX = "kd_pipeline_pixels_"
 
 
 def allocate_pixels(shape: tuple[int, ...], *, memory_budget_mb: int) -> NDArray[np.uint8]:
-    """Empty uint8 array, above the budget in a scratch file that is deleted with the array."""
-    if int(np.prod(shape, dtype=np.int64)) <= memory_budget_mb * 2**20:
+    """Empty uint8 array, above the budget in a scratch file that is deleted with the array.
+
+    Raises:
+        DataError: If the disk of the scratch file has not as many bytes free.
+    """
+    num_bytes = math.prod(shape)
+    if num_bytes <= memory_budget_mb * 2**20:
         return np.empty(shape, dtype=np.uint8)
-    handle, name = tempfile.mkstemp(prefix=SCRATCH_PREFIX, suffix=".npy", dir=_scratch_folder())
+    folder = _scratch_folder()
+    # First: the file is sparse, and writing it to a full disk kills the process (SIGBUS).
+    if num_bytes >= (free := shutil.disk_usage(folder).free):
+        raise DataError(
+            f"{shape[0]:,} images of `data_ingest.image_size` {shape[-1]} need "
+            f"{num_bytes / 2**30:,.1f} GiB, got {free / 2**30:,.1f} GiB free in {folder} (TMPDIR)"
+        )
+    handle, name = tempfile.mkstemp(prefix=SCRATCH_PREFIX, suffix=".npy", dir=folder)
     os.close(handle)
     pixels = np.lib.format.open_memmap(name, mode="w+", dtype=np.uint8, shape=shape)
     weakref.finalize(pixels, Path(name).unlink, missing_ok=True)

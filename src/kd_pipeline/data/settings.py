@@ -2,9 +2,11 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from kd_pipeline.config import Fraction, OpenFraction, Params, PositiveInt, Seed
+
+MAX_IMAGE_SIZE = 4096
 
 
 class DigitsSource(Params):
@@ -23,13 +25,40 @@ class TorchvisionSource(Params):
     arguments: dict[str, Any] = Field(default_factory=dict)
 
 
+class LabelsFile(Params):
+    """A table with columns `path`, `label` and, if it has the splits too, `split`."""
+
+    file: str
+    """`.parquet`, or a text file of one line per image."""
+    folder: str = ""
+    """What its paths are relative to: a folder below the source's root, or the root itself."""
+    columns: tuple[str, ...] | None = None
+    """Names of the first columns of a text file without a header."""
+    separator: Annotated[str, Field(min_length=1, max_length=1)] = ","
+
+
+def _named_alone(given: Any) -> Any:
+    return {"file": given} if isinstance(given, str) else given
+
+
 class ImageFolderSource(Params):
     """`root/train/<class>/*.jpg` with `root/test/` or `root/val/`, or one tree to be split."""
 
     kind: Literal["image_folder"]
     root: str
-    labels_file: str | None = None
-    """CSV with columns `path` and `label`, checked against the folders."""
+    test_set: Literal["test", "val"] | None = None
+    """null: `test` where there is one, else `val`."""
+    labels_file: Annotated[LabelsFile | None, BeforeValidator(_named_alone)] = None
+    """The source of the labels of every tree in which it names an image."""
+
+
+def _of_a_classifier(image_size: int) -> int:
+    if image_size > MAX_IMAGE_SIZE:
+        raise ValueError(
+            f"`image_size` must be at most {MAX_IMAGE_SIZE} (an image of 48 MiB; classifiers take "
+            f"a few hundred pixels), got {image_size}"
+        )
+    return image_size
 
 
 class DataIngestParams(Params):
@@ -38,7 +67,7 @@ class DataIngestParams(Params):
     source: Annotated[
         DigitsSource | TorchvisionSource | ImageFolderSource, Field(discriminator="kind")
     ]
-    image_size: PositiveInt | None = None
+    image_size: Annotated[PositiveInt, AfterValidator(_of_a_classifier)] | None = None
     """Side in pixels; null keeps the images' own size, which must then be the same for all."""
     colour: Literal["auto", "grey", "rgb"] = "auto"
     max_rejected_share: Fraction = 0.01
@@ -51,13 +80,17 @@ class DataIngestParams(Params):
 class TeacherShare(Params):
     """Which labelled examples train the teacher: a number per class or a share of the pool."""
 
-    labels_per_class: PositiveInt | None = None
+    labels_per_class: PositiveInt | Literal["all"] | None = None
     fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         if (self.labels_per_class is None) == (self.fraction is None):
-            raise ValueError("give exactly one of `labels_per_class` and `fraction`")
+            raise ValueError(
+                "choose how many labels the teacher may use: exactly one of `labels_per_class` "
+                "(all or a number) and `fraction`, as in "
+                "--params=transfer_split.teacher.labels_per_class=all"
+            )
         return self
 
 

@@ -1,50 +1,44 @@
-"""A tree of image files, one folder per class."""
+"""A tree of image files, one folder per class, or with a table of labels."""
 
 import hashlib
-import io
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 
+from kd_pipeline.data.image_files import (
+    EXTENSIONS,
+    FileReader,
+    FoundFile,
+    visible_entries,
+    walk_image_files,
+)
+from kd_pipeline.data.label_table import SPLITS, Entry, read_label_table
 from kd_pipeline.data.listing import ImageListing, first_few
 from kd_pipeline.data.settings import ImageFolderSource
 from kd_pipeline.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
 ID_BITS = 36
+
+
+@dataclass(frozen=True)
+class _Folder:
+    path: str  # relative to the root, POSIX
+    class_name: str | None  # None: the table has the labels of its images
+    tree: str  # train, val or test; empty where the root is the only tree
 
 
 @dataclass(frozen=True)
 class _File:
     path: str  # relative to the root, POSIX
-    class_name: str
-    partition: str
-
-
-@dataclass(frozen=True)
-class FileReader:
-    """Reader of image files; a key is a path relative to `root`."""
-
-    root: str
-
-    def __call__(self, key: str) -> Image.Image:
-        """Read one file and parse its header."""
-        # At once: Pillow reads small files in several steps, each releasing Python's lock.
-        # With os.path: a Path costs a fifth of decoding a small image.
-        with open(os.path.join(self.root, key), "rb") as file:  # noqa: PTH118, PTH123
-            content = file.read()
-        if not content:
-            raise OSError("the file is empty")
-        return Image.open(io.BytesIO(content))
+    class_name: str  # empty: no label
+    tree: str  # as above, or the split in the table
 
 
 def list_image_folder(source: ImageFolderSource) -> ImageListing:
@@ -53,25 +47,32 @@ def list_image_folder(source: ImageFolderSource) -> ImageListing:
     Without `root/train/`, every folder in the root is a class and all images are `pool`: the
     split stage draws the test set. The same holds for `root/train/` alone. `val` is the test set
     where there is no `test`; where there are both, the images of `val` belong to `train`, because
-    the split stage draws its own validation set. The example id is a hash of the relative path,
-    unchanged when files are added or removed.
+    the split stage draws its own validation set. `test_set: val` leaves `test` out instead. The
+    example id is a hash of the relative path, unchanged when files are added or removed.
+
+    A tree in which the labels file names an image has all its labels from there, whatever its
+    folders are called. A labels file with splits takes the place of all folders.
 
     Raises:
-        DataError: If the folder is missing, holds no images, has an empty class folder, or
-            disagrees with the labels file, whose paths are relative to the root.
+        DataError: If the folder is missing, holds no images, has an empty class folder, has
+            classes that are not in `train`, or disagrees with the labels file.
     """
     root = source.root
     if not Path(root).is_dir():
         raise DataError(f"`data_ingest.source.root` must be a folder, got {root!r}")
-    files = [file for tree, part in _trees(Path(root)) for file in _scan(root, tree, part)]
+    table = {} if source.labels_file is None else read_label_table(source.labels_file)
+    splits = {entry.split for entry in table.values() if entry.split is not None}
+    partitions = _partitions(root, splits or set(_folders(Path(root))), source.test_set)
+    folders = [_Folder("", None, "train")] if splits else _class_folders(root, partitions, table)
+    files = _label(_scan(root, folders), table)
+    files = [file for file in files if file.tree in partitions]
     if not files:
         raise DataError(
             "`data_ingest.source.root` must hold a folder of images per class, got none in "
             f"{root!r} that ends in {', '.join(sorted(EXTENSIONS))}"
         )
-    if source.labels_file is not None:
-        _check_labels(source.labels_file, {file.path: file.class_name for file in files})
-    return _make_listing(root, files)
+    _check_same_classes(files, partitions)
+    return _make_listing(root, files, partitions)
 
 
 def example_id_of_path(path: str, *, attempt: int = 0) -> int:
@@ -103,64 +104,108 @@ def example_ids_of_paths(paths: Sequence[str]) -> NDArray[np.int64]:
     return ids
 
 
-def _trees(root: Path) -> list[tuple[str, str]]:
-    """Folders below the root that hold class folders, each with its partition."""
-    inside = set(_folders(root))
-    test = "test" if "test" in inside else "val" if "val" in inside else None
-    if "train" not in inside:
-        if test is not None:
-            raise DataError(
-                f"`data_ingest.source.root` must hold `train` beside `{test}`, got {str(root)!r}"
-            )
-        return [("", "pool")]
-    if extra := sorted(inside - {"train", "test", "val"}):
-        logger.warning("%s: folders beside train are left out: %s", root, first_few(extra))
-    if test is None:
-        return [("train", "pool")]
-    trees = [("train", "train"), (test, "test")]
-    if {"test", "val"} <= inside:
+def _partitions(root: str, found: set[str], test_set: str | None) -> dict[str, str]:
+    """Partition of each tree of images, by its name; of each split, where a table has splits."""
+    test = test_set or ("test" if "test" in found else "val")
+    if "train" not in found and not {test, test_set} & found:
+        return {"": "pool"}
+    if missing := {"train", test_set or "train"} - found:
+        raise DataError(
+            f"`data_ingest.source.root` must hold `train` beside `{test}`, got {root!r} without "
+            f"`{min(missing)}`"
+        )
+    partitions = {"train": "train", test: "test"} if test in found else {"train": "pool"}
+    if {"test", "val"} <= found and test == "test":
         logger.info("%s: val is part of train; the split draws its own validation set", root)
-        trees.insert(1, ("val", "train"))
-    return trees
+        partitions["val"] = "train"
+    if extra := sorted(found - set(partitions)):
+        logger.warning("%s: folders beside train are left out: %s", root, first_few(extra))
+    return partitions
 
 
-def _scan(root: str, tree: str, partition: str) -> Iterator[_File]:
-    for class_name in _folders(Path(root, tree)):
-        paths = list(_image_paths(root, Path(root, tree, class_name)))
-        if not paths:
+def _class_folders(
+    root: str, partitions: Mapping[str, str], table: Mapping[str, Entry]
+) -> list[_Folder]:
+    """The folders of classes in each tree, or the tree itself where the table has its labels."""
+    folders = []
+    for tree in partitions:
+        if any(path.startswith(f"{tree}/") or not tree for path in table):
+            folders.append(_Folder(tree, None, tree))
+        else:
+            names = _folders(Path(root, tree))
+            folders += [_Folder(Path(tree, name).as_posix(), name, tree) for name in names]
+    return folders
+
+
+def _scan(root: str, folders: Sequence[_Folder]) -> list[tuple[_Folder, FoundFile]]:
+    found = list(walk_image_files(root, [folder.path for folder in folders]))
+    filled = {file.folder for file in found}
+    for position, folder in enumerate(folders):
+        if position not in filled and folder.class_name is not None:
             raise DataError(
                 "every class folder must have a readable image, got an empty class: "
-                f"{Path(tree, class_name).as_posix()} in {root!r}"
+                f"{folder.path} in {root!r}"
             )
-        for path in paths:
-            yield _File(path, class_name, partition)
+    return [(folders[file.folder], file) for file in found]
 
 
-def _image_paths(root: str, folder: Path) -> Iterator[str]:
-    # Without hidden files: macOS adds `._*.jpg` to archives that are no images.
-    for parent, _, names in os.walk(folder, followlinks=True):
-        inside = Path(parent).relative_to(root).as_posix()
-        for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:  # noqa: PTH122 - a Path per file costs more than the rest
-                yield f"{inside}/{name}"
+def _label(found: Sequence[tuple[_Folder, FoundFile]], table: Mapping[str, Entry]) -> list[_File]:
+    """Label files by their folder or by the table, which must have each of its trees' files."""
+    class_names = {entry.label for entry in table.values()} - SPLITS
+    files, problems = [], []
+    for folder, file in found:
+        if folder.class_name is not None:
+            files.append(_File(file.path, folder.class_name, folder.tree))
+            continue
+        entry = table.get(file.path)
+        if entry is None and not file.repeated:
+            problems.append(f"{file.path} is not in the file")
+        label, split = entry or ("", None)
+        files.append(_File(file.path, label, split or folder.tree))
+        inside = file.path.removeprefix(f"{folder.tree}/").partition("/")[0]
+        if inside in class_names and entry is not None and inside != label:
+            problems.append(f"{file.path} is {label!r} in the file and {inside!r} by its folder")
+    paths = {file.path for _, file in found}
+    problems += [f"{p} is in the file and not in the folders" for p in table.keys() - paths]
+    if problems:
+        raise DataError(
+            f"`data_ingest.source.labels_file` must agree with the folders, got {len(problems)} "
+            f"disagreements: {first_few(sorted(problems))}"
+        )
+    return files
+
+
+def _check_same_classes(files: Sequence[_File], partitions: Mapping[str, str]) -> None:
+    """Refuse classes beside `train` that it does not have: those folders are no classes."""
+    classes = {
+        tree: {file.class_name for file in files if file.tree == tree} for tree in partitions
+    }
+    for tree, names in classes.items():
+        if extra := sorted(names - classes.get("train", names) - {""}):
+            taken = "the test set" if partitions[tree] == "test" else "images to train on"
+            raise DataError(
+                f"every class must be in train, got more classes in {tree} than in train: "
+                f"{first_few(extra)}; `{tree}` was taken for {taken}. Labels in a table belong "
+                "under `data_ingest.source.labels_file`, another test set under `test_set`"
+            )
 
 
 def _folders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    # Not `entry.is_dir()`, which raises for a link to itself.
+    return [entry.name for entry in visible_entries(str(folder)) if Path(entry.path).is_dir()]
 
 
-def _make_listing(root: str, files: list[_File]) -> ImageListing:
+def _make_listing(root: str, files: Sequence[_File], partitions: Mapping[str, str]) -> ImageListing:
     ids = example_ids_of_paths([file.path for file in files])
     order = np.argsort(ids)
     in_order = [files[position] for position in order]
-    class_names = sorted({file.class_name for file in files})
-    label_of = {name: label for label, name in enumerate(class_names)}
+    class_names = sorted({file.class_name for file in files} - {""})
+    label_of = {"": -1} | {name: label for label, name in enumerate(class_names)}
     return ImageListing(
         example_ids=ids[order],
         sources=[_printable(file.path) for file in in_order],
         labels=np.array([label_of[file.class_name] for file in in_order], dtype=np.int64),
-        partitions=np.array([file.partition for file in in_order]),
+        partitions=np.array([partitions[file.tree] for file in in_order]),
         class_names=tuple(map(_printable, class_names)),
         keys=[file.path for file in in_order],
         reader=FileReader(root),
@@ -171,36 +216,3 @@ def _make_listing(root: str, files: list[_File]) -> ImageListing:
 def _printable(path: str) -> str:
     # A file name may hold bytes that are no text; parquet and CSV cannot.
     return path.encode("utf-8", "backslashreplace").decode()
-
-
-def _check_labels(labels_file: str, folders: dict[str, str]) -> None:
-    labels = _read_labels(labels_file)
-    problems = [
-        f"{path} is {labels[path]!r} in the file and {folders[path]!r} by its folder"
-        for path in labels.keys() & folders
-        if labels[path] != folders[path]
-    ]
-    problems += [f"{p} is in the file and not in the folders" for p in labels.keys() - folders]
-    problems += [f"{p} is not in the file" for p in folders.keys() - labels]
-    if problems:
-        raise DataError(
-            f"`data_ingest.source.labels_file` must agree with the folders, got {len(problems)} "
-            f"disagreements: {first_few(sorted(problems))}"
-        )
-
-
-def _read_labels(labels_file: str) -> dict[str, str]:
-    if not Path(labels_file).is_file():
-        raise DataError(f"`data_ingest.source.labels_file` must be a CSV file, got {labels_file!r}")
-    table = pd.read_csv(labels_file, dtype=str, keep_default_na=False)
-    if missing := {"path", "label"} - set(table.columns):
-        raise DataError(
-            "`data_ingest.source.labels_file` must have the columns path and label, got "
-            f"{list(table.columns)} without {sorted(missing)}"
-        )
-    if twice := table["path"][table["path"].duplicated()].tolist():
-        raise DataError(
-            f"`data_ingest.source.labels_file` must name every path once, got {first_few(twice)} "
-            "more than once"
-        )
-    return dict(zip(table["path"], table["label"], strict=True))

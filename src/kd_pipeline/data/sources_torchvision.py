@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from kd_pipeline.data.listing import ArrayReader, ImageListing, Reader
 from kd_pipeline.data.settings import TorchvisionSource
@@ -33,8 +33,10 @@ def list_torchvision(source: TorchvisionSource) -> ImageListing:
 
     Raises:
         ParameterError: If the name or an argument is unknown.
-        DataError: If files are missing.
+        DataError: If files are missing or damaged.
     """
+    # torchvision opens files of any format, and Pillow would run Ghostscript on a PostScript file.
+    EpsImagePlugin.gs_binary = False
     builder, accepted = _find_class(source.name)
     by = "train" if "train" in accepted else "split" if "split" in accepted else None
     _check_arguments(source, accepted, by)
@@ -47,17 +49,17 @@ def list_torchvision(source: TorchvisionSource) -> ImageListing:
     try:
         if not source.download and not Path(source.root).is_dir():
             raise FileNotFoundError("the folder does not exist")
-        parts = _build_parts(builder, by, arguments)
-    except (ValueError, TypeError) as error:
-        rule = f"be values that {source.name} takes ({error})"
-        raise ParameterError("data_ingest.source.arguments", rule, source.arguments) from error
-    except (RuntimeError, OSError) as error:
-        advice = "; set `download: true` to fetch them"
+        return _make_listing(source.name, _build_parts(builder, by, arguments))
+    except Exception as error:  # Damaged files lead torchvision's readers to errors of any kind.
+        if source.arguments and isinstance(error, ValueError | TypeError):
+            rule = f"be values that {source.name} takes ({error})"
+            raise ParameterError("data_ingest.source.arguments", rule, source.arguments) from error
+        can_help = can_download and not source.download
+        advice = "; set `download: true` to fetch them" if can_help else ""
         raise DataError(
             f"`data_ingest.source.root` must hold the files of {source.name}, got {source.root!r}: "
-            f"{error}{advice if can_download and not source.download else ''}"
+            f"{str(error) or type(error).__name__}{advice}"
         ) from error
-    return _make_listing(source.name, parts)
 
 
 def _find_class(name: str) -> tuple[Callable[..., Any], dict[str, inspect.Parameter]]:

@@ -156,7 +156,7 @@ def _draw_teacher(
 ) -> pd.DataFrame:
     """The teacher's examples, some of every class."""
     sizes = labelled["label"].value_counts()
-    if (count := share.labels_per_class) is not None:
+    if isinstance(count := share.labels_per_class, int):
         for label, class_name in enumerate(class_names):
             if (have := sizes.get(label, 0)) < count:
                 rule = f"be at most the {have} labelled training examples of class {class_name!r}"

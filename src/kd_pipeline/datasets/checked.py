@@ -9,7 +9,7 @@ from typing import IO, Any, Protocol
 
 from kedro.io import DatasetError
 from kedro_datasets.json import JSONDataset
-from kedro_datasets.pandas import CSVDataset, ParquetDataset
+from kedro_datasets.pandas import ParquetDataset
 
 from kd_pipeline.checksums import file_checksum
 from kd_pipeline.errors import DataError
@@ -74,10 +74,6 @@ class Checked:
 
 class CheckedParquetDataset(Checked, ParquetDataset):  # type: ignore[misc]
     """`pandas.ParquetDataset` with a checksum."""
-
-
-class CheckedCSVDataset(Checked, CSVDataset):  # type: ignore[misc]
-    """`pandas.CSVDataset` with a checksum."""
 
 
 class CheckedJSONDataset(Checked, JSONDataset):  # type: ignore[misc]

@@ -1,6 +1,6 @@
 """The report in Markdown: the result in words, the table, what the result rests on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,15 +22,20 @@ _EXPLANATIONS = {
 }
 
 
-def markdown_report(comparison: _Json) -> str:
-    """The content of comparison.json as Markdown, with links to the figures."""
+def markdown_report(comparison: _Json, *, about_labels: Sequence[str] = ()) -> str:
+    """The content of comparison.json as Markdown, with links to the figures.
+
+    Args:
+        comparison: The content of comparison.json.
+        about_labels: Sentences on the labels, as `describe_labels` gives them.
+    """
     sections = [
         "# Did distillation help?",
         "\n\n".join(verdict(comparison)),
         "## Arms",
         _table(comparison),
         "## What this rests on",
-        "\n".join(f"- {line}" for line in _method(comparison)),
+        "\n".join(f"- {line}" for line in [*_method(comparison), *about_labels]),
         "Files for devices, where a run has exported any, are in export_report.md.",
         "## Figures",
         "\n\n".join(f"![{title}]({file})" for title, file in _FIGURES.items()),

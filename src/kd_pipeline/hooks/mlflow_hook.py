@@ -237,7 +237,9 @@ def _log_output(book: RunBook, name: str, value: Any) -> None:
         row = value.to_dict("records")[-1]
         book.log_soft_targets(row, namespace=name.rpartition(".")[0])
     if _last(name) in SOFT_TARGET_TABLES:
-        book.log_file(f"{name}.csv", value.to_csv(index=False).encode())
+        from kd_pipeline.data.spreadsheets import escape_formulas
+
+        book.log_file(f"{name}.csv", escape_formulas(value).to_csv(index=False).encode())
     if type(value).__module__.startswith("matplotlib.") and getattr(value, "axes", None):
         book.log_file(f"figures/{name}.png", _png(value.savefig))
 

@@ -167,7 +167,12 @@ def class_names_of(
     if (file := given.class_names_file) is not None:
         if not Path(file).is_file():
             raise ParameterError(f"{name}.class_names_file", "be an existing file", file)
-        return [[line.strip() for line in Path(file).read_text().splitlines() if line.strip()]]
+        try:
+            lines = Path(file).read_text("utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            rule = "be a text file in UTF-8"
+            raise ParameterError(f"{name}.class_names_file", rule, file) from error
+        return [[line.strip() for line in lines if line.strip()]]
     if not declared:
         rule = (
             "list the classes of the teacher's outputs in their order, which the file does not "

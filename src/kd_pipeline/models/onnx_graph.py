@@ -86,11 +86,14 @@ def read_onnx(file: Path) -> OnnxNetwork:
     if not file.is_file():
         raise ParameterError("file", "be an existing file", str(file))
     files = {_CONTENT: _bytes_of(file)}
-    for name in external_files(files[_CONTENT].numpy().tobytes()):
-        if not (other := file.parent / name).is_file():
-            raise CheckpointError(f"the weights of {file} must lie beside it, got no file {name}")
-        files[_BESIDE + name] = _bytes_of(other)
-    return OnnxNetwork(files)
+    try:
+        for name in external_files(files[_CONTENT].numpy().tobytes()):
+            if not (other := file.parent / name).is_file():
+                raise CheckpointError(f"the weights must lie beside it, got no file {name}")
+            files[_BESIDE + name] = _bytes_of(other)
+        return OnnxNetwork(files)
+    except (CheckpointError, UnicodeDecodeError) as error:  # Names in it may be no UTF-8.
+        raise CheckpointError(f"{file}: {error}") from error
 
 
 def _bytes_of(file: Path) -> Tensor:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -73,8 +72,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read without running code: {error}") from error
+    except Exception as error:  # Damaged files lead torch's unpickler to errors of any kind.
+        # The message of torch's UnpicklingError advises to let the file run code.
+        reason = type(error).__name__
+        if not isinstance(error, pickle.UnpicklingError):
+            reason += f": {error}".partition("\n")[0]
+        raise CheckpointError(
+            f"{path} is damaged, or cannot be read without running code: {reason}"
+        ) from error
     state = loaded
     if isinstance(loaded, dict):
         state = loaded.get("state_dict", loaded.get("model", loaded))

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,7 +87,7 @@ def read_imported_logits(
     read = _read_npz if file.suffix == ".npz" else _read_parquet
     try:
         ids, logits, declared = read(file)
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # Damaged files lead zipfile and NumPy to errors of any kind.
         raise DataError(f"`{name}.file` {file} holds no logits with ids: {error!r}") from error
     _check(ids, logits, name=name)
     columns = order_of(declared)
@@ -105,7 +104,8 @@ def read_imported_logits(
 
 
 def _read_npz(file: Path) -> tuple[Any, Any, Declared]:
-    with np.load(file, allow_pickle=False) as arrays:
+    # Opened here: NumPy leaves a file open that is no archive.
+    with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
         names = [arrays["class_names"].astype(str).tolist()] if "class_names" in arrays else []
         return arrays["example_ids"], arrays["logits"], names
 

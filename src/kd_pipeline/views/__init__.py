@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from kd_pipeline.views.policy import ViewPolicy
 
 if TYPE_CHECKING:
-    from kd_pipeline.views.renderer import DrawnViews, MixedWith, Pixels, ViewRenderer
+    from kd_pipeline.views.renderer import DrawnViews, MixedWith, Pixels, ViewRenderer, render
     from kd_pipeline.views.transforms import TRANSFORMS
 else:
 
@@ -22,4 +22,12 @@ else:
         return getattr(import_module(f"{__name__}.{module}"), name)
 
 
-__all__ = ["TRANSFORMS", "DrawnViews", "MixedWith", "Pixels", "ViewPolicy", "ViewRenderer"]
+__all__ = [
+    "TRANSFORMS",
+    "DrawnViews",
+    "MixedWith",
+    "Pixels",
+    "ViewPolicy",
+    "ViewRenderer",
+    "render",
+]

@@ -1,8 +1,11 @@
 """Policies: which transforms make a view, in which order, drawn from which seed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from kd_pipeline.errors import ParameterError
 
 if TYPE_CHECKING:  # settings imports this module.
     from kd_pipeline.views.settings import TransformParams
@@ -25,6 +28,22 @@ class ViewPolicy:
         transforms = [transform.model_dump(mode="json") for transform in self.transforms]
         described = {"seed": self.seed, "transforms": transforms}
         return described | {"rendering": RENDERING} if transforms else described
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any]) -> "ViewPolicy":
+        """The policy that a cache was made with, from its manifest.
+
+        Raises:
+            ParameterError: If its views were rendered in another way than by this version.
+            ValidationError: If a transform or a setting is unknown.
+        """
+        from kd_pipeline.views.settings import ViewsParams
+
+        settings = dict(description)
+        if (rendering := settings.pop("rendering", RENDERING)) != RENDERING:
+            rule = f"be {RENDERING}, the rendering of this version"
+            raise ParameterError("view_policy.rendering", rule, rendering)
+        return ViewsParams.model_validate(settings).policy
 
     @cached_property
     def mixing_position(self) -> int | None:

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from kd_pipeline.errors import ParameterError
@@ -91,6 +93,33 @@ class ViewRenderer:
         before = ViewPolicy(self.policy.seed, self.policy.transforms[:at])
         partners = ViewRenderer(before, self.partners).draw(mixed_in.view_as(positions), views)
         return DrawnViews(self, positions, drawn, partners)
+
+
+def render(policy: ViewPolicy, images: Pixels, example_ids: ArrayLike, views: ArrayLike) -> Tensor:
+    """Render views of some examples, the pixels that a teacher labelled and students train on.
+
+    Args:
+        policy: How views are drawn; of a cache it is
+            `ViewPolicy.from_description(manifest.provenance.view_policy)`.
+        images: The whole transfer set, `ImageSet.reader(soft_targets.example_ids, device=...)`:
+            where a policy mixes images, the second one is drawn among these.
+        example_ids: int64 [n], in any order, repeats allowed.
+        views: The views' numbers, int64 [n], or one for all.
+
+    Returns:
+        [n, channels, height, width] on the images' device: uint8, or float32 in [0, 1] if a
+        transform interpolates or blends.
+
+    Raises:
+        ParameterError: If an id is not among the images, or they are too small for a transform.
+    """
+    wanted = torch.as_tensor(np.asarray(example_ids), device=images.example_ids.device)
+    positions = torch.searchsorted(images.example_ids, wanted)
+    found = images.example_ids[positions.clamp(max=len(images.example_ids) - 1)] == wanted
+    if not found.all():
+        raise ParameterError("example_ids", "be among the images", wanted[~found][:3].tolist())
+    numbers = torch.as_tensor(np.asarray(views), device=wanted.device)
+    return ViewRenderer(policy, images, images).draw(positions, numbers.expand_as(wanted)).render()
 
 
 @dataclass(frozen=True)

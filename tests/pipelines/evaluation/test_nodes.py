@@ -95,7 +95,7 @@ def test_imported_logits_without_the_test_set_leave_the_teacher_out_of_all_resul
     assert comparison["teacher"] is None
     assert comparison["arms"]["student_kd"]["teacher_agreement"]["mean"] is None
     assert len(draw_figures(predictions, comparison, given["examples"])) == 4
-    report = write_report(comparison)
+    report = write_report(comparison, given["examples"], given["splits"])
     assert "The teacher's logits were imported and do not cover the test set" in report
     assert "| teacher |" not in report
     table = arms_table(comparison, None).splitlines()

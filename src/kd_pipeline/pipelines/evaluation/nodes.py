@@ -83,8 +83,9 @@ def draw_figures(
     )
 
 
-def write_report(comparison: dict[str, Any]) -> str:
-    """State the result in words, null results included."""
+def write_report(comparison: dict[str, Any], examples: pd.DataFrame, splits: pd.DataFrame) -> str:
+    """State the result in words, null results included, and how many labels were used."""
+    from kd_pipeline.evaluation.labels_used import describe_labels
     from kd_pipeline.evaluation.report import markdown_report
 
-    return markdown_report(comparison)
+    return markdown_report(comparison, about_labels=describe_labels(examples, splits))

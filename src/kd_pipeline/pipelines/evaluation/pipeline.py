@@ -72,7 +72,7 @@ def _report() -> list[Node]:
         ),
         Node(
             func=write_report,
-            inputs={"comparison": "comparison"},
+            inputs={"comparison": "comparison", "examples": "examples", "splits": "splits"},
             outputs="report",
             name="write_report",
         ),
