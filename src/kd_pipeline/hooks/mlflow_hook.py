@@ -118,7 +118,8 @@ class MLflowHook:
             hint = "`python -m kd_pipeline.tracking` sends them"
             logger.info("%d earlier runs wait to be sent to MLflow: %s", len(waiting), hint)
         unsent = Unsent(folder / f"unsent-{identity['group']}.jsonl", store)
-        self._journal = Journal(Sender(store), unsent)
+        max_wait = self._params.max_wait_seconds
+        self._journal = Journal(Sender(store), unsent, max_wait_seconds=max_wait)
         events.subscribe(self._log_event)
         # Ctrl-C and sys.exit reach no hook of Kedro's.
         atexit.register(self._abandon)

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from kd_pipeline.errors import DataError
 from kd_pipeline.tracking.unsent import find_unsent, is_being_written, send_unsent
 
 
@@ -17,10 +18,14 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.write("Nothing waits to be sent.\n")
     status = 0
     for file in files:
-        if is_being_written(file):
-            sys.stdout.write(f"{file.name}: its run still goes on; send it afterwards.\n")
-            continue
-        num_sent, error = send_unsent(file, project)
+        num_sent, error = 0, None
+        try:
+            if is_being_written(file):
+                sys.stdout.write(f"{file.name}: its run still goes on; send it afterwards.\n")
+                continue
+            num_sent, error = send_unsent(file, project)
+        except DataError as damaged:
+            error = damaged
         sys.stdout.write(f"{file.name}: {num_sent} operations sent.\n")
         if error is not None:
             reason = next(iter(str(error).splitlines()), repr(error))
