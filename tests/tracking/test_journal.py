@@ -153,12 +153,16 @@ def test_a_full_disk_does_not_stop_training_either(
     assert "cannot be kept either" in caplog.text
 
 
-def test_the_thread_ends_with_the_journal(journal: Journal) -> None:
-    journal.close()
+def wait_for_thread() -> None:
     deadline = time.monotonic() + 5
     while any(thread.name == "mlflow" for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_the_thread_ends_with_the_journal(journal: Journal) -> None:
+    journal.close()
+    wait_for_thread()
 
 
 def test_a_journal_that_never_started_sends_at_its_end_without_a_thread(
@@ -196,6 +200,7 @@ def test_a_slow_store_costs_a_stated_time_and_the_rest_is_kept(
     assert "`mlflow.max_wait_seconds`" in record.getMessage()
     assert "python -m kd_pipeline.tracking" in record.getMessage()
     server.delay = 0
+    wait_for_thread()  # Its last call is still on the way.
     assert send_unsent(unsent.file, tmp_path)[1] is None
     assert sorted(run["info"]["run_name"] for run in server.runs) == list("abcdef")
 
@@ -235,3 +240,16 @@ def test_a_store_that_returns_during_the_run_has_everything_at_its_end(
     assert server.calls[-1] == "runs/update"
     assert not unsent.file.exists()
     assert "answers again: 2 operations were sent" in caplog.text
+
+
+def test_the_runs_of_killed_processes_are_closed_now_or_by_the_next_run(
+    journal: Journal, fake: FakeSender, unsent: Unsent
+) -> None:
+    """Sent later it would close runs that are being sent again."""
+    fake.is_away = True
+    journal.put(Sender.close_dead_runs, "")
+    open_run(journal)
+    journal.wait()
+    kept = unsent.file.read_text()
+    assert "OpenRun" in kept
+    assert "CloseDeadRuns" not in kept
