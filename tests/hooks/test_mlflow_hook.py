@@ -411,6 +411,22 @@ def test_the_link_to_compare_is_logged_at_the_end(
     assert "make ui" in message
 
 
+def test_environment_variables_are_in_nothing_that_is_sent(
+    begin: Begin, sent: list[Operation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "MY_TOKEN"):
+        monkeypatch.setenv(name, f"canary of {name}")
+    hook = begin(COMPARES)
+    run_training(hook)
+    node = SimpleNamespace(namespace=None, name="evaluate")
+    hook.before_node_run(node, {"params:evaluation": Settings(), "metrics": metrics()})
+    hook.after_node_run({"metrics": metrics(), "comparison": comparison(), "report": "# Yes"})
+    hook.after_pipeline_run()
+    params = [set(op.values["params"]) for op in of_kind(sent, "LogParams")]
+    assert params == [{"seed"}, {"num_bootstrap_samples"}]
+    assert "canary" not in repr(sent)
+
+
 def test_code_without_git_is_no_reason_to_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,6 +116,7 @@ class Server(ThreadingHTTPServer):
         self.delay, self.is_away = 0.0, False
         self.runs: list[dict[str, Any]] = []
         self.calls: list[str] = []
+        self.authorization = ""
         self.uri = f"http://127.0.0.1:{self.server_port}"
 
     def answer(self, path: str, sent: dict[str, Any]) -> dict[str, Any]:
@@ -142,6 +143,7 @@ class _Answer(BaseHTTPRequestHandler):
         status = 503 if self.server.is_away else 200
         answer = b"" if self.server.is_away else json.dumps(self.server.answer(path, sent)).encode()
         self.server.calls.append(path)
+        self.server.authorization = self.headers.get("Authorization", "")
         with suppress(OSError):  # Who asked may have gone.
             self.send_response(status)
             self.send_header("Content-Length", str(len(answer)))

@@ -65,17 +65,22 @@ def test_a_logged_model_is_the_checkpoint_and_leaves_no_trace_in_torch(
     checkpoint: ModelCheckpoint,
     sender: Sender,
     store: Store,
+    tracked_project: Path,
     fetch_runs: FetchRuns,
     pixels: np.ndarray,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import mlflow
 
+    monkeypatch.setenv("MY_TOKEN", "canary")
     torch.manual_seed(5)
     state = torch.get_rng_state()
     uri = log(checkpoint, sender, fetch_runs)
     assert torch.equal(torch.get_rng_state(), state)
     assert "MLFLOW_TRACKING_URI" not in os.environ
+    files = [path for path in tracked_project.rglob("*") if path.is_file()]
+    assert len(files) > 5
+    assert not [path for path in files if b"canary" in path.read_bytes()]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)  # For the fluent functions.
     model = mlflow.pyfunc.load_model(uri)
     assert str(model.metadata.signature.inputs.inputs[0].type) == "uint8"

@@ -223,5 +223,21 @@ def test_an_unreachable_server_costs_a_warning_and_little_time(
     assert (tmp_path / "unsent-monday.jsonl").read_text().count('"kind": "CloseRun"') == 6
 
 
+def test_no_password_reaches_a_tag_a_file_or_a_message(
+    begin_book: BeginBook, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store("http://ada:s3cret@127.0.0.1:9", "e", None)  # As if it had not been split.
+    book = begin_book("monday", to=store)
+    book.open_comparison()
+    book.end("FAILED", error=f"fetch: OSError: {store.uri} is away")
+    assert "http://127.0.0.1:9 cannot be reached" in caplog.text
+    assert (
+        "fetch: OSError: http://127.0.0.1:9 is away"
+        in (tmp_path / "unsent-monday.jsonl").read_text()
+    )
+    everything = caplog.text + (tmp_path / "unsent-monday.jsonl").read_text()
+    assert "s3cret" not in everything
+
+
 def test_groups_are_unique_within_a_second() -> None:
     assert len({new_group() for _ in range(5)}) == 5

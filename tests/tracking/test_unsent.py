@@ -224,7 +224,9 @@ def test_a_file_that_names_no_store_does_not_stop_the_others(
 
 
 def test_no_password_reaches_the_disk(folder: Path) -> None:
-    file = keep(folder, Store("https://ada:secret@tracking:5000", "e", None), OPERATIONS)
+    file = keep(
+        folder, Store("https://ada:secret@tracking:5000", "e", None, ("ada", "secret")), OPERATIONS
+    )
     assert "secret" not in file.read_text()
 
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from kd_pipeline.errors import DataError
+from kd_pipeline.tracking.store import redact
 from kd_pipeline.tracking.unsent import find_unsent, is_being_written, send_unsent
 
 
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
             error = damaged
         sys.stdout.write(f"{file.name}: {num_sent} operations sent.\n")
         if error is not None:
-            reason = next(iter(str(error).splitlines()), repr(error))
+            reason = next(iter(redact(str(error)).splitlines()), repr(error))
             sys.stderr.write(f"{file.name}: the others are kept: {reason}\n")
             status = 1
     return status

@@ -10,7 +10,7 @@ from kd_pipeline.models.given import FetchedModel
 from kd_pipeline.models.settings import Given
 from kd_pipeline.tracking.fluent import fluent_uri
 from kd_pipeline.tracking.models import CHECKPOINT
-from kd_pipeline.tracking.store import Store, set_short_timeouts
+from kd_pipeline.tracking.store import Store, redact, set_environment
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def fetch_model(uri: str, folder: Path, store: Store) -> FetchedModel:
         CheckpointError: If there is no such model, or it is saved in no format that can be read
             without running code.
     """
-    set_short_timeouts()
+    set_environment(store)
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -51,7 +51,7 @@ def fetch_model(uri: str, folder: Path, store: Store) -> FetchedModel:
             model = mlflow.models.Model.load(local)
     except (MlflowException, OSError) as error:
         raise CheckpointError(
-            f"the model {uri} cannot be fetched from {store.public_uri}: {error}"
+            f"the model {uri} cannot be fetched from {store.public_uri}: {redact(str(error))}"
         ) from error
     names = (model.metadata or {}).get("class_names")
     class_names = None if names is None else tuple(names)

@@ -10,6 +10,7 @@ from typing import Concatenate, ParamSpec
 
 from kd_pipeline.tracking.operations import LOG_METRICS, Operation, batches, merged
 from kd_pipeline.tracking.sender import Sender, kind_of
+from kd_pipeline.tracking.store import redact
 from kd_pipeline.tracking.unsent import Unsent, send_file
 
 logger = logging.getLogger(__name__)
@@ -194,7 +195,9 @@ class Journal:
         return f"Kept in {self._unsent.file}; `python -m kd_pipeline.tracking` sends it later."
 
     def _warn_of(self, operation: Operation, error: Exception) -> None:
-        reason = (next(iter(str(error).splitlines()), "") or type(error).__name__)[:_MAX_REASON]
+        reason = (next(iter(redact(str(error)).splitlines()), "") or type(error).__name__)[
+            :_MAX_REASON
+        ]
         if self._away:
             what = f"MLflow at {self.sender.store.public_uri} cannot be reached"
         else:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kd_pipeline.errors import DataError
 from kd_pipeline.tracking.fluent import fluent_uri
-from kd_pipeline.tracking.store import Store, open_client
+from kd_pipeline.tracking.store import Store, open_client, redact
 from kd_pipeline.tracking.student_model import PREDICTIONS, log_student
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def register_student(
         tags["kd.champion"] = reason
         version = _create_version(store, name, model_id, tags, is_champion=is_champion)
     except Exception as error:  # Of mlflow, requests, sqlalchemy or an object store.
-        first = next(iter(str(error).splitlines()), "") or type(error).__name__
+        first = next(iter(redact(str(error)).splitlines()), "") or type(error).__name__
         reason = f"MLflow at {store.public_uri} did not register it: {first[:_MAX_REASON]}"
         logger.warning("The run goes on, but %s", reason)
         return Registration(None, False, reason)

@@ -18,7 +18,7 @@ from kd_pipeline.tracking.flatten import (
 from kd_pipeline.tracking.journal import Journal
 from kd_pipeline.tracking.operations import DatasetFacts, Point, now_ms
 from kd_pipeline.tracking.sender import Sender
-from kd_pipeline.tracking.store import chart_link, compare_link
+from kd_pipeline.tracking.store import chart_link, compare_link, redact
 
 if TYPE_CHECKING:
     from kd_pipeline.models.checkpoint import ModelCheckpoint
@@ -173,7 +173,7 @@ class RunBook:
             self._save_views()
         for key in self._open.copy():
             if error:
-                self._journal.put(Sender.set_tags, key, tags={"kd.error": error[:500]})
+                self._journal.put(Sender.set_tags, key, tags={"kd.error": redact(error)[:500]})
             self._close(key, status)
         self._journal.close()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kd_pipeline.tracking.fluent import fluent_uri, without_warnings
 from kd_pipeline.tracking.registry import CHAMPION, MODEL_NAME, find_champion
 from kd_pipeline.tracking.settings import MLflowParams
-from kd_pipeline.tracking.store import Store, locate_store
+from kd_pipeline.tracking.store import Store, locate_store, redact
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         champion = find_champion(store, options.name)
     except MlflowException as error:
-        sys.stderr.write(f"MLflow at {store.public_uri} cannot be reached: {error}\n")
+        sys.stderr.write(f"MLflow at {store.public_uri} cannot be reached: {redact(str(error))}\n")
         return 1
     if champion is None:
         sys.stderr.write(
