@@ -45,6 +45,7 @@ bench: $(STAMP)  ## Measure training speed as ratios
 
 ui: $(STAMP)  ## Serve MLflow's pages; the line it prints opens the newest comparison
 	@echo "The newest comparison: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey=latest"
+	-@$(BIN)/python -m kd_pipeline.tracking
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db
 
 serve: $(STAMP)  ## Serve the registry's champion on 127.0.0.1; PORT=5001 and NAME=student are the defaults

@@ -1,7 +1,10 @@
 """Where runs are kept, and the link that compares them."""
 
 import base64
+import shutil
+import sqlite3
 import traceback
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -9,8 +12,11 @@ from urllib.parse import unquote
 import pytest
 
 from kd_pipeline.errors import ParameterError
+from kd_pipeline.tracking.journal import Journal
+from kd_pipeline.tracking.sender import Sender
 from kd_pipeline.tracking.settings import MLflowParams
 from kd_pipeline.tracking.store import Store, compare_link, locate_store, open_client, redact
+from kd_pipeline.tracking.unsent import Unsent
 
 
 def test_default_is_a_database_at_the_root_whatever_the_working_directory(
@@ -97,3 +103,20 @@ def test_link_opens_the_runs_side_by_side() -> None:
     assert '"' not in link
     page = 'http://127.0.0.1:5000/#/compare-runs?runs=["a","b"]&experiments=["1"]'
     assert unquote(link) == page
+
+
+def test_a_database_of_another_version_comes_with_the_whole_remedy(
+    store: Store, tracked_project: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_client(store)
+    folder = tmp_path / ("a folder of a long name " * 6) / "in one more"
+    folder.mkdir(parents=True)
+    database = Path(shutil.copy(tracked_project / "mlflow.db", folder))
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
+    old = locate_store(folder, MLflowParams())
+    journal = Journal(Sender(old), Unsent(tmp_path / "unsent-a.jsonl", old), max_wait_seconds=60)
+    journal.put(Sender.open_run, "a", tags={"kd.group": "g"}, time_ms=1)
+    journal.close()
+    assert f"copy it, then run `mlflow db upgrade sqlite:///{database}`" in caplog.text
+    assert "cannot be reached" not in caplog.text

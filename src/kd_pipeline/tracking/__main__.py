@@ -1,11 +1,15 @@
-"""`python -m kd_pipeline.tracking`: send what could not be sent to MLflow during a run."""
+"""`python -m kd_pipeline.tracking`: send what could not be sent to MLflow during a run.
+
+Before that the locations in the project's own database are corrected if its folder was moved.
+"""
 
 import argparse
 import sys
 from pathlib import Path
 
 from kd_pipeline.errors import DataError
-from kd_pipeline.tracking.store import redact
+from kd_pipeline.tracking.settings import MLflowParams
+from kd_pipeline.tracking.store import adopt_folder, locate_store, reason_of
 from kd_pipeline.tracking.unsent import find_unsent, is_being_written, send_unsent
 
 
@@ -14,6 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kd_pipeline.tracking", description=__doc__)
     parser.add_argument("--project", type=Path, default=Path.cwd(), help="the project's root")
     project: Path = parser.parse_args(arguments).project
+    adopt_folder(locate_store(project, MLflowParams()))
     files = find_unsent(project / "data" / "09_tracking")
     if not files:
         sys.stdout.write("Nothing waits to be sent.\n")
@@ -29,8 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
             error = damaged
         sys.stdout.write(f"{file.name}: {num_sent} operations sent.\n")
         if error is not None:
-            reason = next(iter(redact(str(error)).splitlines()), repr(error))
-            sys.stderr.write(f"{file.name}: the others are kept: {reason}\n")
+            sys.stderr.write(f"{file.name}: the others are kept: {reason_of(error)}\n")
             status = 1
     return status
 

@@ -10,7 +10,7 @@ from kd_pipeline.models.given import FetchedModel
 from kd_pipeline.models.settings import Given
 from kd_pipeline.tracking.fluent import fluent_uri
 from kd_pipeline.tracking.models import CHECKPOINT
-from kd_pipeline.tracking.store import Store, redact, set_environment
+from kd_pipeline.tracking.store import Store, open_client, redact
 
 
 @contextmanager
@@ -40,12 +40,12 @@ def fetch_model(uri: str, folder: Path, store: Store) -> FetchedModel:
         CheckpointError: If there is no such model, or it is saved in no format that can be read
             without running code.
     """
-    set_environment(store)
     import mlflow
     from mlflow.exceptions import MlflowException
 
     folder.mkdir(parents=True, exist_ok=True)
     try:
+        open_client(store)
         with fluent_uri(store.uri):
             local = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))
             model = mlflow.models.Model.load(local)

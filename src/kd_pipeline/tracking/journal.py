@@ -8,9 +8,10 @@ from collections.abc import Callable
 from itertools import takewhile
 from typing import Concatenate, ParamSpec
 
+from kd_pipeline.errors import KdPipelineError
 from kd_pipeline.tracking.operations import LOG_METRICS, Operation, batches, merged
 from kd_pipeline.tracking.sender import Sender, kind_of
-from kd_pipeline.tracking.store import redact
+from kd_pipeline.tracking.store import reason_of
 from kd_pipeline.tracking.unsent import Unsent, send_file
 
 logger = logging.getLogger(__name__)
@@ -18,7 +19,6 @@ logger = logging.getLogger(__name__)
 FLUSH_SECONDS = 1.0
 """Between two sendings of points: a call costs 10 ms, be it for one point or for a hundred."""
 
-_MAX_REASON = 150
 _CLOSE_DEAD_RUNS = kind_of(Sender.close_dead_runs)
 
 Values = ParamSpec("Values")
@@ -195,11 +195,10 @@ class Journal:
         return f"Kept in {self._unsent.file}; `python -m kd_pipeline.tracking` sends it later."
 
     def _warn_of(self, operation: Operation, error: Exception) -> None:
-        reason = (next(iter(redact(str(error)).splitlines()), "") or type(error).__name__)[
-            :_MAX_REASON
-        ]
+        reason = reason_of(error)
         if self._away:
-            what = f"MLflow at {self.sender.store.public_uri} cannot be reached"
+            verb = "used" if isinstance(error, KdPipelineError) else "reached"
+            what = f"MLflow at {self.sender.store.public_uri} cannot be {verb}"
         else:
             what = f"MLflow refused {operation.kind} of {operation.run}"
         about = "away" if self._away else operation.kind

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kd_pipeline.errors import TrackingStoreError
 from kd_pipeline.tracking.fluent import fluent_uri, without_warnings
 from kd_pipeline.tracking.registry import CHAMPION, MODEL_NAME, find_champion
 from kd_pipeline.tracking.settings import MLflowParams
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         champion = find_champion(store, options.name)
-    except MlflowException as error:
+    except (MlflowException, TrackingStoreError) as error:
         sys.stderr.write(f"MLflow at {store.public_uri} cannot be reached: {redact(str(error))}\n")
         return 1
     if champion is None:

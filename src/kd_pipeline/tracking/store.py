@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from kd_pipeline.errors import ParameterError
+from kd_pipeline.errors import KdPipelineError, ParameterError, TrackingStoreError
+from kd_pipeline.tracking.moved import ARTIFACTS, follow_project
 from kd_pipeline.tracking.settings import MLflowParams
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _SQLITE = "sqlite:///"
+_MAX_REASON = 300
 # MLflow's defaults add up to minutes. A request that is repeated may be carried out twice: what
 # fails is kept by the journal instead, and sent in a way that makes no run a second time.
 _SHORT_TIMEOUTS = {
@@ -58,13 +60,19 @@ def locate_store(project: Path, params: MLflowParams) -> Store:
     if not uri.startswith(_SQLITE):
         return Store(uri, params.experiment, None)
     database = (project / uri.removeprefix(_SQLITE)).absolute()
-    artifacts = (database.parent / "mlartifacts").as_uri()
+    artifacts = (database.parent / ARTIFACTS).as_uri()
     return Store(f"{_SQLITE}{database}", params.experiment, artifacts)
 
 
 def redact(text: str) -> str:
     """A text with the user names and passwords taken out of all URIs in it."""
     return re.sub(r"(?<=://)[^/\s]+@", "", text)
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of an error without passwords; an error of this project is not shortened."""
+    line = next(iter(redact(str(error)).splitlines()), "") or type(error).__name__
+    return line if isinstance(error, KdPipelineError) else line[:_MAX_REASON]
 
 
 def _split_credentials(uri: str) -> tuple[str, tuple[str, str] | None]:
@@ -90,15 +98,36 @@ def set_environment(store: Store) -> None:
         os.environ |= {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
 
 
+def adopt_folder(store: Store) -> None:
+    """Correct the locations in the project's own database if its folder was moved or copied."""
+    if store.artifacts is not None:
+        follow_project(Path(store.uri.removeprefix(_SQLITE)), store.artifacts)
+
+
 def open_client(store: Store) -> "MlflowClient":
-    """A client of the store's runs and of its registry, with short time-outs."""
+    """A client of the store's runs and of its registry, with short time-outs.
+
+    The locations in a project's own database are those of the folder that it now lies in.
+
+    Raises:
+        TrackingStoreError: If the database is of another version of MLflow.
+    """
     set_environment(store)
     import mlflow
 
     # They log every table that is made and every run that is closed.
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    return mlflow.MlflowClient(store.uri, registry_uri=store.uri)
+    adopt_folder(store)
+    try:
+        return mlflow.MlflowClient(store.uri, registry_uri=store.uri)
+    except mlflow.MlflowException as error:
+        if "out-of-date database schema" not in str(error):
+            raise
+        raise TrackingStoreError(
+            "another version of MLflow has made the database: copy it, then run "
+            f"`mlflow db upgrade {store.public_uri}`"
+        ) from error
 
 
 def chart_link(store: Store, experiment_id: str, view: str) -> str:
