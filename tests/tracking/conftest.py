@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from kd_pipeline.tracking.journal import Journal
 from kd_pipeline.tracking.runs import RunBook
 from kd_pipeline.tracking.sender import Sender
-from kd_pipeline.tracking.settings import MLflowParams
+from kd_pipeline.tracking.settings import MLflowParams, Models
 from kd_pipeline.tracking.store import Store, locate_store, open_client
 from kd_pipeline.tracking.unsent import Unsent
 
@@ -46,11 +46,12 @@ def begin_book(store: Store, tmp_path: Path) -> Iterator[Callable[..., RunBook]]
     """Makes run books as hooks do, one per "Kedro run", all on one experiment."""
     journals: list[Journal] = []
 
-    def begin(group: str, *, to: Store = store, max_wait_seconds: float = 60) -> RunBook:
+    def begin(group: str, *, to: Store = store, models: Models = "best") -> RunBook:
         unsent = Unsent(tmp_path / f"unsent-{group}.jsonl", to)
-        journal = Journal(Sender(to), unsent, max_wait_seconds=max_wait_seconds)
+        journal = Journal(Sender(to), unsent, max_wait_seconds=60)
         journals.append(journal)
-        return RunBook(journal, {"kd.pipeline": "distill", "kd.group": group})
+        tags = {"kd.pipeline": "distill", "kd.group": group}
+        return RunBook(journal, tags, models=models)
 
     yield begin
     for journal in journals:

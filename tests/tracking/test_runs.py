@@ -6,6 +6,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
@@ -14,6 +15,7 @@ import pytest
 from kd_pipeline.events import EpochEnded, TrainingEnded, TrainingStarted
 from kd_pipeline.tracking.operations import DatasetFacts
 from kd_pipeline.tracking.runs import RunBook, new_group
+from kd_pipeline.tracking.sender import Sender
 from kd_pipeline.tracking.store import Store
 
 BeginBook = Callable[..., RunBook]
@@ -205,6 +207,27 @@ def test_soft_targets_that_nothing_is_compared_with_have_a_run_of_their_own(
     assert run.data.metrics == {"soft_targets/entropy_at_4": 0.5}
     folder = Path(run.info.artifact_uri.removeprefix("file://"))
     assert (folder / "soft_target_summary.csv").read_bytes().endswith(b"0,0.5\n")
+
+
+@pytest.mark.parametrize(("models", "uploaded"), [("best", [1]), ("all", [0, 1, 2]), ("none", [])])
+def test_the_setting_names_the_models_that_are_uploaded(
+    begin_book: BeginBook, monkeypatch: pytest.MonkeyPatch, models: str, uploaded: list[int]
+) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr(
+        Sender, "send", lambda self, sent: sent.kind == "LogModel" and logged.append(sent.run)
+    )
+    book = begin_book("monday", models=models)
+    for replicate, accuracy in enumerate((0.5, 0.75, 0.75)):  # Of equal ones the first.
+        start(book, "student_kd", replicate)
+        for epoch, shown in ((1, 0.99), (2, accuracy)):
+            metrics = {"validation/accuracy": shown, "train/accuracy": 1 - accuracy}
+            book.epoch_ended("student_kd", EpochEnded(replicate, epoch, metrics))
+        book.training_ended("student_kd", TrainingEnded(replicate, f"f{replicate}", {}))
+    book.log_models("student_kd", [SimpleNamespace(fingerprint=f"f{n}") for n in range(3)])
+    book.log_models("given", [SimpleNamespace(fingerprint="g")])
+    expected = [f"student_kd-{n}" for n in uploaded] + ["given-0"] * bool(uploaded)
+    assert logged == expected
 
 
 def test_an_unreachable_server_costs_a_warning_and_little_time(

@@ -13,7 +13,6 @@ _LOCATIONS = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
     ("logged_models", "artifact_location"),
-    ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
 
