@@ -6,9 +6,10 @@ STAMP := $(VENV)/.installed
 ENVIRONMENT ?=
 PORT ?= 5001
 NAME ?= student
+CONFIRM ?=
 RUN := $(BIN)/kedro run --pipelines=distill $(if $(ENVIRONMENT),--env=$(ENVIRONMENT))
 
-.PHONY: help distill test test-long check format bench ui serve viz clean-environment
+.PHONY: help distill test test-long check format bench ui serve viz clean-runs clean-environment
 
 help:  ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -45,6 +46,7 @@ bench: $(STAMP)  ## Measure training speed as ratios
 
 ui: $(STAMP)  ## Serve MLflow's pages; the line it prints opens the newest comparison
 	@echo "The newest comparison: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey=latest"
+	-@$(BIN)/python -m kd_pipeline.tracking
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db
 
 serve: $(STAMP)  ## Serve the registry's champion on 127.0.0.1; PORT=5001 and NAME=student are the defaults
@@ -52,6 +54,9 @@ serve: $(STAMP)  ## Serve the registry's champion on 127.0.0.1; PORT=5001 and NA
 
 viz: $(STAMP)  ## Open Kedro-Viz on http://127.0.0.1:4141
 	$(BIN)/kedro viz run
+
+clean-runs: $(STAMP)  ## List what deleted MLflow runs have left behind; CONFIRM=yes removes it
+	@$(BIN)/python -m kd_pipeline.tracking.clean --confirm "$(CONFIRM)"
 
 clean-environment:  ## Remove the environment
 	rm -rf $(VENV)

@@ -49,6 +49,10 @@ class ExportError(KdPipelineError):
     """A model cannot be exported as asked, or its file breaks a bound."""
 
 
+class TrackingStoreError(KdPipelineError):
+    """MLflow's store cannot be used as it is."""
+
+
 class TrainingDivergedError(KdPipelineError):
     """The training loss became NaN or infinite."""
 

@@ -1,6 +1,8 @@
 """The hook passes on what happens: checked by what its journal sends."""
 
 import atexit
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -370,6 +372,68 @@ def test_an_interrupted_run_is_closed_at_exit(
     assert runs_and_statuses(sent) == {"comparison": "KILLED"}
 
 
+TERMINATED = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.pipeline import Node, Pipeline
+from kd_pipeline import events
+from kd_pipeline.hooks import mlflow_hook
+
+class Printing(mlflow_hook.Sender):
+    def send(self, operation):
+        print(operation.kind, operation.run, operation.values.get("status"), flush=True)
+
+mlflow_hook.Sender = Printing
+hook = mlflow_hook.MLflowHook()
+hook.after_context_created(
+    SimpleNamespace(project_path=Path(sys.argv[1]), env="smoke", config_loader={"mlflow": {}})
+)
+catalog = DataCatalog({name: MemoryDataset() for name in ("tracking_store", "run_identity")})
+hook.after_catalog_created(catalog)
+train = Pipeline([Node(lambda x: x, "images", "checkpoints", name="train")], namespace="student_kd")
+hook.before_pipeline_run({}, train, catalog)
+hook.before_node_run(SimpleNamespace(namespace="student_kd", name="student_kd.train"), {})
+events.emit(events.TrainingStarted(0, {}, 1, 10))
+time.sleep(60)
+"""
+
+
+def test_sigterm_marks_the_open_runs_killed_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TERMINATED, str(tmp_path)]
+    env = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("OpenRun student_kd-0"):
+                process.terminate()
+                break
+        rest = process.stdout.read()
+    assert "CloseRun student_kd-0 KILLED" in rest
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_a_handler_of_sigterm_stays_and_ours_goes_with_the_run(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def theirs(number: int, frame: object) -> None:
+        """Of the program that this runs in."""
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        for handler in (signal.SIG_DFL, theirs):
+            signal.signal(signal.SIGTERM, handler)
+            hook = begin(COMPARES)
+            during = signal.getsignal(signal.SIGTERM)
+            assert (during is theirs) == (handler is theirs)
+            assert during is not signal.SIG_DFL
+            hook.after_pipeline_run()
+            assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_the_next_run_in_a_notebook_closes_an_interrupted_one(
     begin: Begin, sent: list[Operation]
 ) -> None:
@@ -409,6 +473,22 @@ def test_the_link_to_compare_is_logged_at_the_end(
     assert "http://127.0.0.1:5000/#/compare-runs?runs=" in message
     assert "id-student_kd-0" in message
     assert "make ui" in message
+
+
+def test_environment_variables_are_in_nothing_that_is_sent(
+    begin: Begin, sent: list[Operation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "MY_TOKEN"):
+        monkeypatch.setenv(name, f"canary of {name}")
+    hook = begin(COMPARES)
+    run_training(hook)
+    node = SimpleNamespace(namespace=None, name="evaluate")
+    hook.before_node_run(node, {"params:evaluation": Settings(), "metrics": metrics()})
+    hook.after_node_run({"metrics": metrics(), "comparison": comparison(), "report": "# Yes"})
+    hook.after_pipeline_run()
+    params = [set(op.values["params"]) for op in of_kind(sent, "LogParams")]
+    assert params == [{"seed"}, {"num_bootstrap_samples"}]
+    assert "canary" not in repr(sent)
 
 
 def test_code_without_git_is_no_reason_to_fail(

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from kd_pipeline.tracking.journal import Journal
 from kd_pipeline.tracking.operations import Operation, Point
 from kd_pipeline.tracking.sender import Sender
 from kd_pipeline.tracking.store import Store
-from kd_pipeline.tracking.unsent import Unsent
+from kd_pipeline.tracking.unsent import Unsent, send_unsent
 
 STORE = Store("http://127.0.0.1:9", "e", None)
 
@@ -51,7 +52,7 @@ def unsent(tmp_path: Path) -> Unsent:
 
 @pytest.fixture
 def journal(fake: FakeSender, unsent: Unsent) -> Iterator[Journal]:
-    journal = Journal(fake, unsent)
+    journal = Journal(fake, unsent, max_wait_seconds=60)
     yield journal
     journal.close()
 
@@ -152,12 +153,16 @@ def test_a_full_disk_does_not_stop_training_either(
     assert "cannot be kept either" in caplog.text
 
 
-def test_the_thread_ends_with_the_journal(journal: Journal) -> None:
-    journal.close()
-    deadline = time.monotonic() + 5
+def wait_for_thread() -> None:
+    deadline = time.monotonic() + 30
     while any(thread.name == "mlflow" for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_the_thread_ends_with_the_journal(journal: Journal) -> None:
+    journal.close()
+    wait_for_thread()
 
 
 def test_a_journal_that_never_started_sends_at_its_end_without_a_thread(
@@ -169,3 +174,82 @@ def test_a_journal_that_never_started_sends_at_its_end_without_a_thread(
         patch.delattr(threading.Thread, "start")
         journal.close()
     assert [sent.kind for sent in fake.sent] == ["OpenRun"]
+
+
+def test_a_slow_store_costs_a_stated_time_and_the_rest_is_kept(
+    server: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.delay = 0.5
+    store = Store(server.uri, "e", None)
+    unsent = Unsent(tmp_path / "unsent-group.jsonl", store)
+    journal = Journal(Sender(store), unsent, max_wait_seconds=1.2)
+    journal.start()
+    waited = 0.0
+    for run in "abcdef":
+        journal.put(Sender.open_run, run, tags={"kd.group": "g"}, time_ms=1)
+        journal.put(Sender.log_metrics, run, points=[Point("train/loss", 1.0, 1, 1)])
+        begun = time.monotonic()
+        journal.wait()
+        waited += time.monotonic() - begun
+    begun = time.monotonic()
+    journal.close()
+    waited += time.monotonic() - begun
+    assert 1.0 < waited < 6.0
+    (record,) = caplog.records
+    assert "has waited 1.2 s" in record.getMessage()
+    assert "`mlflow.max_wait_seconds`" in record.getMessage()
+    assert "python -m kd_pipeline.tracking" in record.getMessage()
+    server.delay = 0
+    wait_for_thread()  # Its last call is still on the way.
+    assert send_unsent(unsent.file, tmp_path)[1] is None
+    assert sorted(run["info"]["run_name"] for run in server.runs) == list("abcdef")
+
+
+def test_exporting_a_model_is_not_waiting_for_the_store_and_ends_before_training_goes_on(
+    fake: FakeSender, unsent: Unsent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = []
+
+    def export(operation: Operation) -> None:
+        with fake.exports():
+            time.sleep(0.4)
+            ended.append(operation)
+
+    monkeypatch.setattr(fake, "send", export)
+    journal = Journal(fake, unsent, max_wait_seconds=0.2)
+    open_run(journal)
+    journal.wait()
+    assert len(ended) == 1
+    assert not unsent.file.exists()
+    journal.close()
+
+
+def test_a_store_that_returns_during_the_run_has_everything_at_its_end(
+    server: Any, unsent: Unsent, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    server.is_away = True
+    journal = Journal(Sender(Store(server.uri, "e", None)), unsent, max_wait_seconds=60)
+    journal.put(Sender.open_run, "a", tags={"kd.group": "g"}, time_ms=1)
+    journal.wait()
+    assert "cannot be reached" in caplog.text
+    server.is_away = False
+    close_run(journal)
+    journal.close()
+    assert len(server.runs) == 1
+    assert server.calls[-1] == "runs/update"
+    assert not unsent.file.exists()
+    assert "answers again: 2 operations were sent" in caplog.text
+
+
+def test_the_runs_of_killed_processes_are_closed_now_or_by_the_next_run(
+    journal: Journal, fake: FakeSender, unsent: Unsent
+) -> None:
+    """Sent later it would close runs that are being sent again."""
+    fake.is_away = True
+    journal.put(Sender.close_dead_runs, "")
+    open_run(journal)
+    journal.wait()
+    kept = unsent.file.read_text()
+    assert "OpenRun" in kept
+    assert "CloseDeadRuns" not in kept

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +65,22 @@ def test_a_logged_model_is_the_checkpoint_and_leaves_no_trace_in_torch(
     checkpoint: ModelCheckpoint,
     sender: Sender,
     store: Store,
+    tracked_project: Path,
     fetch_runs: FetchRuns,
     pixels: np.ndarray,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import mlflow
 
+    monkeypatch.setenv("MY_TOKEN", "canary")
     torch.manual_seed(5)
     state = torch.get_rng_state()
     uri = log(checkpoint, sender, fetch_runs)
     assert torch.equal(torch.get_rng_state(), state)
     assert "MLFLOW_TRACKING_URI" not in os.environ
+    files = [path for path in tracked_project.rglob("*") if path.is_file()]
+    assert len(files) > 5
+    assert not [path for path in files if b"canary" in path.read_bytes()]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)  # For the fluent functions.
     model = mlflow.pyfunc.load_model(uri)
     assert str(model.metadata.signature.inputs.inputs[0].type) == "uint8"
@@ -138,3 +144,44 @@ def test_a_model_that_could_not_be_sent_is_kept_beside(
     assert send_unsent(unsent.file, tracked_project) == (3, None)
     assert len(fetch_runs()["student_kd-0"].outputs.model_outputs) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_whose_upload_was_killed_at_any_call_is_whole_after_the_next(
+    checkpoint: ModelCheckpoint,
+    store: Store,
+    tracked_project: Path,
+    tmp_path: Path,
+    fetch_runs: FetchRuns,
+    dies_after: Callable[[int], type[BaseException]],
+) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient(store.uri)
+    once = Point("model/macs", 7.0, 0, 5)
+    for num_calls in count(5):  # Those before are not of the upload.
+        run = f"run-{num_calls}"
+        unsent = Unsent(tmp_path / f"unsent-{num_calls}.jsonl", store)
+        for kind, values in (
+            ("OpenRun", {"tags": {"kd.group": "g"}, "time_ms": 1000}),
+            ("LogMetrics", {"points": [once]}),
+            ("LogModel", {"content": checkpoint}),
+        ):
+            unsent.keep(Operation(kind, run, values), {})
+        killed = dies_after(num_calls)
+        was_killed = False
+        try:
+            send_unsent(unsent.file, tracked_project)
+        except killed:
+            was_killed = True
+            dies_after(0)
+            assert send_unsent(unsent.file, tracked_project)[1] is None
+        held = fetch_runs()[run]
+        (model,) = client.search_logged_models(
+            [held.info.experiment_id], f"source_run_id = '{held.info.run_id}'"
+        )
+        assert [output.model_id for output in held.outputs.model_outputs] == [model.model_id]
+        assert model.status == "READY"
+        assert [(metric.key, metric.value) for metric in model.metrics] == [("model/macs", 7.0)]
+        if not was_killed:
+            break
+    assert len(fetch_runs()) == num_calls - 4 > 5

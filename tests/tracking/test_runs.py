@@ -6,6 +6,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
@@ -14,6 +15,7 @@ import pytest
 from kd_pipeline.events import EpochEnded, TrainingEnded, TrainingStarted
 from kd_pipeline.tracking.operations import DatasetFacts
 from kd_pipeline.tracking.runs import RunBook, new_group
+from kd_pipeline.tracking.sender import Sender
 from kd_pipeline.tracking.store import Store
 
 BeginBook = Callable[..., RunBook]
@@ -207,6 +209,27 @@ def test_soft_targets_that_nothing_is_compared_with_have_a_run_of_their_own(
     assert (folder / "soft_target_summary.csv").read_bytes().endswith(b"0,0.5\n")
 
 
+@pytest.mark.parametrize(("models", "uploaded"), [("best", [1]), ("all", [0, 1, 2]), ("none", [])])
+def test_the_setting_names_the_models_that_are_uploaded(
+    begin_book: BeginBook, monkeypatch: pytest.MonkeyPatch, models: str, uploaded: list[int]
+) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr(
+        Sender, "send", lambda self, sent: sent.kind == "LogModel" and logged.append(sent.run)
+    )
+    book = begin_book("monday", models=models)
+    for replicate, accuracy in enumerate((0.5, 0.75, 0.75)):  # Of equal ones the first.
+        start(book, "student_kd", replicate)
+        for epoch, shown in ((1, 0.99), (2, accuracy)):
+            metrics = {"validation/accuracy": shown, "train/accuracy": 1 - accuracy}
+            book.epoch_ended("student_kd", EpochEnded(replicate, epoch, metrics))
+        book.training_ended("student_kd", TrainingEnded(replicate, f"f{replicate}", {}))
+    book.log_models("student_kd", [SimpleNamespace(fingerprint=f"f{n}") for n in range(3)])
+    book.log_models("given", [SimpleNamespace(fingerprint="g")])
+    expected = [f"student_kd-{n}" for n in uploaded] + ["given-0"] * bool(uploaded)
+    assert logged == expected
+
+
 def test_an_unreachable_server_costs_a_warning_and_little_time(
     begin_book: BeginBook, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -221,6 +244,22 @@ def test_an_unreachable_server_costs_a_warning_and_little_time(
     assert time.monotonic() - begun < 15
     assert len([r for r in caplog.records if r.name.startswith("kd_pipeline")]) == 1
     assert (tmp_path / "unsent-monday.jsonl").read_text().count('"kind": "CloseRun"') == 6
+
+
+def test_no_password_reaches_a_tag_a_file_or_a_message(
+    begin_book: BeginBook, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store("http://ada:s3cret@127.0.0.1:9", "e", None)  # As if it had not been split.
+    book = begin_book("monday", to=store)
+    book.open_comparison()
+    book.end("FAILED", error=f"fetch: OSError: {store.uri} is away")
+    assert "http://127.0.0.1:9 cannot be reached" in caplog.text
+    assert (
+        "fetch: OSError: http://127.0.0.1:9 is away"
+        in (tmp_path / "unsent-monday.jsonl").read_text()
+    )
+    everything = caplog.text + (tmp_path / "unsent-monday.jsonl").read_text()
+    assert "s3cret" not in everything
 
 
 def test_groups_are_unique_within_a_second() -> None:

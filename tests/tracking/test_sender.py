@@ -2,9 +2,12 @@
 
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +61,50 @@ def test_a_run_is_found_again_by_its_checkpoint(store: Store, fetch_runs: FetchR
     later.open_run("student_kd-0", tags=checkpoint_tags("tuesday"), time_ms=1000, find=True)
     assert later.run_ids == first.run_ids
     assert len(fetch_runs()) == 1
+
+
+@pytest.mark.parametrize(
+    "other", [{"kd.role": "student_baseline"}, {"kd.replicate": "1"}, {"kd.checkpoint": "stale"}]
+)
+def test_role_replicate_and_checkpoint_each_tell_two_runs_apart(
+    store: Store, other: dict[str, str]
+) -> None:
+    """A run of another model must not get this one's test metrics."""
+    first, later = Sender(store), Sender(store)
+    first.open_run("a run", tags={**checkpoint_tags("monday"), **other}, time_ms=1000)
+    later.open_run("a run", tags=checkpoint_tags("tuesday"), time_ms=1000, find=True)
+    assert later.run_ids != first.run_ids
+
+
+def test_ten_thousand_runs_of_others_slow_nothing_down(
+    sender: Sender, store: Store, tracked_project: Path
+) -> None:
+    """0.4 s on two busy cores, of which opening the store is the most."""
+    sender.open_run("mine", tags=checkpoint_tags("monday"), time_ms=1000)
+    columns = "(run_uuid, name, status, start_time, lifecycle_stage, experiment_id, artifact_uri)"
+    runs = [f"{sender.experiment_id}-{at:028d}" for at in range(10_000)]
+    tags = [
+        (name, value, run)
+        for at, run in enumerate(runs)
+        for name, value in {
+            **checkpoint_tags(f"group-{at // 10}", f"c{at}"),
+            "mlflow.runName": "student_kd-0",
+        }.items()
+    ]
+    with closing(sqlite3.connect(tracked_project / "mlflow.db")) as connection, connection:
+        connection.executemany(
+            f"INSERT INTO runs {columns} VALUES (?, ?, 'FINISHED', 1, 'active', ?, '')",
+            [(run, "student_kd-0", sender.experiment_id) for run in runs],
+        )
+        connection.executemany("INSERT INTO tags (key, value, run_uuid) VALUES (?, ?, ?)", tags)
+    later = Sender(store)
+    begun = time.monotonic()
+    later.close_dead_runs("")
+    later.open_run("new", tags=checkpoint_tags("tuesday"), time_ms=1000)
+    later.open_run("found", tags=checkpoint_tags("tuesday"), time_ms=1000, find=True)
+    seconds = time.monotonic() - begun
+    assert later.run_ids["found"] in (later.run_ids["new"], sender.run_ids["mine"])
+    assert seconds < 5
 
 
 def test_the_own_group_goes_before_a_newer_one(store: Store) -> None:

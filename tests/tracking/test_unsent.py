@@ -1,10 +1,14 @@
 """What was kept on disk is what is sent later, in order and only once."""
 
+import base64
 import json
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +74,7 @@ def test_what_the_store_refuses_stays_and_the_rest_arrives(
     num_sent, error = send_unsent(file, tracked_project)
     assert num_sent == len(OPERATIONS)
     assert isinstance(error, KeyError)
-    kinds = [json.loads(line)["kind"] for line in file.read_text().splitlines()]
-    assert kinds == ["Store", "RunIds", "SetTags"]
+    assert send_unsent(file, tracked_project)[0] == 0  # What was sent is not sent again.
     assert fetch_runs()["teacher-0"].info.status == "FAILED"
 
 
@@ -101,8 +104,129 @@ def test_nothing_is_lost_while_the_store_is_still_away(
     assert (folder / "unsent-group" / "6").read_bytes() == b"\x00\xff"
 
 
+CHECKPOINT_TAGS = {"kd.role": "student_kd", "kd.replicate": "0", "kd.checkpoint": "c0ffee"}
+
+
+def operations_of(group: str) -> tuple[Operation, ...]:
+    """Of two runs: one of a training, with points of several epochs, and one of a given model."""
+    given = {"tags": {**CHECKPOINT_TAGS, "kd.group": group}, "time_ms": 1000, "find": True}
+    opened = {"tags": {"kd.role": "teacher", "kd.group": group}, "time_ms": 1000}
+    view = {"key": group, "models": ["teacher-0"], "group": group}
+    points = [Point("train/loss", 1 / step, step, 1000 * step) for step in (1, 2, 3)]
+    return (
+        Operation("OpenRun", "teacher-0", opened),
+        *OPERATIONS[1:2],
+        *(Operation("LogMetrics", "teacher-0", {"points": [point]}) for point in points),
+        *OPERATIONS[3:],
+        Operation("OpenRun", "student_kd-0", given),
+        Operation("LogMetrics", "student_kd-0", {"points": [Point("test/nll", 0.5, 0, 9)]}),
+        Operation("SaveView", "comparison", view),
+    )
+
+
+def contents(store: Store) -> list[Any]:
+    """All that an experiment holds, without the ids that MLflow draws and the times of writing."""
+    import mlflow
+
+    client = mlflow.MlflowClient(store.uri)
+    experiment = client.get_experiment_by_name(store.experiment)
+    found = []
+    for run in client.search_runs([experiment.experiment_id]):
+        info, run_id = run.info, run.info.run_id
+        points = [
+            (point.key, point.value, point.step, point.timestamp)
+            for name in run.data.metrics
+            for point in client.get_metric_history(run_id, name)
+        ]
+        used = [(item.dataset.name, item.dataset.digest) for item in run.inputs.dataset_inputs]
+        folder = Path(info.artifact_uri.removeprefix("file://"))
+        files = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        tags = {name: value for name, value in run.data.tags.items() if name != "kd.group"}
+        times = (info.status, info.start_time, info.end_time)
+        found.append((info.run_name, times, run.data.params, tags, points, used, files))
+    (view,) = [tag for name, tag in experiment.tags.items() if "sharedViewState" in name]
+    state = zlib.decompress(base64.b64decode(json.loads(view)["state"].removeprefix("deflate;")))
+    by_group = "tags.kd.group =" in json.loads(state)["searchFilter"]
+    return [*sorted(found, key=lambda run: str(run[0])), by_group]
+
+
+def test_a_sender_killed_at_any_call_and_run_again_leaves_the_same_store(
+    folder: Path,
+    tracked_project: Path,
+    store: Store,
+    dies_after: Callable[[int], type[BaseException]],
+) -> None:
+    for num_calls in count():  # The first one is never killed.
+        to = replace(store, experiment=f"{store.experiment} {num_calls}")
+        file = keep(folder, to, operations_of(f"group-{num_calls}"))
+        killed = dies_after(num_calls)
+        was_killed = False
+        try:
+            send_unsent(file, tracked_project)
+        except killed:
+            was_killed = True
+            dies_after(0)
+            assert send_unsent(file, tracked_project)[1] is None
+        assert list(folder.iterdir()) == []
+        if num_calls == 0:
+            expected = contents(to)
+            assert [run[0] for run in expected[:-1]] == ["student_kd-0", "teacher-0"]
+        assert contents(to) == expected, f"killed at call {num_calls}"
+        if num_calls and not was_killed:
+            break
+    assert num_calls > 15
+
+
+def test_damaged_lines_are_set_aside_and_stop_nothing(
+    folder: Path,
+    store: Store,
+    tracked_project: Path,
+    fetch_runs: FetchRuns,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    file = keep(folder, store, OPERATIONS)
+    lines = file.read_text().split("\n")
+    lines[3:3] = ["", lines[3][:20], "12", '{"run": "teacher-0"}']
+    file.write_text("\n".join(lines))
+    assert send_unsent(file, tracked_project) == (len(OPERATIONS), None)
+    assert fetch_runs()["teacher-0"].info.status == "FAILED"
+    assert [record.args[1] for record in caplog.records] == [5, 6, 7]
+    assert f"{file}, line 5 is damaged: set aside in" in caplog.text
+    (aside,) = folder.iterdir()
+    assert aside.read_text() == f"line 5: {lines[4]}\nline 6: 12\nline 7: {lines[6]}\n"
+
+
+def test_a_half_written_line_costs_no_other_one(folder: Path, store: Store) -> None:
+    unsent = Unsent(folder / "unsent-group.jsonl", store)
+    unsent.keep(OPERATIONS[0], {})
+    whole = unsent.file.read_bytes()
+    unsent.keep(OPERATIONS[1], {})
+    unsent.file.write_bytes(whole + unsent.file.read_bytes()[len(whole) :][:9])  # A full disk.
+    unsent.keep(OPERATIONS[2], {})
+    *_, half, last = unsent.file.read_text().split("\n")
+    assert len(half) == 8
+    assert json.loads(last)["kind"] == "LogMetrics"
+
+
+def test_a_file_that_names_no_store_does_not_stop_the_others(
+    folder: Path, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "unsent-early.jsonl").parent.mkdir(parents=True)
+    (folder / "unsent-early.jsonl").write_text('{"kind": "Sto')
+    file = keep(folder, store, OPERATIONS)
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    file.write_text(file.read_text().replace(f'"pid": {os.getpid()}', f'"pid": {process.pid}'))
+    assert main(["--project", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "7 operations sent" in said.out
+    assert "unsent-early.jsonl must begin with the name of a store" in said.err
+
+
 def test_no_password_reaches_the_disk(folder: Path) -> None:
-    file = keep(folder, Store("https://ada:secret@tracking:5000", "e", None), OPERATIONS)
+    file = keep(
+        folder, Store("https://ada:secret@tracking:5000", "e", None, ("ada", "secret")), OPERATIONS
+    )
     assert "secret" not in file.read_text()
 
 

@@ -7,8 +7,11 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -118,17 +121,19 @@ class MLflowHook:
             hint = "`python -m kd_pipeline.tracking` sends them"
             logger.info("%d earlier runs wait to be sent to MLflow: %s", len(waiting), hint)
         unsent = Unsent(folder / f"unsent-{identity['group']}.jsonl", store)
-        self._journal = Journal(Sender(store), unsent)
+        max_wait = self._params.max_wait_seconds
+        self._journal = Journal(Sender(store), unsent, max_wait_seconds=max_wait)
         events.subscribe(self._log_event)
         # Ctrl-C and sys.exit reach no hook of Kedro's.
         atexit.register(self._abandon)
+        exit_on_sigterm()
         tags = {
             "kd.pipeline": pipeline_name,
             "kd.env": identity["env"],
             "kd.group": identity["group"],
             **describe_process(self._project),
         }
-        return RunBook(self._journal, tags, stage=stage)
+        return RunBook(self._journal, tags, models=self._params.models, stage=stage)
 
     @hook_impl
     def before_dataset_loaded(self, node: Node) -> None:
@@ -226,6 +231,8 @@ class MLflowHook:
         book, self._book, self._journal = self._book, None, None
         events.unsubscribe(self._log_event)
         atexit.unregister(self._abandon)
+        if signal.getsignal(signal.SIGTERM) is _exit:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._clear_node()
         book.end(status, error=error)
 
@@ -253,6 +260,20 @@ def read_files(folder: Path) -> dict[str, bytes]:
 def _last(name: str) -> str:
     """A data set's name without its namespace."""
     return name.rpartition(".")[2]
+
+
+def exit_on_sigterm() -> None:
+    """Let SIGTERM end the process as sys.exit does, unless it is handled already.
+
+    Without a handler it ends at once and its MLflow runs stay RUNNING until the next run.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _exit)
+
+
+def _exit(number: int, _frame: object) -> None:
+    sys.exit(128 + number)
 
 
 def describe_process(project: Path) -> dict[str, str]:

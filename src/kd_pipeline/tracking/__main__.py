@@ -1,9 +1,15 @@
-"""`python -m kd_pipeline.tracking`: send what could not be sent to MLflow during a run."""
+"""`python -m kd_pipeline.tracking`: send what could not be sent to MLflow during a run.
+
+Before that the locations in the project's own database are corrected if its folder was moved.
+"""
 
 import argparse
 import sys
 from pathlib import Path
 
+from kd_pipeline.errors import DataError
+from kd_pipeline.tracking.settings import MLflowParams
+from kd_pipeline.tracking.store import adopt_folder, locate_store, reason_of
 from kd_pipeline.tracking.unsent import find_unsent, is_being_written, send_unsent
 
 
@@ -12,19 +18,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kd_pipeline.tracking", description=__doc__)
     parser.add_argument("--project", type=Path, default=Path.cwd(), help="the project's root")
     project: Path = parser.parse_args(arguments).project
+    adopt_folder(locate_store(project, MLflowParams()))
     files = find_unsent(project / "data" / "09_tracking")
     if not files:
         sys.stdout.write("Nothing waits to be sent.\n")
     status = 0
     for file in files:
-        if is_being_written(file):
-            sys.stdout.write(f"{file.name}: its run still goes on; send it afterwards.\n")
-            continue
-        num_sent, error = send_unsent(file, project)
+        num_sent, error = 0, None
+        try:
+            if is_being_written(file):
+                sys.stdout.write(f"{file.name}: its run still goes on; send it afterwards.\n")
+                continue
+            num_sent, error = send_unsent(file, project)
+        except DataError as damaged:
+            error = damaged
         sys.stdout.write(f"{file.name}: {num_sent} operations sent.\n")
         if error is not None:
-            reason = next(iter(str(error).splitlines()), repr(error))
-            sys.stderr.write(f"{file.name}: the others are kept: {reason}\n")
+            sys.stderr.write(f"{file.name}: the others are kept: {reason_of(error)}\n")
             status = 1
     return status
 

@@ -10,7 +10,7 @@ from kd_pipeline.models.given import FetchedModel
 from kd_pipeline.models.settings import Given
 from kd_pipeline.tracking.fluent import fluent_uri
 from kd_pipeline.tracking.models import CHECKPOINT
-from kd_pipeline.tracking.store import Store, set_short_timeouts
+from kd_pipeline.tracking.store import Store, open_client, redact
 
 
 @contextmanager
@@ -40,18 +40,18 @@ def fetch_model(uri: str, folder: Path, store: Store) -> FetchedModel:
         CheckpointError: If there is no such model, or it is saved in no format that can be read
             without running code.
     """
-    set_short_timeouts()
     import mlflow
     from mlflow.exceptions import MlflowException
 
     folder.mkdir(parents=True, exist_ok=True)
     try:
+        open_client(store)
         with fluent_uri(store.uri):
             local = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))
             model = mlflow.models.Model.load(local)
     except (MlflowException, OSError) as error:
         raise CheckpointError(
-            f"the model {uri} cannot be fetched from {store.public_uri}: {error}"
+            f"the model {uri} cannot be fetched from {store.public_uri}: {redact(str(error))}"
         ) from error
     names = (model.metadata or {}).get("class_names")
     class_names = None if names is None else tuple(names)

@@ -8,13 +8,18 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from kd_pipeline.models.architectures import MODULE, TIMM
 from kd_pipeline.models.checkpoint import ModelCheckpoint, build_classifier, write_checkpoint
 from kd_pipeline.models.onnx_graph import OnnxNetwork
-from kd_pipeline.tracking.fluent import fluent_uri, without_warnings
+from kd_pipeline.tracking.fluent import without_warnings
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 CHECKPOINT = Path("extra_files", "checkpoint")
 """The checkpoint's folder inside a logged model; MLflow gives the first part its name."""
@@ -22,57 +27,73 @@ CHECKPOINT = Path("extra_files", "checkpoint")
 logger = logging.getLogger(__name__)
 
 
-def log_model(
-    checkpoint: ModelCheckpoint, *, uri: str, experiment_id: str, run_id: str
-) -> str | None:
-    """Log a checkpoint as an MLflow model of a run, which may be closed.
+def export_model(checkpoint: ModelCheckpoint, folder: Path) -> bool:
+    """Write a checkpoint as an MLflow model into a new folder; nothing is sent.
 
     `mlflow.pyfunc` and `mlflow.pytorch` load it in a process that has torch and mlflow only.
-    Global random state is left as it was.
+    Global random state is left as it was, but must not be used meanwhile.
 
     Returns:
-        The model's id; None for a teacher from elsewhere that cannot be exported.
+        Whether it is written: not so a teacher from elsewhere that cannot be exported.
     """
-    import mlflow
-
     if reason := _why_not(checkpoint):
         logger.info("%s is not logged as an MLflow model: %s", checkpoint.architecture, reason)
-        return None
-
+        return False
     with without_warnings():
-        import mlflow.pyfunc
+        import mlflow.pytorch
         from mlflow.models import Model
 
-    model_id: str = (
-        mlflow.MlflowClient(uri)
-        .create_logged_model(experiment_id, name="model", source_run_id=run_id)
-        .model_id
-    )
     version = torch.__version__.partition("+")[0]  # The index of the build is no part of it.
     with (
-        fluent_uri(uri),
         without_warnings(),
         _one_thread(),
         torch.random.fork_rng(devices=range(torch.cuda.device_count())),
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory() as beside,
     ):
-        write_checkpoint(checkpoint, files := Path(folder, CHECKPOINT.name))
-        Model.log(
-            artifact_path=None,
-            name="model",
-            flavor=mlflow.pytorch,
-            pytorch_model=build_classifier(checkpoint),
+        write_checkpoint(checkpoint, files := Path(beside, CHECKPOINT.name))
+        mlflow.pytorch.save_model(
+            build_classifier(checkpoint),
+            str(folder),
+            mlflow_model=Model(metadata={"class_names": list(checkpoint.class_names)}),
             input_example=_example(checkpoint).numpy(),
             extra_files=[str(files)],
             # MLflow would take seconds per model to infer them.
             pip_requirements=[f"torch=={version}", f"mlflow=={mlflow.__version__}"],
-            run_id=run_id,
-            model_id=model_id,
-            # It would load and run each model once more.
-            validate_serving_input=False,
-            metadata={"class_names": list(checkpoint.class_names)},
         )
-    return model_id
+    return True
+
+
+def upload_model(folder: Path, client: "MlflowClient", run: "Run") -> str:
+    """Upload an exported model as the one of a run, which may be closed.
+
+    May be called again after any failure: a half-uploaded model of the run is completed. The link
+    from the run to the model is made last, so that a linked model is a whole one.
+
+    Returns:
+        The model's id.
+    """
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+    from mlflow.models import Model
+
+    run_id, experiment_id = run.info.run_id, run.info.experiment_id
+    halves = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
+    if halves:
+        model = halves[0]
+    else:
+        model = client.create_logged_model(experiment_id, name="model", source_run_id=run_id)
+    description = Model.load(str(folder))
+    description.run_id, description.model_id = run_id, model.model_id
+    description.model_uuid = model.model_id
+    description.artifact_path = model.artifact_location
+    description.save(str(folder / "MLmodel"))
+    client.log_model_artifacts(model.model_id, str(folder))
+    once = [metric for metric in run.data.to_proto().metrics if metric.step == 0]
+    values = [(metric.key, metric.value, metric.timestamp, 0) for metric in once]
+    of_model = [Metric(*value, model.model_id, run_id=run_id) for value in values]
+    client.log_batch(run_id, metrics=of_model)
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    return str(model.model_id)
 
 
 def _why_not(checkpoint: ModelCheckpoint) -> str | None:

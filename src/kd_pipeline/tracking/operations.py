@@ -5,9 +5,12 @@ the server has created it.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
+
+LOG_METRICS = "LogMetrics"
 
 
 @dataclass(frozen=True)
@@ -45,3 +48,27 @@ class DatasetFacts:
 def now_ms() -> int:
     """Milliseconds since 1970, as MLflow counts time."""
     return int(time.time() * 1000)
+
+
+def batches(operations: Sequence[tuple[str, str]]) -> Iterator[list[int]]:
+    """Positions of operations, given as (kind, run), that can be sent in one call.
+
+    Points that follow each other are one call per run: a call costs 10 ms or, over a network, much
+    more, be it for one point or for a hundred.
+    """
+    for kind, group in groupby(range(len(operations)), key=lambda at: operations[at][0]):
+        if kind != LOG_METRICS:
+            yield from ([at] for at in group)
+            continue
+        by_run: dict[str, list[int]] = {}
+        for at in group:
+            by_run.setdefault(operations[at][1], []).append(at)
+        yield from by_run.values()
+
+
+def merged(batch: Sequence[Operation]) -> Operation:
+    """The one operation that a batch is."""
+    if len(batch) == 1:
+        return batch[0]
+    points = [point for operation in batch for point in operation.values["points"]]
+    return Operation(LOG_METRICS, batch[0].run, {"points": points})

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kd_pipeline.errors import DataError
 from kd_pipeline.tracking.fluent import fluent_uri
-from kd_pipeline.tracking.store import Store, open_client
+from kd_pipeline.tracking.store import Store, open_client, reason_of
 from kd_pipeline.tracking.student_model import PREDICTIONS, log_student
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ Takes 1 where each is right and 0 where not, both [1, num_examples] on the same 
 
 _COLUMNS = ["example_id", "label", "predicted"]
 _TEST_FINGERPRINT = "kd.test_fingerprint"
-_MAX_REASON = 300
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +81,7 @@ def register_student(
         tags["kd.champion"] = reason
         version = _create_version(store, name, model_id, tags, is_champion=is_champion)
     except Exception as error:  # Of mlflow, requests, sqlalchemy or an object store.
-        first = next(iter(str(error).splitlines()), "") or type(error).__name__
-        reason = f"MLflow at {store.public_uri} did not register it: {first[:_MAX_REASON]}"
+        reason = f"MLflow at {store.public_uri} did not register it: {reason_of(error)}"
         logger.warning("The run goes on, but %s", reason)
         return Registration(None, False, reason)
     logger.info("%s is version %s of `%s` in MLflow: %s", card["student"], version, name, reason)

@@ -18,7 +18,8 @@ from kd_pipeline.tracking.flatten import (
 from kd_pipeline.tracking.journal import Journal
 from kd_pipeline.tracking.operations import DatasetFacts, Point, now_ms
 from kd_pipeline.tracking.sender import Sender
-from kd_pipeline.tracking.store import chart_link, compare_link
+from kd_pipeline.tracking.settings import Models
+from kd_pipeline.tracking.store import chart_link, compare_link, redact
 
 if TYPE_CHECKING:
     from kd_pipeline.models.checkpoint import ModelCheckpoint
@@ -47,19 +48,27 @@ class RunBook:
     """
 
     def __init__(
-        self, journal: Journal, tags: Mapping[str, str], *, stage: str = SOFT_TARGETS
+        self,
+        journal: Journal,
+        tags: Mapping[str, str],
+        *,
+        models: Models,
+        stage: str = SOFT_TARGETS,
     ) -> None:
         """Begin a group of runs.
 
         Args:
             journal: Takes the operations.
             tags: Tags that all runs have, `kd.group` among them.
+            models: Whose models are uploaded.
             stage: Key of the run for figures and summaries where there is no comparison.
         """
         self._journal, self._stage = journal, stage
-        self._tags = tags
+        self._tags, self._models = tags, models
         self._checkpoints: dict[str, str] = {}
         """Fingerprint of each known run's model, by key."""
+        self._accuracies: dict[str, float] = {}
+        """Each model's last accuracy on validation, by key."""
         self._open: list[str] = []
         self._compared = False
         journal.put(Sender.close_dead_runs, "")
@@ -79,6 +88,8 @@ class RunBook:
 
     def epoch_ended(self, role: str, event: EpochEnded) -> None:
         """Log an epoch's metrics."""
+        if (accuracy := event.metrics.get("validation/accuracy")) is not None:
+            self._accuracies[_key(role, event.replicate)] = accuracy
         self._log(_key(role, event.replicate), event.metrics, step=event.epoch)
 
     def training_ended(self, role: str, event: TrainingEnded) -> None:
@@ -89,14 +100,17 @@ class RunBook:
         self._journal.put(Sender.set_tags, key, tags={"kd.checkpoint": event.fingerprint})
         self._close(key, "FINISHED")
 
-    def log_models(self, role: str, checkpoints: Iterable["ModelCheckpoint"]) -> None:
-        """Log the models of a role, and return when that is done.
+    def log_models(self, role: str, checkpoints: Sequence["ModelCheckpoint"]) -> None:
+        """Log the models of a role, or the best of them, and return when that is done.
 
+        The best is the one of the highest accuracy on validation; the first if none was measured.
         torch.export changes global state and must not run beside training.
         """
-        for replicate, checkpoint in enumerate(checkpoints):
-            key = self._find(role, replicate, checkpoint.fingerprint)
-            self._journal.put(Sender.log_model, key, content=checkpoint)
+        found = [self._find(role, n, one.fingerprint) for n, one in enumerate(checkpoints)]
+        best = max(found, key=lambda key: self._accuracies.get(key, 0.0), default=None)
+        for key, checkpoint in zip(found, checkpoints, strict=True):
+            if self._models == "all" or (self._models == "best" and key == best):
+                self._journal.put(Sender.log_model, key, content=checkpoint)
         self._journal.wait()
 
     def log_test_metrics(
@@ -173,7 +187,7 @@ class RunBook:
             self._save_views()
         for key in self._open.copy():
             if error:
-                self._journal.put(Sender.set_tags, key, tags={"kd.error": error[:500]})
+                self._journal.put(Sender.set_tags, key, tags={"kd.error": redact(error)[:500]})
             self._close(key, status)
         self._journal.close()
 

@@ -4,8 +4,13 @@ import io
 import json
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kd_pipeline.atomic import is_alive
@@ -23,7 +28,11 @@ _MAX_DIGEST = 36  # MLflow's limit.
 
 
 class Sender:
-    """Sends operations one at a time, from one thread; any failure is raised."""
+    """Sends operations one at a time, from one thread; any failure is raised.
+
+    An operation may be sent again, by this process or a later one, whether or not it was carried
+    out: the store is then as if it had been sent once.
+    """
 
     def __init__(self, store: Store) -> None:
         """Hold a store, which is opened, and mlflow imported, by the first operation."""
@@ -32,7 +41,12 @@ class Sender:
         """Ids of the runs, by key."""
         self._groups: dict[str, str] = {}
         """`kd.group` of the runs, by key."""
-        self._model_ids: dict[str, str] = {}
+        self._model_ids: dict[str, str | None] = {}
+        """Id of the model of each run that this process has opened or looked up, by key."""
+        self.exporting = threading.Lock()
+        """Held while a model is exported, which must not happen beside training."""
+        self.export_seconds = 0.0
+        self.may_export = True
 
     def send(self, operation: Operation) -> None:
         """Send one operation."""
@@ -61,33 +75,43 @@ class Sender:
     def open_run(
         self, run: str, *, tags: Mapping[str, str], time_ms: int, find: bool = False
     ) -> None:
-        """Create a run, or with `find` take the one of the same checkpoint.
+        """Create a run, or take the one that this operation has created before.
 
-        That has the same tags `kd.role`, `kd.replicate` and `kd.checkpoint`. If there is none, as
-        for a model trained elsewhere, a run is created and closed.
+        With `find` take the one of the same `kd.role`, `kd.replicate` and `kd.checkpoint`. If there
+        is none, as for a model trained elsewhere, a run is created and closed.
         """
-        if find and (found := self._find_run(tags)):
-            self.run_ids[run] = found.info.run_id
-            self._groups[run] = found.data.tags.get("kd.group", "")
-            if found.outputs and found.outputs.model_outputs:
-                self._model_ids[run] = found.outputs.model_outputs[-1].model_id
-            return
-        created = self._client.create_run(
-            self.experiment_id, start_time=time_ms, tags=dict(tags), run_name=run
-        )
-        self.run_ids[run] = created.info.run_id
-        self._groups[run] = tags.get("kd.group", "")
+        group = tags.get("kd.group", "")
         if find:
+            names = ("kd.role", "kd.replicate", "kd.checkpoint")
+            held = self._newest([f"tags.`{name}` = '{tags[name]}'" for name in names], group)
+        else:
+            held = self._newest([f"tags.kd.group = '{group}'", f"attributes.run_name = '{run}'"])
+        if held is None:
+            held = self._client.create_run(
+                self.experiment_id, start_time=time_ms, tags=dict(tags), run_name=run
+            )
+        self._remember(run, held)
+        if find and held.info.status == "RUNNING" and self._groups[run] == group:
             self.close_run(run, status="FINISHED", time_ms=time_ms)
 
-    def _find_run(self, tags: Mapping[str, str]) -> "Run | None":
-        names = ("kd.role", "kd.replicate", "kd.checkpoint")
-        wanted = " and ".join(f"tags.`{name}` = '{tags[name]}'" for name in names)
-        newest_first = self._client.search_runs(
-            [self.experiment_id], wanted, max_results=100, order_by=["attributes.start_time DESC"]
-        )
-        own = [run for run in newest_first if run.data.tags.get("kd.group") == tags["kd.group"]]
-        return next(iter(own or newest_first), None)
+    def _newest(self, conditions: Sequence[str], group: str = "") -> "Run | None":
+        """The newest of the runs for which all conditions hold; one of the group goes before."""
+        wanted, order = " and ".join(conditions), ["attributes.start_time DESC"]
+        experiments = [self.experiment_id]
+        found = self._client.search_runs(experiments, wanted, max_results=100, order_by=order)
+        own = [run for run in found if run.data.tags.get("kd.group") == group]
+        return next(iter(own or found), None)
+
+    def _remember(self, run: str, held: "Run") -> None:
+        self.run_ids[run] = held.info.run_id
+        self._groups[run] = held.data.tags.get("kd.group", "")
+        outputs = held.outputs.model_outputs if held.outputs else []
+        self._model_ids[run] = outputs[-1].model_id if outputs else None
+
+    def _look_up(self, run: str) -> None:
+        """Learn group and model of a run of which only the id is at hand."""
+        if run not in self._groups:
+            self._remember(run, self._client.get_run(self.run_ids[run]))
 
     def log_params(self, run: str, *, params: Mapping[str, str]) -> None:
         """Log parameters."""
@@ -100,7 +124,8 @@ class Sender:
         """Log points; those of the test set also with the run's model."""
         from mlflow.entities import Metric
 
-        run_id, model_id = self.run_ids[run], self._model_ids.get(run)
+        self._look_up(run)
+        run_id, model_id = self.run_ids[run], self._model_ids[run]
         metrics = []
         for point in points:
             of_model = model_id if point.name.startswith("test/") else None
@@ -126,13 +151,30 @@ class Sender:
 
     def log_model(self, run: str, *, content: "ModelCheckpoint") -> None:
         """Log a trained model, unless the run already has one."""
-        if run in self._model_ids:
+        self._look_up(run)
+        if self._model_ids[run] is not None:
             return
-        from kd_pipeline.tracking.models import log_model  # Imports torch.
+        from kd_pipeline.tracking.models import export_model, upload_model  # Imports torch.
 
-        to = {"experiment_id": self.experiment_id, "run_id": self.run_ids[run]}
-        if (model_id := log_model(content, uri=self.store.uri, **to)) is not None:
-            self._model_ids[run] = model_id
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "model")
+            with self.exports():
+                is_exported = export_model(content, path)
+            if is_exported:
+                held = self._client.get_run(self.run_ids[run])
+                self._model_ids[run] = upload_model(path, self._client, held)
+
+    @contextmanager
+    def exports(self) -> Iterator[None]:
+        """Export inside the block, unless training goes on."""
+        with self.exporting:
+            if not self.may_export:
+                raise RuntimeError("training goes on, beside which nothing is exported")
+            begun = time.monotonic()
+            try:
+                yield
+            finally:
+                self.export_seconds += time.monotonic() - begun
 
     def save_view(self, _run: str, *, key: str, models: Sequence[str], group: str) -> None:
         """Save a view of some models' runs for the chart page at `store.chart_link`.
@@ -140,7 +182,9 @@ class Sender:
         Runs are selected by the group where all are of that group, else by their ids.
         """
         known = [model for model in models if model in self.run_ids]
-        if all(self._groups.get(model) == group for model in known):
+        for model in known:
+            self._look_up(model)
+        if all(self._groups[model] == group for model in known):
             shown = group_filter(group)
         else:
             shown = runs_filter([self.run_ids[model] for model in known])

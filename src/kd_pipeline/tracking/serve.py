@@ -6,10 +6,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kd_pipeline.errors import TrackingStoreError
 from kd_pipeline.tracking.fluent import fluent_uri, without_warnings
 from kd_pipeline.tracking.registry import CHAMPION, MODEL_NAME, find_champion
 from kd_pipeline.tracking.settings import MLflowParams
-from kd_pipeline.tracking.store import Store, locate_store
+from kd_pipeline.tracking.store import Store, locate_store, redact
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
@@ -31,8 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         champion = find_champion(store, options.name)
-    except MlflowException as error:
-        sys.stderr.write(f"MLflow at {store.public_uri} cannot be reached: {error}\n")
+    except (MlflowException, TrackingStoreError) as error:
+        sys.stderr.write(f"MLflow at {store.public_uri} cannot be reached: {redact(str(error))}\n")
         return 1
     if champion is None:
         sys.stderr.write(

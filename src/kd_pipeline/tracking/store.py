@@ -3,25 +3,27 @@
 import json
 import logging
 import os
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from kd_pipeline.errors import ParameterError
+from kd_pipeline.errors import KdPipelineError, ParameterError, TrackingStoreError
+from kd_pipeline.tracking.moved import ARTIFACTS, follow_project
 from kd_pipeline.tracking.settings import MLflowParams
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _SQLITE = "sqlite:///"
-# MLflow's defaults add up to minutes.
+_MAX_REASON = 300
+# MLflow's defaults add up to minutes. A request that is repeated may be carried out twice: what
+# fails is kept by the journal instead, and sent in a way that makes no run a second time.
 _SHORT_TIMEOUTS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
@@ -35,14 +37,13 @@ class Store:
     experiment: str
     artifacts: str | None
     """URI of a new experiment's folder of artifacts; None where the server chooses it."""
+    credentials: tuple[str, str] | None = field(default=None, repr=False)
+    """User name and password for a server, kept out of the URI: MLflow's errors quote that."""
 
     @property
     def public_uri(self) -> str:
         """The URI without user name and password, for logs and files."""
-        if "@" not in self.uri:
-            return self.uri
-        parts = urlsplit(self.uri)
-        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        return redact(self.uri)
 
 
 def locate_store(project: Path, params: MLflowParams) -> Store:
@@ -53,28 +54,80 @@ def locate_store(project: Path, params: MLflowParams) -> Store:
     if not params.experiment:
         raise ParameterError("mlflow.experiment", "name an experiment", params.experiment)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or params.tracking_uri or f"{_SQLITE}mlflow.db"
+    if uri.startswith("http"):
+        plain, credentials = _split_credentials(uri)
+        return Store(plain, params.experiment, None, credentials)
     if not uri.startswith(_SQLITE):
         return Store(uri, params.experiment, None)
     database = (project / uri.removeprefix(_SQLITE)).absolute()
-    artifacts = (database.parent / "mlartifacts").as_uri()
+    artifacts = (database.parent / ARTIFACTS).as_uri()
     return Store(f"{_SQLITE}{database}", params.experiment, artifacts)
 
 
-def set_short_timeouts() -> None:
-    """Set the environment variables of MLflow's time-outs that the user has not set."""
+def redact(text: str) -> str:
+    """A text with the user names and passwords taken out of all URIs in it."""
+    return re.sub(r"(?<=://)[^/\s]+@", "", text)
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of an error without passwords; an error of this project is not shortened."""
+    line = next(iter(redact(str(error)).splitlines()), "") or type(error).__name__
+    return line if isinstance(error, KdPipelineError) else line[:_MAX_REASON]
+
+
+def _split_credentials(uri: str) -> tuple[str, tuple[str, str] | None]:
+    parts = urlsplit(uri)
+    plain = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    if "@" in plain:
+        rule = "have / as %2F, ? as %3F and # as %23 in its password"
+        raise ParameterError("mlflow.tracking_uri", rule, "...@" + plain.rpartition("@")[2])
+    if not parts.username or not parts.password:
+        return uri, None
+    return plain, (unquote(parts.username), unquote(parts.password))
+
+
+def set_environment(store: Store) -> None:
+    """Set what MLflow takes from environment variables only: credentials and short time-outs.
+
+    Time-outs that the user has set stay.
+    """
     for name, value in _SHORT_TIMEOUTS.items():
         os.environ.setdefault(name, value)
+    if store.credentials is not None:
+        user, password = store.credentials
+        os.environ |= {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
+
+
+def adopt_folder(store: Store) -> None:
+    """Correct the locations in the project's own database if its folder was moved or copied."""
+    if store.artifacts is not None:
+        follow_project(Path(store.uri.removeprefix(_SQLITE)), store.artifacts)
 
 
 def open_client(store: Store) -> "MlflowClient":
-    """A client of the store's runs and of its registry, with short time-outs."""
-    set_short_timeouts()
+    """A client of the store's runs and of its registry, with short time-outs.
+
+    The locations in a project's own database are those of the folder that it now lies in.
+
+    Raises:
+        TrackingStoreError: If the database is of another version of MLflow.
+    """
+    set_environment(store)
     import mlflow
 
     # They log every table that is made and every run that is closed.
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    return mlflow.MlflowClient(store.uri, registry_uri=store.uri)
+    adopt_folder(store)
+    try:
+        return mlflow.MlflowClient(store.uri, registry_uri=store.uri)
+    except mlflow.MlflowException as error:
+        if "out-of-date database schema" not in str(error):
+            raise
+        raise TrackingStoreError(
+            "another version of MLflow has made the database: copy it, then run "
+            f"`mlflow db upgrade {store.public_uri}`"
+        ) from error
 
 
 def chart_link(store: Store, experiment_id: str, view: str) -> str:
