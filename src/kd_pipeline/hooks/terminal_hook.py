@@ -45,7 +45,8 @@ class TerminalHook:
         self._started_at = time.monotonic()
         self._metrics: dict[str, float] = {}
 
-    @hook_impl
+    # First, so that what other hooks refuse about settings is shown in short as well.
+    @hook_impl(tryfirst=True)
     def after_context_created(self) -> None:
         """From here on, our own errors end in their message."""
         show_errors_concisely()
