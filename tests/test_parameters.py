@@ -202,6 +202,9 @@ def test_an_unknown_key_is_refused_by_name(block: str, kinds: Kinds, base: dict[
         ("student_kd.temperature", -4.0),
         ("student_kd.temperature", math.inf),
         ("student_kd.temperature", math.nan),
+        ("student_kd.temperature", 1e-9),
+        ("student_kd.temperature", 1e9),
+        ("soft_target_caching", {"top_k": 3, "temperature": 1e9}),
         ("student_kd.soft_weight", 1.5),
         ("student_kd.soft_weight", -0.1),
         ("student_kd.soft_loss", "kld"),
@@ -210,6 +213,17 @@ def test_an_unknown_key_is_refused_by_name(block: str, kinds: Kinds, base: dict[
         ("generation_1.training", {"batch_size": 8}),
         ("student_smoothed.label_smoothing", 1.0),
         ("student_pseudo.soft_loss", "student"),
+        ("student.num_replicates", 10**9),
+        ("assistant.num_replicates", 10**9),
+        ("student.training.batch_size", 10**11),
+        ("student.model.input_size", 10**6),
+        ("soft_target_caching.batch_size", 10**11),
+        ("views.transforms", [{"name": "shift", "max_pixels": 10**6}]),
+        ("views.transforms", [{"name": "rand_augment", "num_ops": 10**9}]),
+        ("model_export.latency", {"batch_sizes": [10**9]}),
+        ("model_export.latency", {"num_repeats": 10**9}),
+        ("evaluation.num_bootstrap_samples", 10**11),
+        ("evaluation.num_calibration_bins", 10**11),
         ("evaluation.num_bootstrap_samples", 10),
         ("evaluation.confidence_level", 1.0),
         ("evaluation.confidence_level", 95),
@@ -226,6 +240,26 @@ def test_a_wrong_value_is_refused_by_name(
     for line in message.splitlines():
         assert line.startswith((f"`{path}", f"`{path.rpartition('.')[0]}"))
     assert path.rpartition(".")[2] in message
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("student_kd.temperature", 1e-9, "must lie in [0.05, 100]: below, the rounding of float16"),
+        ("student_kd.temperature", 1e9, "`soft_loss: logit_mse` is the limit, got 1e+09"),
+        (
+            "evaluation.num_bootstrap_samples",
+            10**11,
+            "must be at most 1,000,000: all are in memory",
+        ),
+    ],
+)
+def test_a_bound_is_given_with_its_reason(
+    path: str, value: float, message: str, kinds: Kinds, base: dict[str, Any]
+) -> None:
+    found = refusal(kinds, changed(base, path, value))
+    assert found.startswith(f"`{path}` must ")
+    assert message in found
 
 
 def test_a_temperature_that_the_loss_would_ignore_is_refused_before_the_teacher_is_trained(
@@ -272,7 +306,9 @@ def test_all_mistakes_are_named_at_once(kinds: Kinds, base: dict[str, Any]) -> N
     message = refusal(kinds, values)
     assert message == (
         "`student.num_replicates` must be greater than or equal to 1, got 0\n"
-        "`student_kd.temperature` must be greater than 0, got 0"
+        "`student_kd.temperature` must lie in [0.05, 100]: below, the rounding of float16 logits "
+        "outweighs what they hold; above, all classes are nearly alike, and `soft_loss: logit_mse` "
+        "is the limit, got 0"
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 from kd_pipeline.evaluation.comparison import compare
 from kd_pipeline.evaluation.report import markdown_report
 from kd_pipeline.evaluation.settings import EvaluationParams
+from kd_pipeline.evaluation.terminal import arms_table
 
 PARAMS = EvaluationParams(num_bootstrap_samples=100)
 
@@ -94,6 +95,24 @@ def test_one_replicate_is_warned_of(draw: Draw) -> None:
     text = reported({"student_kd": 0.95}, draw, num_replicates=1)
     assert "nothing is known of other seeds" in text
     assert "paired bootstrap over test examples" in text
+
+
+def needing(needed: int | None, result: Any) -> dict[str, Any]:
+    """The comparison with a gain whose interval is too wide."""
+    gain = result.comparison["gains"]["student_kd"]
+    wide = {**gain["accuracy"], "replicates_needed": needed, "ci95": [-0.15, 0.25]}
+    gains = result.comparison["gains"] | {"student_kd": {**gain, "accuracy": wide}}
+    return {**result.comparison, "gains": gains}
+
+
+def test_how_many_replicates_would_do_is_stated_where_they_are_too_few(result: Any) -> None:
+    for text in (markdown_report(needing(12, result)), arms_table(needing(12, result), None)):
+        assert "is 40.0 points wide: more replicates are what is missing" in text
+        assert "If their spread stays as it is, `student.num_replicates: 12` would do" in text
+        assert "instead of 5" in text
+    assert "more test images are missing" in markdown_report(needing(None, result))
+    for text in (markdown_report(result.comparison), arms_table(result.comparison, None)):
+        assert "missing" not in text
 
 
 def test_a_teacher_of_unknown_data_is_warned_of(draw: Draw) -> None:

@@ -106,10 +106,12 @@ def test_entries_of_a_list_are_named_by_position(given: Any, message: str) -> No
 
 
 def test_one_value_under_several_names_is_one_line() -> None:
-    arm = {"temperature": 0}
+    arm = {"soft_weight": 2}
     with pytest.raises(SettingsError) as caught:
         check_parameters({"a": arm, "b": arm}, {"a": ArmParams, "b": ArmParams})
-    assert str(caught.value) == "`a.temperature`, `b.temperature` must be greater than 0, got 0"
+    assert str(caught.value) == (
+        "`a.soft_weight`, `b.soft_weight` must be less than or equal to 1, got 2"
+    )
 
 
 def test_a_missing_block_is_named() -> None:

@@ -4,7 +4,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from kd_pipeline.config import Device, Params, PositiveFloat, PositiveInt, Precision, Seed
+from kd_pipeline.config import (
+    BatchSize,
+    Device,
+    NumModels,
+    Params,
+    PositiveFloat,
+    PositiveInt,
+    Precision,
+    Seed,
+)
 from kd_pipeline.losses.settings import ObjectiveParams
 from kd_pipeline.models.settings import Given, GivenLogits, Model, Pretrained
 from kd_pipeline.views.settings import Transforms
@@ -39,7 +48,7 @@ class Training(Params):
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Schedule()
     num_epochs: PositiveInt
-    batch_size: PositiveInt = 64
+    batch_size: BatchSize = 64
     max_gradient_norm: PositiveFloat | None = None
     max_weight_norm: PositiveFloat | None = None
     """Bound on the norm of each unit's incoming weights, also the head's (Srivastava 2014)."""
@@ -65,7 +74,7 @@ class TeacherParams(Params):
     """`teacher`: trained from scratch, fine-tuned from pretrained weights, or given."""
 
     seed: Seed = 0
-    num_members: Annotated[int, Field(ge=1, le=32767)] = 1
+    num_members: NumModels = 1
     given: tuple[Given, ...] = ()
     """Teachers used as they are, one per member; no training then."""
     model: Model | None = None
@@ -112,7 +121,7 @@ class StudentParams(Params):
     """`student`: what all students that are compared share by construction."""
 
     seed: Seed = 0
-    num_replicates: PositiveInt = 5
+    num_replicates: NumModels = 5
     model: Model
     training: Training
     quantisation: Annotated[Quantisation | None, BeforeValidator(_as_block)] = None
@@ -142,7 +151,7 @@ class ArmParams(ObjectiveParams):
 
     model: Model | None = None
     training: Training | None = None
-    num_replicates: PositiveInt | None = None
+    num_replicates: NumModels | None = None
     """Of a student that teaches: its replicates are one ensemble to the students it teaches."""
 
     @property
