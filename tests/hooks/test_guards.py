@@ -188,6 +188,14 @@ def test_models_that_are_not_there_are_missed_before_anything_is_trained() -> No
             {"training": TRAINING | {"optimiser": {"name": "AdamWW"}}},
             "student.training.optimiser.name",
         ),
+        ("student", {"pretrained": {"file": "no.pth"}}, "student.pretrained.file"),
+        ("student", {"pretrained": {"weights": "DEFAULT"}}, "student.pretrained.weights"),
+        (
+            "student",
+            {"model": {"name": "resnet18", "arguments": {"weights": "DEFAULT"}}},
+            "student.model.arguments.weights",
+        ),
+        ("assistant", {"pretrained": {"file": "no.pth"}}, "assistant.pretrained.file"),
         ("assistant", {"model": {"name": "mlpp"}}, "assistant.model.name"),
         (
             "assistant",

@@ -7,11 +7,11 @@ from kd_pipeline.errors import ParameterError
 from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.given import FetchedModel
 from kd_pipeline.models.predict import resolve_device
+from kd_pipeline.training.initial import initial_model
 from kd_pipeline.training.optimisation import build_optimiser, build_schedule
 from kd_pipeline.training.quantisation import fake_quantise
 from kd_pipeline.training.settings import StudentParams, TeacherParams, Training
-from kd_pipeline.training.students import untrained
-from kd_pipeline.training.teachers import adopt_given, initial_teacher
+from kd_pipeline.training.teachers import adopt_given
 
 
 def check_teacher(
@@ -27,8 +27,9 @@ def check_teacher(
         if params.given:
             adopt_given(data, params.given, fetched)
         elif params.model is not None and params.training is not None:
-            classifier = initial_teacher(data, params.model, params.pretrained, seed=0)
-            _check_training(classifier, params.training)
+            ids = data.ids("teacher_train")
+            initial = initial_model(data, params.model, params.pretrained, ids)
+            _check_training(initial(0), params.training)
     except ParameterError as error:
         raise error.within("teacher") from error
 
@@ -38,9 +39,11 @@ def check_student(data: LabelledImages, student: StudentParams, *, block: str = 
 
     Raises:
         ParameterError: With a name that begins with the block's.
+        CheckpointError: If pretrained weights cannot be used.
     """
     try:
-        classifier = untrained(data, student.model, data.ids("validation"))(0)
+        ids = data.ids("validation")
+        classifier = initial_model(data, student.model, student.pretrained, ids)(0)
         _check_training(classifier, student.training)
         if student.quantisation is not None:
             fake_quantise(classifier)

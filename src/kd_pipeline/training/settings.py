@@ -27,7 +27,11 @@ class Optimiser(Params):
 
 
 class Schedule(Params):
-    """A learning-rate schedule: `constant`, `cosine`, or one of torch.optim.lr_scheduler."""
+    """A learning-rate schedule: `constant`, `cosine`, or one of torch.optim.lr_scheduler.
+
+    ReduceLROnPlateau counts measurements on the validation set: of the loss, or of the accuracy
+    where its `mode` is max.
+    """
 
     name: str = "cosine"
     arguments: dict[str, Any] = Field(default_factory=dict)
@@ -123,6 +127,8 @@ class StudentParams(Params):
     seed: Seed = 0
     num_replicates: NumModels = 5
     model: Model
+    pretrained: Pretrained | None = None
+    """Where every replicate of every arm starts from, as `teacher.pretrained`."""
     training: Training
     quantisation: Annotated[Quantisation | None, BeforeValidator(_as_block)] = None
     """`int8`, or {name: int8, ...}; the weights in float stay beside the fine-tuned ones."""
@@ -139,7 +145,13 @@ class StudentParams(Params):
     def for_arm(self, arm: "ArmParams") -> "StudentParams":
         """These settings with what a student of another size sets by itself."""
         own = {name: getattr(arm, name) for name in arm.own_settings}
+        if arm.model is not None:  # Another model's weights would not fit it.
+            own["pretrained"] = arm.pretrained
         return self.model_copy(update=own)
+
+
+OF_TEACHING_STUDENTS = ("model", "pretrained", "training", "num_replicates")
+"""What only a student that teaches others may set in its own block."""
 
 
 class ArmParams(ObjectiveParams):
@@ -150,6 +162,7 @@ class ArmParams(ObjectiveParams):
     """
 
     model: Model | None = None
+    pretrained: Pretrained | None = None
     training: Training | None = None
     num_replicates: NumModels | None = None
     """Of a student that teaches: its replicates are one ensemble to the students it teaches."""
@@ -157,5 +170,4 @@ class ArmParams(ObjectiveParams):
     @property
     def own_settings(self) -> tuple[str, ...]:
         """Names of the settings of `student` that this block replaces."""
-        names = ("model", "training", "num_replicates")
-        return tuple(name for name in names if getattr(self, name) is not None)
+        return tuple(name for name in OF_TEACHING_STUDENTS if getattr(self, name) is not None)
