@@ -159,13 +159,29 @@ def test_the_number_of_replicates_that_would_do_is_by_students_t() -> None:
     assert found["replicates_needed"] == 7
 
 
+def test_with_few_test_images_replicates_are_asked_for_until_these_matter_more() -> None:
+    """Gains of -30 and 30 points on 400 images: their own part is +-4.9 points at most."""
+    generator = np.random.default_rng(0)
+    shares = np.array([[0.2], [0.8]])
+    arm = (generator.random((2, 400)) < shares).astype(float)
+    baseline = (generator.random((2, 400)) < 0.5).astype(float)
+    needed = paired(arm, baseline)["replicates_needed"]
+    # 2 * 42 / sqrt(R) is below 5 from R = 300 on, and below a point from R = 7,000 on.
+    assert 100 < needed < 1000
+
+
+def test_there_is_always_a_number_that_would_do() -> None:
+    needed = paired(right_or_wrong([0.0, 1.0]), right_or_wrong([1.0, 0.0]))["replicates_needed"]
+    assert 2 * 1.41 / math.sqrt(needed) == pytest.approx(0.01, rel=0.05)
+
+
 def test_replicates_are_not_asked_for_where_they_are_enough_or_would_not_help() -> None:
     enough = paired(right_or_wrong([0.95, 0.96]), right_or_wrong([0.5, 0.5]))
     assert "replicates_needed" not in enough
     generator = np.random.default_rng(0)
     few_images = (generator.random((1, 20)) < 0.5).astype(float).repeat(3, axis=0)
     few_images[0, 0] = 1 - few_images[0, 0]
-    assert paired(few_images, right_or_wrong([0.5] * 3, 20))["replicates_needed"] is None
+    assert "replicates_needed" not in paired(few_images, right_or_wrong([0.5] * 3, 20))
     assert "replicates_needed" not in paired(few_images[:1], right_or_wrong([0.5], 20))
 
 

@@ -19,7 +19,8 @@ _CHUNK_CELLS = 4_000_000
 _ROUNDING = 1e-12
 _USUAL_LEVEL = 0.95
 _ONE_POINT = 0.01
-_MOST_REPLICATES = 1000
+_MOST_REPLICATES = 100_000
+"""Enough for a half-width of a point: gains lie in [-1, 1], their deviation is at most 1.42."""
 
 
 class PairedDifference(TypedDict):
@@ -36,9 +37,8 @@ class PairedDifference(TypedDict):
     """Replicates in which the arm is better."""
     replicates: int
     """Where it is 1, the interval covers the choice of test examples only, not of seeds."""
-    replicates_needed: NotRequired[int | None]
-    """Of an accuracy whose interval is, on either side, wider than its mean and than a point: how
-    many replicates would make it narrower than one of the two; None where not even 1,000 would."""
+    replicates_needed: NotRequired[int]
+    """Of two accuracies, where more replicates would do: see `_replicates_needed`."""
 
 
 def paired_difference(
@@ -85,27 +85,28 @@ def paired_difference(
     }
     if params.confidence_level != _USUAL_LEVEL:
         difference["confidence_level"] = params.confidence_level
-    wanted = max(abs(mean), _ONE_POINT)
-    if is_accuracy and half_width > wanted and len(differences) > 1:
+    if is_accuracy and len(differences) > 1:
         of_examples = float(np.quantile(np.abs(by_example), params.confidence_level))
-        needed = _replicates_needed(differences.mean(axis=1), of_examples, wanted, params)
-        difference["replicates_needed"] = needed
+        wanted = max(abs(mean), _ONE_POINT, math.sqrt(2) * of_examples)
+        if half_width > wanted:
+            needed = _replicates_needed(differences.mean(axis=1), of_examples, wanted, params)
+            difference["replicates_needed"] = needed
     return difference
 
 
 def _replicates_needed(
     gains: NDArray[np.float64], of_examples: float, wanted: float, params: EvaluationParams
-) -> int | None:
+) -> int:
     """The least number of replicates whose half-width is below `wanted`, if their spread stays.
 
-    By Student's t for the replicates; the half-width `of_examples`, which more replicates do not
-    change, is added as variances are. None where no number up to `_MOST_REPLICATES` does.
+    Wanted is a half-width below the mean or below a point, or one that is due to the test examples
+    more than to the replicates. By Student's t for the replicates; the half-width `of_examples`,
+    which more replicates do not change, is added as variances are.
     """
     numbers = np.arange(len(gains) + 1, _MOST_REPLICATES + 1)
     t = stdtrit(numbers - 1, (1 + params.confidence_level) / 2)
     half_widths = np.hypot(t * gains.std(ddof=1) / np.sqrt(numbers), of_examples)
-    enough = numbers[half_widths < wanted]
-    return int(enough[0]) if len(enough) else None
+    return int(numbers[np.argmax(half_widths < wanted)])
 
 
 def gap_recovered(gain: PairedDifference, teacher_gap: PairedDifference) -> float | None:

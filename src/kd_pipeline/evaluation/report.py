@@ -79,20 +79,19 @@ def _answer(subject: str, reference: str, difference: _Json) -> str:
 def too_few_replicates(comparison: _Json) -> list[str]:
     """What would narrow the interval of the distilled student's gain, or of the first arm's.
 
-    A sentence, or none where the interval is narrow enough.
+    A sentence, or none where more replicates would change little.
     """
     gains = comparison["gains"]
     main = comparison["distilled"] or next(iter(gains), None)
     if main is None or "replicates_needed" not in (gain := gains[main]["accuracy"]):
         return []
-    needed, low_high = gain["replicates_needed"], gain["ci95"]
-    wide = f"The interval of {label(main)} is {100 * (low_high[1] - low_high[0]):.1f} points wide"
-    if needed is None:
-        return [f"{wide}, and more replicates alone would not do: more test images are missing."]
+    low, high = gain["ci95"]
     return [
-        f"{wide}: more replicates are what is missing. If their spread stays as it is, "
-        f"`student.num_replicates: {needed}` would do instead of {gain['replicates']}, for a "
-        "half-width below the gain or below one point."
+        f"The interval of {label(main)} is {100 * (high - low):.1f} points wide: more replicates "
+        "are what is missing. If their spread stays as it is, "
+        f"`student.num_replicates: {gain['replicates_needed']}` would do instead of "
+        f"{gain['replicates']}: its half-width would be below the gain or below a point, or due to "
+        "the number of test images."
     ]
 
 
