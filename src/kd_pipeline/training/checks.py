@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.models.classifier import Classifier
@@ -29,7 +31,7 @@ def check_teacher(
         elif params.model is not None and params.training is not None:
             ids = data.ids("teacher_train")
             initial = initial_model(data, params.model, params.pretrained, ids)
-            _check_training(initial(0), params.training)
+            _check_training(initial(0), params.training, data)
     except ParameterError as error:
         raise error.within("teacher") from error
 
@@ -44,17 +46,34 @@ def check_student(data: LabelledImages, student: StudentParams, *, block: str = 
     try:
         ids = data.ids("validation")
         classifier = initial_model(data, student.model, student.pretrained, ids)(0)
-        _check_training(classifier, student.training)
+        _check_training(classifier, student.training, data)
         if student.quantisation is not None:
             fake_quantise(classifier)
     except ParameterError as error:
         raise error.within(block) from error
 
 
-def _check_training(classifier: Classifier, training: Training) -> None:
+def _check_training(classifier: Classifier, training: Training, data: LabelledImages) -> None:
+    _check_logits(classifier, data)
     try:
         resolve_device(training.device)
         optimiser = build_optimiser(classifier.parameters(), training.optimiser)
         build_schedule(optimiser, training.schedule, num_steps=training.num_epochs)
     except ParameterError as error:
         raise error.within("training") from error
+
+
+def _check_logits(classifier: Classifier, data: LabelledImages) -> None:
+    """Try two images: a user's own class need not give a logit per class, nor take this size."""
+    pixels = data.images.take(data.ids("validation")[:2])
+    wanted = (len(pixels), len(data.images.class_names))
+    try:
+        with torch.no_grad():
+            logits = classifier.eval()(pixels)
+    except Exception as error:  # Of any kind, from inside the network.
+        shape = " x ".join(map(str, classifier.preprocessing.shape))
+        rule = f"take images of {shape} ({next(iter(str(error).splitlines()), '')})"
+        raise ParameterError("model", rule, type(classifier.network).__name__) from error
+    found = tuple(getattr(logits, "shape", ()))
+    if found != wanted:
+        raise ParameterError("model", f"give a logit for each of {wanted[1]} classes", found)

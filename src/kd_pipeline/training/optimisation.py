@@ -25,7 +25,7 @@ def build_optimiser(parameters: Iterable[nn.Parameter], params: Optimiser) -> to
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     try:
         optimiser: torch.optim.Optimizer = kind(trainable, **chosen)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Of any kind, from inside torch.
         rule = f"suit {params.name} ({error})"
         raise ParameterError("optimiser.arguments", rule, params.arguments) from error
     return optimiser
@@ -63,7 +63,7 @@ def build_schedule(
     filled = dict.fromkeys(lengths, num_steps) | params.arguments
     try:
         schedule: LRScheduler = kind(optimiser, **filled)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # Of any kind, from inside torch.
         rule = f"suit {params.name} ({error})"
         raise ParameterError("schedule.arguments", rule, params.arguments) from error
     return schedule
