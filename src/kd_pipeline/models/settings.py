@@ -106,7 +106,11 @@ class GivenTimm(_Weights):
 
 
 class GivenModule(NamedOutputs):
-    """A user's own `nn.Module`, made by `package.module:Class`, with a state dict."""
+    """A user's own `nn.Module`, made by `package.module:Class`, with a state dict.
+
+    The import path is code that the user names: importing the module runs it, and only then is
+    the class checked to be an `nn.Module`.
+    """
 
     kind: Literal["module"]
     import_path: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
