@@ -13,6 +13,8 @@ RUN := $(BIN)/kedro run --pipelines=distill $(if $(ENVIRONMENT),--env=$(ENVIRONM
 
 help:  ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
+	@echo
+	@echo "PYTHON=python3.12 before or after a target makes the environment with that interpreter."
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

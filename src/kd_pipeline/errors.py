@@ -25,6 +25,10 @@ class ParameterError(KdPipelineError, ValueError):
         return type(self)(name, self.rule, self.value, legal=self.legal)
 
 
+class SettingsError(KdPipelineError, ValueError):
+    """Parameters are no settings or break their rules; a line for each."""
+
+
 class DataError(KdPipelineError, ValueError):
     """The images, labels or splits at hand cannot be used as the settings demand."""
 

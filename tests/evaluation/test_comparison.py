@@ -46,6 +46,7 @@ def drawn(wrong: dict[str, list[int]]) -> tuple[pd.DataFrame, pd.DataFrame]:
                     "model/macs": None,
                     "data_known": True,
                     "test/accuracy": 1 - count / EXAMPLES,
+                    "test/top5_accuracy": 1.0,
                     "test/nll": 0.1 + count / EXAMPLES,
                     "test/ece": 0.05,
                     "test/errors": count,
@@ -74,7 +75,9 @@ def test_has_the_shape_that_others_rely_on() -> None:
     assert (comparison["group"], comparison["env"]) == ("g", "base")
     assert list(comparison["arms"]) == ["student_kd", "student_baseline", "student_pseudo"]
     for spreads in [*comparison["arms"].values(), comparison["teacher"]]:
-        assert set(spreads) == {"accuracy", "nll", "ece", "errors", "teacher_agreement"}
+        assert set(spreads) == {
+            "accuracy", "top5_accuracy", "nll", "ece", "errors", "teacher_agreement"
+        }  # fmt: skip
         assert all(set(spread) == {"mean", "std", "values"} for spread in spreads.values())
     assert list(comparison["gains"]) == ["student_kd", "student_pseudo"]
     for gain in comparison["gains"].values():

@@ -135,6 +135,56 @@ def test_the_same_seed_gives_the_same() -> None:
     assert paired(cells, np.zeros_like(cells), seed=4) != once
 
 
+def right_or_wrong(shares: list[float], num_examples: int = 100) -> Cells:
+    """Row r is right on the first examples only."""
+    return np.array([[float(at < share * num_examples) for at in range(num_examples)]
+                     for share in shares])  # fmt: skip
+
+
+def test_the_interval_of_two_accuracies_ends_where_their_difference_can_lie() -> None:
+    arm, baseline = right_or_wrong([1.0, 0.6]), right_or_wrong([0.0, 0.5])
+    assert paired(arm, baseline)["ci95"] == [-1.0, 1.0]
+    assert paired(2 * arm, 2 * baseline)["ci95"][1] > 2.0  # A loss has no such bound.
+
+
+def test_the_number_of_replicates_that_would_do_is_by_students_t() -> None:
+    """Gains of 0, 4 and 8 points; no example differs from another in the mean over replicates."""
+    generator = np.random.default_rng(0)
+    num_examples, gains = 20_000, np.array([0.0, 0.04, 0.08])
+    baseline = np.zeros((3, num_examples))
+    arm = (generator.random(baseline.shape) < gains[:, None]).astype(float)
+    found = paired(arm, baseline)
+    assert found["ci95"][0] < 0
+    # t(5) = 2.571: 2.571 * 4 / sqrt(6) = 4.2 points; t(6) = 2.447: 2.447 * 4 / sqrt(7) = 3.7.
+    assert found["replicates_needed"] == 7
+
+
+def test_with_few_test_images_replicates_are_asked_for_until_these_matter_more() -> None:
+    """Gains of -30 and 30 points on 400 images: their own part is +-4.9 points at most."""
+    generator = np.random.default_rng(0)
+    shares = np.array([[0.2], [0.8]])
+    arm = (generator.random((2, 400)) < shares).astype(float)
+    baseline = (generator.random((2, 400)) < 0.5).astype(float)
+    needed = paired(arm, baseline)["replicates_needed"]
+    # 2 * 42 / sqrt(R) is below 5 from R = 300 on, and below a point from R = 7,000 on.
+    assert 100 < needed < 1000
+
+
+def test_there_is_always_a_number_that_would_do() -> None:
+    needed = paired(right_or_wrong([0.0, 1.0]), right_or_wrong([1.0, 0.0]))["replicates_needed"]
+    assert 2 * 1.41 / math.sqrt(needed) == pytest.approx(0.01, rel=0.05)
+
+
+def test_replicates_are_not_asked_for_where_they_are_enough_or_would_not_help() -> None:
+    enough = paired(right_or_wrong([0.95, 0.96]), right_or_wrong([0.5, 0.5]))
+    assert "replicates_needed" not in enough
+    generator = np.random.default_rng(0)
+    few_images = (generator.random((1, 20)) < 0.5).astype(float).repeat(3, axis=0)
+    few_images[0, 0] = 1 - few_images[0, 0]
+    assert "replicates_needed" not in paired(few_images, right_or_wrong([0.5] * 3, 20))
+    assert "replicates_needed" not in paired(few_images[:1], right_or_wrong([0.5], 20))
+
+
 def test_covers_the_truth_with_few_replicates() -> None:
     """The plain percentile bootstrap covers it in 90 of 100 here, that of examples alone in 45."""
     covered, rejected = covered_and_rejected((0.03, 0.1, 0.1), shape=(5, 200), experiments=400)

@@ -8,6 +8,7 @@ import pytest
 from kd_pipeline.evaluation.comparison import compare
 from kd_pipeline.evaluation.report import markdown_report
 from kd_pipeline.evaluation.settings import EvaluationParams
+from kd_pipeline.evaluation.terminal import arms_table
 
 PARAMS = EvaluationParams(num_bootstrap_samples=100)
 
@@ -90,10 +91,38 @@ def test_what_it_rests_on(result: Any) -> None:
     assert "nan" not in text.lower()
 
 
+@pytest.mark.parametrize(("num_classes", "shown"), [(10, True), (9, False)])
+def test_the_top_5_is_shown_where_there_are_10_classes_or_more(
+    draw: Draw, num_classes: int, shown: bool
+) -> None:
+    drawn = draw(num_classes=num_classes)
+    for text in (markdown_report(drawn.comparison), arms_table(drawn.comparison, None)):
+        assert ("top-5 %" in text) is shown
+        assert ("100.00" in text) is shown
+    assert drawn.comparison["arms"]["student_kd"]["top5_accuracy"]["mean"] == 1.0
+
+
 def test_one_replicate_is_warned_of(draw: Draw) -> None:
     text = reported({"student_kd": 0.95}, draw, num_replicates=1)
     assert "nothing is known of other seeds" in text
     assert "paired bootstrap over test examples" in text
+
+
+def needing(needed: int, result: Any) -> dict[str, Any]:
+    """The comparison with a gain whose interval is too wide."""
+    gain = result.comparison["gains"]["student_kd"]
+    wide = {**gain["accuracy"], "replicates_needed": needed, "ci95": [-0.15, 0.25]}
+    gains = result.comparison["gains"] | {"student_kd": {**gain, "accuracy": wide}}
+    return {**result.comparison, "gains": gains}
+
+
+def test_how_many_replicates_would_do_is_stated_where_they_are_too_few(result: Any) -> None:
+    for text in (markdown_report(needing(12, result)), arms_table(needing(12, result), None)):
+        assert "is 40.0 points wide: more replicates are what is missing" in text
+        assert "If their spread stays as it is, `student.num_replicates: 12` would do" in text
+        assert "instead of 5" in text
+    for text in (markdown_report(result.comparison), arms_table(result.comparison, None)):
+        assert "missing" not in text
 
 
 def test_a_teacher_of_unknown_data_is_warned_of(draw: Draw) -> None:
@@ -173,5 +202,5 @@ def test_students_between_are_tabled_and_their_part_is_stated(draw: Draw) -> Non
 
 def test_without_students_between_there_is_no_column_for_them(result: Any) -> None:
     text = markdown_report(result.comparison)
-    assert "| arm | parameters | accuracy % | errors | NLL |" in text
+    assert "| arm | parameters | accuracy % | top-5 % | errors | NLL |" in text
     assert "learnt from |" not in text

@@ -52,13 +52,13 @@ def test_a_traceback_is_shown(error: str, environment: dict[str, str]) -> None:
     assert lines[-1].endswith(f"{error}: `images` must be there")
 
 
-def test_parameters_of_wrong_types_are_named_without_a_traceback() -> None:
+def test_a_configuration_that_cannot_be_read_is_one_line() -> None:
     script = """
-from kedro.validation.exceptions import ParameterValidationError
+from omegaconf.errors import InterpolationKeyError
 from kd_pipeline.hooks.error_display import show_errors_concisely
 show_errors_concisely()
-raise ParameterValidationError("`student.seed` is no integer")
+raise InterpolationKeyError("Interpolation key 'a.b' not found\\n    full_key: c")
 """
     lines = stderr_of_script(script)
-    assert lines[-1] == "ParameterValidationError: `student.seed` is no integer"
+    assert lines[-1] == "InterpolationKeyError: Interpolation key 'a.b' not found full_key: c"
     assert not any("Traceback" in line for line in lines)

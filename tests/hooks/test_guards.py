@@ -212,6 +212,14 @@ def test_the_cache_of_a_kept_teacher_whose_code_has_changed_is_refused(
             {"training": TRAINING | {"optimiser": {"name": "AdamWW"}}},
             "student.training.optimiser.name",
         ),
+        ("student", {"pretrained": {"file": "no.pth"}}, "student.pretrained.file"),
+        ("student", {"pretrained": {"weights": "DEFAULT"}}, "student.pretrained.weights"),
+        (
+            "student",
+            {"model": {"name": "resnet18", "arguments": {"weights": "DEFAULT"}}},
+            "student.model.arguments.weights",
+        ),
+        ("assistant", {"pretrained": {"file": "no.pth"}}, "assistant.pretrained.file"),
         ("assistant", {"model": {"name": "mlpp"}}, "assistant.model.name"),
         (
             "assistant",

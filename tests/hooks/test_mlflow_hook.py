@@ -15,9 +15,10 @@ import pytest
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Node, Pipeline
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from kd_pipeline import events
+from kd_pipeline.errors import SettingsError
 from kd_pipeline.hooks import mlflow_hook
 from kd_pipeline.hooks.mlflow_hook import (
     RUN_IDENTITY,
@@ -458,7 +459,7 @@ def test_nothing_to_track_costs_nothing(
 
 
 def test_a_typing_error_in_mlflow_yml_is_refused(begin: Begin) -> None:
-    with pytest.raises(ValidationError, match="tracking_url"):
+    with pytest.raises(SettingsError, match=r"did you mean `mlflow.tracking_uri`"):
         begin(TRAINS, tracking_url="http://tracking:5000")
 
 

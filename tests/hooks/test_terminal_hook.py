@@ -52,6 +52,17 @@ def test_stages_are_numbered_and_each_replicate_has_a_line(
     ]
 
 
+def test_the_rate_beside_the_seconds_is_that_of_the_whole_training(
+    hook: TerminalHook, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two epochs of 600 examples: 6 s and 2 s are 150 examples/s, whatever the last one's rate."""
+    events.emit(events.TrainingStarted(0, {}, 2, 10))
+    for epoch, rate in ((1, 100.0), (2, 300.0)):
+        events.emit(events.EpochEnded(0, epoch, {"train/examples_per_second": rate}))
+    events.emit(events.TrainingEnded(0, "c0ffee", {"cost/train_seconds": 8.0}))
+    assert logged(caplog)[-1] == "  replicate 0: 150 examples/s, 8.0 s"
+
+
 def test_a_loop_that_ends_is_no_longer_shown(hook: TerminalHook) -> None:
     events.emit(events.Progress("decode images", 1, 2, "images"))
     assert hook._progress is not None

@@ -224,3 +224,16 @@ def test_convolutions_of_the_fast_cnn_begin_as_the_identity() -> None:
     second = network.features[7]  # From 8 channels to 8.
     images = torch.rand(2, 8, 5, 5)
     torch.testing.assert_close(second(images), images)
+
+
+def test_an_import_path_is_code_and_only_the_class_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As README says: importing runs the module, before the class is refused."""
+    witness = tmp_path / "ran"
+    code = f"open({str(witness)!r}, 'w').close()\n\ndef build(): ...\n"
+    (tmp_path / "module_that_acts.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ParameterError, match=r"name a class that is a torch\.nn\.Module"):
+        build_network("module:module_that_acts:build", shape=(1, 2, 2), num_classes=3, arguments={})
+    assert witness.exists()

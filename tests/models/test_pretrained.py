@@ -145,16 +145,12 @@ def test_torchvision_weights_by_enum_name(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_unknown_weights_and_files_are_named(tmp_path: Path) -> None:
-    message = (
-        "`teacher.pretrained.weights` must be weights of resnet50, got 'V9'; legal: IMAGENET1K_V1"
-    )
+    message = "`pretrained.weights` must be weights of resnet50, got 'V9'; legal: IMAGENET1K_V1"
     with pytest.raises(ParameterError, match=message):
         load_weights("resnet50", Pretrained(weights="V9"))
     with pytest.raises(ParameterError, match="null for small_cnn, which torchvision has no"):
         load_weights("small_cnn", Pretrained(weights="DEFAULT"))
-    with pytest.raises(
-        ParameterError, match=r"`teacher\.pretrained\.file` must be an existing file"
-    ):
+    with pytest.raises(ParameterError, match=r"`pretrained\.file` must be an existing file"):
         load_weights("resnet50", Pretrained(file=str(tmp_path / "none.pth")))
 
 

@@ -136,6 +136,19 @@ def test_three_epochs_a_kill_and_the_rest_equal_six_bit_for_bit(
     assert timeless[0] == timeless[1]
 
 
+def test_a_plateau_goes_on_counting_after_a_kill(tmp_path: Path) -> None:
+    """With a bound that is never reached, each second measurement lowers the rate by ten."""
+    never = {"patience": 1, "threshold": 99.0, "threshold_mode": "abs"}
+    the_plan = plan(training={"schedule": {"name": "ReduceLROnPlateau", "arguments": never}})
+    unbroken, _ = train(tmp_path / "unbroken", the_plan)
+    with pytest.raises(KilledError), kill_after(4):
+        train(tmp_path / "killed", the_plan)
+    resumed, _ = train(tmp_path / "killed", the_plan)
+    assert same_weights(unbroken, resumed)
+    constant, _ = train(tmp_path / "constant", plan(training={"schedule": {"name": "constant"}}))
+    assert not same_weights(unbroken, constant)
+
+
 def test_a_resumed_training_emits_its_whole_history_again(tmp_path: Path) -> None:
     with pytest.raises(KilledError), kill_after(5):
         train(tmp_path)

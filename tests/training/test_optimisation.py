@@ -8,7 +8,12 @@ import torch
 from torch import nn
 
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.training.optimisation import build_optimiser, build_schedule, scale_lr
+from kd_pipeline.training.optimisation import (
+    build_optimiser,
+    build_schedule,
+    scale_lr,
+    step_on_validation,
+)
 from kd_pipeline.training.settings import Optimiser, Schedule
 
 
@@ -85,7 +90,9 @@ def test_rejects_optimisers(name: str, arguments: dict[str, Any], message: str) 
     ("name", "warmup", "arguments", "message"),
     [
         ("cosin", 0.0, {}, "`schedule.name` must be one of .*cosine"),
-        ("ReduceLROnPlateau", 0.0, {}, "`schedule.name` must be one of"),
+        ("ReduceLROnPlateau", 0.1, {}, "`schedule.warmup_fraction` must be 0"),
+        ("ReduceLROnPlateau", 0.0, {"mode": "least"}, "must suit ReduceLROnPlateau"),
+        ("ReduceLRonPlateau", 0.0, {}, "legal: .*ReduceLROnPlateau"),
         ("StepLR", 0.1, {"step_size": 1}, "`schedule.warmup_fraction` must be 0"),
         ("StepLR", 0.0, {"size": 1}, "must be an argument of StepLR, got 'size'"),
         ("StepLR", 0.0, {}, "must suit StepLR"),
@@ -113,3 +120,23 @@ def test_a_learning_rate_is_scaled_whether_given_or_default(params: Optimiser, l
         build_optimiser([nn.Parameter(torch.zeros(2))], scaled).defaults["lr"]
         == scaled.arguments["lr"]
     )
+
+
+@pytest.mark.parametrize(("mode", "metric"), [("min", "loss"), ("max", "accuracy")])
+def test_a_plateau_of_validation_lowers_the_rate(mode: str, metric: str) -> None:
+    opt = optimiser()
+    params = Schedule(name="ReduceLROnPlateau", arguments={"patience": 1, "mode": mode})
+    schedule = build_schedule(opt, params, num_steps=9)
+    found = []
+    for value in (0.5, 0.5, 0.5, 0.5):
+        other = {"validation/loss": 1 - len(found) / 9, "validation/accuracy": len(found) / 9}
+        step_on_validation(schedule, other | {f"validation/{metric}": value})
+        found.append(opt.param_groups[0]["lr"])
+    assert found == pytest.approx([1.0, 1.0, 0.1, 0.1])
+
+
+def test_other_schedules_do_not_follow_validation() -> None:
+    opt = optimiser()
+    schedule = build_schedule(opt, Schedule(), num_steps=9)
+    step_on_validation(schedule, {"validation/loss": 1.0})
+    assert opt.param_groups[0]["lr"] == 1.0

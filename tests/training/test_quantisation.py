@@ -21,6 +21,7 @@ from kd_pipeline.losses.settings import ObjectiveParams
 from kd_pipeline.models.checkpoint import build_untrained, snapshot
 from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.preprocessing import Preprocessing
+from kd_pipeline.models.pretrained import freeze_all_but_last, layers_with_weights
 from kd_pipeline.models.settings import Model
 from kd_pipeline.models.state_folder import StateFolder
 from kd_pipeline.training.checks import check_student
@@ -172,6 +173,19 @@ def test_modes_switch_dropout_batch_norm_and_ranges(
         assert any(name.endswith("max_val") for name in changed) is mode
         assert any(name.endswith("running_mean") for name in changed) is mode
     assert simulated.eval()(pixels[:1]).shape == (1, 10)
+
+
+def test_frozen_layers_stay_as_they_are_while_the_others_are_fine_tuned(
+    trained: Classifier, plan: TrainingPlan, tmp_path: Path
+) -> None:
+    """As in the training in float: neither weights nor the statistics of batch norm move."""
+    frozen = copy.deepcopy(trained)
+    freeze_all_but_last(frozen.network, 1)
+    one_epoch = Quantisation(name="int8", num_epochs=1)
+    tuned = fine_tuned(fake_quantise(frozen), frozen, plan, tmp_path, one_epoch)
+    after, before = tuned.network.state_dict(), trained.network.state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(after[name], value)}
+    assert changed == set(layers_with_weights(trained.network)[-1])
 
 
 def test_batch_norm_moves_by_its_own_momentum(

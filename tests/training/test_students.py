@@ -18,7 +18,9 @@ from kd_pipeline.data.settings import TransferSplitParams
 from kd_pipeline.data.splits import ids_with_role, split_examples
 from kd_pipeline.errors import DataError, ParameterError, StaleArtefactError
 from kd_pipeline.events import EpochEnded, Event, TrainingEnded, TrainingStarted, listening
+from kd_pipeline.models.architectures import build_network
 from kd_pipeline.models.checkpoint import ModelCheckpoint
+from kd_pipeline.models.settings import Pretrained
 from kd_pipeline.models.state_folder import StateFolder
 from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.soft_targets.store import SoftTargets
@@ -60,12 +62,14 @@ def run(
     num_replicates: int = 2,
     teacher: CachedTeacher | None = None,
     quantisation: dict[str, Any] | None = None,
+    **changes: Any,
 ) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
     student = StudentParams(
         num_replicates=num_replicates,
         model={"name": "mlp", "arguments": {"hidden": [8]}},
         training={"num_epochs": 2, "batch_size": 16, "device": "cpu", "precision": "float32"},
         quantisation=quantisation,
+        **changes,
     )
     usual = {"soft_weight": 0.0 if soft_targets is None else 1.0}
     return train_students(
@@ -302,3 +306,60 @@ def test_an_arm_keeps_its_float_model_and_goes_on_from_its_cache_after_a_kill(
         assert facts["quantisation"] == chosen
     for facts in (plain.facts["shared"], plain.facts["parameters"], plain.facts):
         assert "quantisation" not in facts
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path) -> dict[str, Any]:
+    """Weights of the students' architecture with a head of other classes; the body is frozen."""
+    given = build_network("mlp", shape=(1, 8, 8), num_classes=7, arguments={"hidden": [8]})
+    torch.save(given.state_dict(), tmp_path / "weights.pth")
+    return {"file": str(tmp_path / "weights.pth"), "trainable_layers": 1}
+
+
+def test_every_arm_starts_from_the_same_pretrained_weights(
+    data: LabelledImages, tmp_path: Path, plans: Any, cache: Cache, pretrained: dict[str, Any]
+) -> None:
+    baseline, _ = run(data, tmp_path / "a", pretrained=pretrained)
+    distilled, _ = run(data, tmp_path / "b", cache(data.images, data.splits), pretrained=pretrained)
+    given = torch.load(pretrained["file"], weights_only=True)
+    head = {"layers.3.weight", "layers.3.bias"}
+    initial = [weights for _, weights in plans]
+    for weights in initial:
+        assert all(torch.equal(weights[name], given[name]) for name in given if name not in head)
+    for one, other in ((0, 2), (1, 3)):  # Replicates in pairs; heads differ between replicates.
+        assert all(torch.equal(initial[one][name], initial[other][name]) for name in given)
+    assert not torch.equal(initial[0]["layers.3.weight"], initial[1]["layers.3.weight"])
+    for made in (*baseline, *distilled):  # Frozen: the body is what it was.
+        changed = {name for name in given if not torch.equal(made.state[name], given[name])}
+        assert changed == head
+        assert made.facts["shared"]["pretrained"]["file"] == pretrained["file"]
+
+
+def test_pretrained_weights_are_part_of_the_key_and_of_the_provenance(
+    data: LabelledImages, tmp_path: Path, plans: Any, pretrained: dict[str, Any]
+) -> None:
+    states = tmp_path / "states"
+    (one,), _ = run(data, states, num_replicates=1, pretrained=pretrained)
+    (again,), _ = run(data, states, num_replicates=1, pretrained=pretrained)
+    assert again.fingerprint == one.fingerprint
+    assert len(list(states.iterdir())) == 1  # The second went on from the state of the first.
+    state = torch.load(pretrained["file"], weights_only=True)
+    torch.save({name: value + 0.1 for name, value in state.items()}, pretrained["file"])
+    (other,), _ = run(data, states, num_replicates=1, pretrained=pretrained)
+    all_layers = {"file": pretrained["file"]}
+    (tuned,), _ = run(data, states, num_replicates=1, pretrained=all_layers)
+    run(data, states, num_replicates=1)
+    assert len(list(states.iterdir())) == 4
+    digests = [made.facts["shared"]["pretrained"]["digest"] for made in (one, other, tuned)]
+    assert digests[0] != digests[1] == digests[2]
+    assert len({one.fingerprint, other.fingerprint, tuned.fingerprint}) == 3
+
+
+def test_a_teaching_student_of_another_size_does_not_take_the_students_weights() -> None:
+    small, weights = {"name": "mlp"}, {"file": "a.pth"}
+    student = StudentParams(model=small, pretrained=weights, training={"num_epochs": 1})
+    larger = ArmParams(model={"name": "small_cnn"})
+    assert student.for_arm(ArmParams()).pretrained == student.pretrained
+    assert student.for_arm(larger).pretrained is None
+    own = larger.model_copy(update={"pretrained": Pretrained(file="b.pth")})
+    assert student.for_arm(own).pretrained == Pretrained(file="b.pth")

@@ -14,8 +14,9 @@ from kd_pipeline.models.checkpoint import ModelCheckpoint, build_classifier, wri
 from kd_pipeline.models.preprocessing import Preprocessing
 from kd_pipeline.models.settings import GivenCheckpoint, Model, Pretrained
 from kd_pipeline.models.state_folder import StateFolder
+from kd_pipeline.training.initial import initial_model
 from kd_pipeline.training.settings import TeacherParams
-from kd_pipeline.training.teachers import adopt_given, initial_teacher, train_teachers
+from kd_pipeline.training.teachers import adopt_given, train_teachers
 
 
 def train(data: LabelledImages, folder: Path, **changes: Any) -> list[ModelCheckpoint]:
@@ -141,7 +142,7 @@ def test_a_pretrained_network_of_colours_keeps_its_own_normalisation_for_grey_im
     torch.save(network.state_dict(), tmp_path / "weights.pth")
     pretrained = Pretrained(file=str(tmp_path / "weights.pth"))
     model = Model(name="squeezenet1_1", input_size=32)
-    classifier = initial_teacher(data, model, pretrained, seed=0)
+    classifier = initial_model(data, model, pretrained, data.ids("teacher_train"))(0)
     assert classifier.preprocessing == Preprocessing(
         (3, 32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     )

@@ -76,6 +76,7 @@ def compare(
         "models": {str(role): _model(row) for role, row in first.iterrows()},
         "method": {
             **_method(baseline, params),
+            "num_classes": int(predictions[["label", "predicted"]].to_numpy().max()) + 1,
             "num_comparisons": len(gains),
             "teacher_measured": gap is not None,
             "teacher_data_known": gap is not None and bool(first.loc[TEACHER, "data_known"]),

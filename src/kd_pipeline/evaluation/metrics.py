@@ -61,6 +61,7 @@ class Metric:
     summarised: bool = False  # in comparison.json, as tables need it
     lower_is_better: bool = False
     against_teacher: bool = False  # NaN without the teacher's logits
+    min_classes: int = 2  # of tables that show it
     per_example: Callable[[pd.DataFrame], pd.Series] | None = None
     """Its value per row of `predictions`, where students are compared by it in pairs."""
 
@@ -128,7 +129,8 @@ def _teacher_kl(model: LabelledLogits) -> float:
 METRICS = (
     Metric("test/accuracy", _accuracy, numbers.percent, "accuracy %", "accuracy %", summarised=True,
            per_example=lambda rows: rows["predicted"] == rows["label"]),
-    Metric("test/top5_accuracy", lambda model: _accuracy(model, top_k=TOP_K)),
+    Metric("test/top5_accuracy", lambda model: _accuracy(model, top_k=TOP_K), numbers.percent,
+           "top-5 %", "top-5 %", summarised=True, min_classes=2 * TOP_K),
     Metric("test/errors", _errors, numbers.count, "errors", summarised=True),
     Metric("test/nll", _nll, numbers.decimals, "NLL", "NLL", summarised=True,
            per_example=lambda rows: rows["nll"], lower_is_better=True),

@@ -5,10 +5,12 @@ every example. Resampling only the examples, as is usual, leaves out the varianc
 method and its measured coverage are in docs/decisions/0004-paired-interval.md.
 """
 
+import math
 from typing import NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from kd_pipeline.errors import DataError
 from kd_pipeline.evaluation.settings import EvaluationParams
@@ -16,6 +18,9 @@ from kd_pipeline.evaluation.settings import EvaluationParams
 _CHUNK_CELLS = 4_000_000
 _ROUNDING = 1e-12
 _USUAL_LEVEL = 0.95
+_ONE_POINT = 0.01
+_MOST_REPLICATES = 100_000
+"""Enough for a half-width of a point: gains lie in [-1, 1], their deviation is at most 1.42."""
 
 
 class PairedDifference(TypedDict):
@@ -32,6 +37,8 @@ class PairedDifference(TypedDict):
     """Replicates in which the arm is better."""
     replicates: int
     """Where it is 1, the interval covers the choice of test examples only, not of seeds."""
+    replicates_needed: NotRequired[int]
+    """Of two accuracies, where more replicates would do: see `_replicates_needed`."""
 
 
 def paired_difference(
@@ -45,6 +52,7 @@ def paired_difference(
 
     The interval is symmetric about the difference, and the p-value is of no difference, from the
     same bootstrap shifted to the null: the interval leaves out 0 where p < 1 - confidence_level.
+    That of two accuracies ends at -1 and 1, beyond which their difference cannot lie.
 
     `arm` and `baseline` hold a value per cell (1 where right, or the loss), both of shape
     [num_replicates, num_examples]; row r of both has the same seed.
@@ -61,20 +69,44 @@ def paired_difference(
     if not np.isfinite(differences).all():
         raise DataError("`arm` and `baseline` must be finite, got NaN or infinity")
     mean = float(differences.mean())
-    deviations = np.abs(_bootstrap_deviations(differences, params))
+    by_replicate, by_example = _bootstrap_deviations(differences, params)
+    deviations = np.abs(by_replicate + by_example)
     half_width = float(np.quantile(deviations, params.confidence_level))
+    is_accuracy = all(((cells == 0) | (cells == 1)).all() for cells in (arm, baseline))
+    bound = 1.0 if is_accuracy else math.inf
     as_extreme = int((deviations >= abs(mean) - _ROUNDING).sum())
     gains = differences.mean(axis=1) * (-1 if lower_is_better else 1)
     difference: PairedDifference = {
         "mean": mean,
-        "ci95": [mean - half_width, mean + half_width],
+        "ci95": [max(mean - half_width, -bound), min(mean + half_width, bound)],
         "p_value": (1 + as_extreme) / (1 + params.num_bootstrap_samples),
         "wins": int((gains > _ROUNDING).sum()),
         "replicates": len(differences),
     }
     if params.confidence_level != _USUAL_LEVEL:
         difference["confidence_level"] = params.confidence_level
+    if is_accuracy and len(differences) > 1:
+        of_examples = float(np.quantile(np.abs(by_example), params.confidence_level))
+        wanted = max(abs(mean), _ONE_POINT, math.sqrt(2) * of_examples)
+        if half_width > wanted:
+            needed = _replicates_needed(differences.mean(axis=1), of_examples, wanted, params)
+            difference["replicates_needed"] = needed
     return difference
+
+
+def _replicates_needed(
+    gains: NDArray[np.float64], of_examples: float, wanted: float, params: EvaluationParams
+) -> int:
+    """The least number of replicates whose half-width is below `wanted`, if their spread stays.
+
+    Wanted is a half-width below the mean or below a point, or one that is due to the test examples
+    more than to the replicates. By Student's t for the replicates; the half-width `of_examples`,
+    which more replicates do not change, is added as variances are.
+    """
+    numbers = np.arange(len(gains) + 1, _MOST_REPLICATES + 1)
+    t = stdtrit(numbers - 1, (1 + params.confidence_level) / 2)
+    half_widths = np.hypot(t * gains.std(ddof=1) / np.sqrt(numbers), of_examples)
+    return int(numbers[np.argmax(half_widths < wanted)])
 
 
 def gap_recovered(gain: PairedDifference, teacher_gap: PairedDifference) -> float | None:
@@ -84,16 +116,16 @@ def gap_recovered(gain: PairedDifference, teacher_gap: PairedDifference) -> floa
 
 def _bootstrap_deviations(
     differences: NDArray[np.float64], params: EvaluationParams
-) -> NDArray[np.float64]:
-    """Deviations of the mean with other replicates and other examples, [num_samples].
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Deviations of the mean with other replicates and with other examples, both [num_samples].
 
-    The sum of the deviations over replicates and over examples, drawn apart. Resampling both at
+    To be added: the two are drawn apart. Resampling both at
     once (the pigeonhole bootstrap, Owen 2007, doi:10.1214/07-AOAS122) counts the variance of a
     single cell three times; the sum counts it twice, which is still conservative.
     """
     generator, num_samples = np.random.default_rng(params.seed), params.num_bootstrap_samples
     by_replicate = _replicate_deviations(differences.mean(axis=1), num_samples, generator)
-    return by_replicate + _example_deviations(differences.mean(axis=0), num_samples, generator)
+    return by_replicate, _example_deviations(differences.mean(axis=0), num_samples, generator)
 
 
 def _replicate_deviations(

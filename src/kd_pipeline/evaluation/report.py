@@ -50,11 +50,15 @@ def verdict(comparison: _Json) -> list[str]:
         return ["Only the baseline was trained: there is nothing to compare."]
     if distilled is None:
         return [
-            _answer(f"the arm {label(arm)}", "hard labels", gain["accuracy"])
-            for arm, gain in gains.items()
+            *(
+                _answer(f"the arm {label(arm)}", "hard labels", gain["accuracy"])
+                for arm, gain in gains.items()
+            ),
+            *too_few_replicates(comparison),
         ]
     gain, through = gains[distilled], _students_between(comparison)
     sentences = [_answer("distillation", "hard labels", gain["accuracy"]), _nll(gain["nll"])]
+    sentences += too_few_replicates(comparison)
     for control, over in comparison["distilled_over"].items():
         if through and comparison["learnt_from"][control] == TEACHER and control != PSEUDO:
             directly = f"being taught by the teacher directly ({control})"
@@ -75,6 +79,25 @@ def _answer(subject: str, reference: str, difference: _Json) -> str:
         f"**{answer}**: {numbers.points(difference)} points of accuracy over {reference}, "
         f"{_interval(difference)}; better in {_wins(difference)} replicates."
     )
+
+
+def too_few_replicates(comparison: _Json) -> list[str]:
+    """What would narrow the interval of the distilled student's gain, or of the first arm's.
+
+    A sentence, or none where more replicates would change little.
+    """
+    gains = comparison["gains"]
+    main = comparison["distilled"] or next(iter(gains), None)
+    if main is None or "replicates_needed" not in (gain := gains[main]["accuracy"]):
+        return []
+    low, high = gain["ci95"]
+    return [
+        f"The interval of {label(main)} is {100 * (high - low):.1f} points wide: more replicates "
+        "are what is missing. If their spread stays as it is, "
+        f"`student.num_replicates: {gain['replicates_needed']}` would do instead of "
+        f"{gain['replicates']}: its half-width would be below the gain or below a point, or due to "
+        "the number of test images."
+    ]
 
 
 def _nll(difference: _Json) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kd_pipeline.config import Computing, OpenFraction, PositiveInt, Seed
+from kd_pipeline.config import Computing, OpenFraction, PositiveInt, Seed, at_most
 
 
 class EvaluationParams(Computing):
@@ -12,8 +12,10 @@ class EvaluationParams(Computing):
 
     seed: Seed = 0
     """Of the bootstrap."""
-    num_bootstrap_samples: Annotated[int, Field(ge=100)] = 10_000
+    num_bootstrap_samples: Annotated[
+        int, Field(ge=100), at_most(10**6, "all are in memory, and p-values need no more")
+    ] = 10_000
     confidence_level: OpenFraction = 0.95
     """Of every interval."""
-    num_calibration_bins: PositiveInt = 15
+    num_calibration_bins: Annotated[PositiveInt, at_most(10_000, "most would be empty")] = 15
     """Equal-width bins of confidence for the expected calibration error."""

@@ -41,7 +41,8 @@ def metric_columns(comparison: Mapping[str, Any], *, short: bool) -> Columns:
         # A line of the terminal has room for one deviation.
         return metric.show({**spread, "std": None} if short and metric != METRICS[0] else spread)
 
-    headings = {(m.short_heading if short else m.heading): m for m in METRICS}
+    shown = (m for m in METRICS if comparison["method"]["num_classes"] >= m.min_classes)
+    headings = {(m.short_heading if short else m.heading): m for m in shown}
     return {heading: partial(cell, metric) for heading, metric in headings.items() if heading}
 
 

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from kd_pipeline.evaluation import numbers, tables
-from kd_pipeline.evaluation.report import verdict
+from kd_pipeline.evaluation.report import too_few_replicates, verdict
 from kd_pipeline.evaluation.roles import label
 
 
@@ -25,6 +25,8 @@ def arms_table(comparison: Mapping[str, Any], report_path: str | None) -> str:
     lines = _aligned(tables.table_rows(comparison, columns))
     if comparison["intermediate"]:
         lines += ["", *(sentence.replace("**", "") for sentence in verdict(comparison))]
+    elif few := too_few_replicates(comparison):
+        lines += ["", *few]
     if report_path is not None:
         lines += ["", f"Report: {report_path}"]
     return "\n".join(lines)

@@ -4,19 +4,20 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from kd_pipeline.config import Fraction, Params, PositiveInt
+from kd_pipeline.config import BatchSize, Fraction, Params, PositiveInt, at_most
 from kd_pipeline.models.settings import GivenCheckpoint, GivenMlflow
 
 TargetName = Literal["onnx", "executorch", "c"]
 Source = Annotated[GivenCheckpoint | GivenMlflow, Field(discriminator="kind")]
+Repeats = Annotated[PositiveInt, at_most(100_000, "each is a run of the model")]
 
 
 class Latency(Params):
     """How latency is measured: each repeat is one batch."""
 
-    num_warmup: PositiveInt = 10
-    num_repeats: PositiveInt = 50
-    batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 64)
+    num_warmup: Repeats = 10
+    num_repeats: Repeats = 50
+    batch_sizes: Annotated[tuple[BatchSize, ...], Field(min_length=1)] = (1, 64)
     """Tables show that of 1."""
 
 

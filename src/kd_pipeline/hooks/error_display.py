@@ -5,10 +5,13 @@ import sys
 from collections.abc import Callable
 from types import TracebackType
 
-from kedro.validation.exceptions import ParameterValidationError
+from kedro.config import MissingConfigException
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from kd_pipeline.errors import our_cause
+from kd_pipeline.errors import KdPipelineError, our_cause
 
+_OF_CONFIGURATION = (MissingConfigException, OmegaConfBaseException, YAMLError)
 TRACEBACK_VARIABLE = "KD_TRACEBACK"
 
 _ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None], object]
@@ -18,8 +21,8 @@ def show_errors_concisely() -> None:
     """Print only the message of an error that ends the process, if it is about a user's input.
 
     That is a `KdPipelineError`, also where Kedro has wrapped it while reading or writing data, and
-    Kedro's own error for parameters of wrong types. Any other error, and every error where
-    `KD_TRACEBACK` is set, is shown as before.
+    an error of reading the configuration: no such preset, no YAML, a `${name}` of nothing. Any
+    other error, and every error where `KD_TRACEBACK` is set, is shown as before.
     """
     if not isinstance(sys.excepthook, _ConciseDisplay):
         sys.excepthook = _ConciseDisplay(sys.excepthook)
@@ -32,10 +35,11 @@ class _ConciseDisplay:
     def __call__(
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
-        shown = error if isinstance(error, ParameterValidationError) else our_cause(error)
+        shown = error if isinstance(error, _OF_CONFIGURATION) else our_cause(error)
         if shown is None or os.environ.get(TRACEBACK_VARIABLE):
             self._before(kind, error, trace)
             return
         sys.stdout.flush()
         hint = f"({TRACEBACK_VARIABLE}=1 shows where this was raised)"
-        sys.stderr.write(f"\n{hint}\n{type(shown).__name__}: {shown}\n")
+        text = str(shown) if isinstance(shown, KdPipelineError) else " ".join(str(shown).split())
+        sys.stderr.write(f"\n{hint}\n{type(shown).__name__}: {text}\n")

@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from kd_pipeline.hooks.guards import (
     exports_models,
     training_nodes,
 )
+from kd_pipeline.hooks.parameters import check_given, check_parameters, typed_blocks
 
 DATA_FOLDER = "data"
 
@@ -31,14 +31,20 @@ class GuardHook:
     def __init__(self) -> None:
         """There is nothing to check before the context is there."""
         self._project = Path.cwd()
-        self._context: KedroContext | None = None
         self._training: list[Node] = []
         self._exports = False
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Keep the project's root and its parameters."""
-        self._project, self._context = Path(context.project_path), context
+        """Keep the project's root, and refuse parameters that are no settings.
+
+        Here, because Kedro checks them next and shows what it refuses over many lines.
+
+        Raises:
+            SettingsError: With a line for each mistake.
+        """
+        self._project = Path(context.project_path)
+        check_parameters(context.config_loader["parameters"], typed_blocks())
 
     # First of all hooks: a refused run leaves no trace in MLflow.
     @hook_impl(tryfirst=True)
@@ -52,13 +58,13 @@ class GuardHook:
 
         Raises:
             DataError: If nothing can be written into the data folder, or where an output goes.
-            ParameterError: If a block of parameters is unknown, an arm cannot have what it asks
-                for, or a pipeline that trains is to run in threads or processes.
+            SettingsError: If a block of parameters is missing.
+            ParameterError: If an arm cannot have what it asks for, or a pipeline that trains is to
+                run in threads or processes.
             StaleArtefactError: If the run would use soft targets that do not match it.
             CheckpointError: If it reads models that are not there.
         """
-        if self._context is not None:
-            check_blocks(self._context.params, known_blocks())
+        check_given(pipeline, catalog)
         self._training = training_nodes(pipeline)
         if self._training:
             check_runner(str(run_params.get("runner")))
@@ -79,26 +85,6 @@ class GuardHook:
         if node in self._training:
             nodes, self._training = self._training, []
             check_trainings(nodes, catalog, exports=self._exports)
-
-
-def known_blocks() -> set[str]:
-    """Blocks of parameters that some stage asks for."""
-    from kedro.framework.project import pipelines
-
-    asked = {name for pipeline in pipelines.values() for name in pipeline.all_inputs()}
-    parameters = {name.removeprefix("params:") for name in asked if name.startswith("params:")}
-    return {name.partition(".")[0] for name in parameters}
-
-
-def check_blocks(parameters: Mapping[str, Any], known: set[str]) -> None:
-    """Refuse a block that no stage asks for: Kedro would ignore it, and a typing error with it.
-
-    Raises:
-        ParameterError: Naming the block.
-    """
-    for name in parameters:
-        if known and name not in known:
-            raise ParameterError("parameters", "be blocks that a stage reads", name, legal=known)
 
 
 def output_folders(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> set[Path]:

@@ -291,15 +291,16 @@ def check_trainings(nodes: list[Node], catalog: Catalog, *, exports: bool = Fals
 
 def _check_exports(data: "LabelledImages", catalog: Catalog) -> None:
     from kd_pipeline.export.jobs import check_exportable
-    from kd_pipeline.training.students import untrained
+    from kd_pipeline.training.initial import initial_model
 
     params = load_block(catalog, "model_export", ModelExportParams)
     student = load_block(catalog, "student", StudentParams)
     arms = [load_block(catalog, role, ArmParams) for role in params.models if role != _TEACHER]
-    models = {arm.model_dump_json(): arm for arm in (student.for_arm(arm).model for arm in arms)}
-    for model in models.values():
-        initial = untrained(data, model, data.ids("validation"))
-        check_exportable(initial(0), model, data, params)
+    own = (student.for_arm(arm) for arm in arms)
+    kinds = {(one.model.model_dump_json(), one.pretrained): one for one in own}
+    for one in kinds.values():
+        initial = initial_model(data, one.model, one.pretrained, data.ids("validation"))
+        check_exportable(initial(0), one.model, data, params)
 
 
 def _check_teacher(data: "LabelledImages", catalog: Catalog) -> None:

@@ -27,6 +27,7 @@ from kedro.pipeline.node import Node
 from kd_pipeline import events
 from kd_pipeline.errors import our_cause
 from kd_pipeline.hooks.inputs import describe_inputs
+from kd_pipeline.hooks.parameters import check_parameters
 from kd_pipeline.tracking.journal import Journal
 from kd_pipeline.tracking.operations import DatasetFacts
 from kd_pipeline.tracking.runs import MODEL_EXPORT, SOFT_TARGETS, RunBook, new_group
@@ -81,6 +82,7 @@ class MLflowHook:
             given = context.config_loader["mlflow"]
         except MissingConfigException:
             given = {}
+        check_parameters({"mlflow": given}, {"mlflow": MLflowParams})
         self._params = MLflowParams.model_validate(given)
 
     @hook_impl

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from statistics import harmonic_mean
 from typing import Any
 
 from kedro.framework.hooks import hook_impl
@@ -19,10 +20,11 @@ from kd_pipeline.hooks.progress import Progress
 
 logger = logging.getLogger(__name__)
 
+_RATE = "train/examples_per_second"
 _SHOWN = {
     "train/loss": "train loss {:.4g}",
     "validation/accuracy": "validation accuracy {:.4g}",
-    "train/examples_per_second": "{:,.0f} examples/s",
+    _RATE: "{:,.0f} examples/s",
     "quantisation/train_loss": "int8 train loss {:.4g}",
     "quantisation/validation_accuracy": "int8 validation accuracy {:.4g}",
 }
@@ -44,8 +46,10 @@ class TerminalHook:
         self._exports: dict[str, Any] = {"files": []}
         self._started_at = time.monotonic()
         self._metrics: dict[str, float] = {}
+        self._rates: list[float] = []
 
-    @hook_impl
+    # First, so that what other hooks refuse about settings is shown in short as well.
+    @hook_impl(tryfirst=True)
     def after_context_created(self) -> None:
         """From here on, our own errors end in their message."""
         show_errors_concisely()
@@ -108,10 +112,12 @@ class TerminalHook:
     def _show(self, event: events.Event) -> None:
         match event:
             case events.TrainingStarted(replicate=replicate, num_epochs=num_epochs):
-                self._metrics = {}
+                self._metrics, self._rates = {}, []
                 self._begin_progress(f"replicate {replicate}", num_epochs, "epochs")
             case events.EpochEnded(epoch=epoch, metrics=metrics):
                 self._metrics |= metrics
+                if _RATE in metrics:
+                    self._rates.append(metrics[_RATE])
                 if self._progress is not None:
                     self._progress.advance(epoch, _in_short(metrics))
             case events.TrainingEnded():
@@ -143,7 +149,9 @@ class TerminalHook:
 
     def _result(self, event: events.TrainingEnded) -> str:
         seconds = event.metrics.get("cost/train_seconds")
-        parts = [_in_short(self._metrics), "" if seconds is None else f"{seconds:.1f} s"]
+        # Of the whole training, as the seconds beside: epochs are of equal size.
+        rate = {_RATE: harmonic_mean(self._rates)} if self._rates else {}
+        parts = [_in_short(self._metrics | rate), "" if seconds is None else f"{seconds:.1f} s"]
         return ", ".join(part for part in parts if part) or "trained"
 
 

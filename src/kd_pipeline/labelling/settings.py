@@ -4,19 +4,27 @@ from typing import Self
 
 from pydantic import model_validator
 
-from kd_pipeline.config import Computing, Fraction, Params, PositiveFloat, PositiveInt, Seed
+from kd_pipeline.config import (
+    BatchSize,
+    Computing,
+    Fraction,
+    Params,
+    PositiveInt,
+    Seed,
+    Temperature,
+)
 
 
 class SoftTargetCachingParams(Computing):
     """`soft_target_caching`: how the teacher labels the transfer set."""
 
-    batch_size: PositiveInt = 512
+    batch_size: BatchSize = 512
     rows_per_part: PositiveInt | None = None
     """Rows in one file: what is labelled before it is on disk, and what is read at a time. null is
     as many as keep float32 logits of all classes within 64 MiB, and at most 65,536."""
     top_k: PositiveInt | None = None
     """Keep only so many logits of each row, and one for all others; null keeps all."""
-    temperature: PositiveFloat | None = None
+    temperature: Temperature | None = None
     """Given exactly where `top_k` is: such a cache can be read at this temperature only."""
     min_validation_accuracy: Fraction | None = None
     """A teacher below it is refused before it labels anything."""

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_serializer, model_validator
 
-from kd_pipeline.config import Fraction, Params, PositiveFloat
+from kd_pipeline.config import Fraction, Params, Temperature
 from kd_pipeline.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class ObjectiveParams(Params):
     soft_loss: Annotated[SerializeAsAny[SoftLossParams], BeforeValidator(_as_soft_loss)] = (
         SoftLossParams(name="kl")
     )
-    temperature: PositiveFloat = 1.0
+    temperature: Temperature = 1.0
     soft_weight: Fraction = 0.0
     """Weight of the soft term; the hard term gets the rest."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0

@@ -107,7 +107,10 @@ def import_network(import_path: str, *, arguments: Mapping[str, Any]) -> nn.Modu
 
 
 def _import_class(import_path: str) -> type[nn.Module]:
-    """Import a class, and never a function: a checkpoint's file could name any there is."""
+    """Import a class, and never a function: a checkpoint's file could name any there is.
+
+    Importing runs the module, whichever it is: only the class is checked.
+    """
     module, _, name = import_path.partition(":")
     if any(part.startswith("__") for part in module.split(".")):
         # Importing the `__main__` of a package runs it.

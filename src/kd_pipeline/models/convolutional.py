@@ -21,6 +21,8 @@ def build_small_cnn(
 
     `dropout` is the fraction of the pooled features dropped before the head.
     """
+    if not all(isinstance(width, int) and width >= 1 for width in channels):
+        raise ParameterError("arguments.channels", "be a list of positive widths", channels)
     if not channels or min(shape[1:]) < 2 ** (len(channels) - 1):
         most = min(shape[1:]).bit_length()
         raise ParameterError(

@@ -30,7 +30,7 @@ class PretrainedWeights:
 
 
 def load_weights(architecture: str, pretrained: Pretrained) -> PretrainedWeights:
-    """Load the weights that `teacher.pretrained` names.
+    """Load the weights that a block's `pretrained` names.
 
     Files do not declare their normalisation: for torchvision's architectures it is assumed to be
     that of the default weights.
@@ -41,7 +41,7 @@ def load_weights(architecture: str, pretrained: Pretrained) -> PretrainedWeights
             return PretrainedWeights(state, None, None)
         _, class_names, usual = torchvision_weights(architecture, pretrained.weights)
     except ParameterError as error:
-        raise error.within("teacher.pretrained") from error
+        raise error.within("pretrained") from error
     named = class_names if pretrained.file is None else None
     return PretrainedWeights(state, named, (usual.mean, usual.std))
 
@@ -108,9 +108,7 @@ def adopt_weights(
     own, head = network.state_dict(), layers_with_weights(network)[-1]
     fresh = [n for n in head if not same_classes or (n in state and own[n].shape != state[n].shape)]
     body = {name: value for name, value in state.items() if name not in fresh}
-    load_strictly(
-        network, body | {name: own[name] for name in fresh}, "the architecture of `teacher`"
-    )
+    load_strictly(network, body | {name: own[name] for name in fresh}, "`model`")
     return fresh
 
 
@@ -141,7 +139,7 @@ def freeze_all_but_last(network: nn.Module, num_layers: int) -> None:
     layers = layers_with_weights(network)
     if num_layers > len(layers):
         rule = f"be at most the {len(layers)} layers that have weights"
-        raise ParameterError("teacher.pretrained.trainable_layers", rule, num_layers)
+        raise ParameterError("pretrained.trainable_layers", rule, num_layers)
     trainable = {name for layer in layers[-num_layers:] for name in layer}
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in trainable)

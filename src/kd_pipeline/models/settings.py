@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from kd_pipeline.config import Params, PositiveFloat, PositiveInt
+from kd_pipeline.config import ImageSide, Params, PositiveFloat, PositiveInt
 
 
 class Model(Params):
@@ -12,7 +12,7 @@ class Model(Params):
 
     name: str
     arguments: dict[str, Any] = Field(default_factory=dict)
-    input_size: PositiveInt | None = None
+    input_size: ImageSide | None = None
     """Side in pixels of the square that views are resized to; null keeps the images' size."""
 
 
@@ -37,7 +37,7 @@ class GivenPreprocessing(Params):
     mean: Annotated[tuple[float, ...], Field(min_length=1)]
     """Per channel; a mean of 0 and a std of 1 leave the pixels as they are."""
     std: tuple[PositiveFloat, ...]
-    input_size: PositiveInt | None = None
+    input_size: ImageSide | None = None
     """Side of the square, in pixels; null is the file's fixed size, or else the images' size."""
 
     @model_validator(mode="after")
@@ -106,7 +106,11 @@ class GivenTimm(_Weights):
 
 
 class GivenModule(NamedOutputs):
-    """A user's own `nn.Module`, made by `package.module:Class`, with a state dict."""
+    """A user's own `nn.Module`, made by `package.module:Class`, with a state dict.
+
+    The import path is code that the user names: importing the module runs it, and only then is
+    the class checked to be an `nn.Module`.
+    """
 
     kind: Literal["module"]
     import_path: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]

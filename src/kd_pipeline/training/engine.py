@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from kd_pipeline.errors import TrainingDivergedError
 from kd_pipeline.events import EpochEnded, emit
@@ -24,7 +25,7 @@ from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.predict import resolve_device, resolve_precision
 from kd_pipeline.models.state_folder import StateFolder
 from kd_pipeline.randomness import derive_seed, seeded
-from kd_pipeline.training.optimisation import build_optimiser, build_schedule
+from kd_pipeline.training.optimisation import build_optimiser, build_schedule, step_on_validation
 from kd_pipeline.training.rows import BatchOrder, Rows, measure_validation
 from kd_pipeline.training.settings import Training
 from kd_pipeline.training.teacher_sources import BatchLogits
@@ -156,6 +157,7 @@ class _Loop:
         if record.epoch % plan.training.evaluate_every == 0 or _is_over(record, plan.training):
             metrics |= measure_validation(self.classifier, plan.validation, device=self.device)
             self._note_best(record, metrics)
+            step_on_validation(self.schedule, metrics)
         return plan.row(record.epoch, metrics)
 
     def _train(self, number: int) -> dict[str, float]:
@@ -191,7 +193,8 @@ class _Loop:
             if training.max_gradient_norm is not None:
                 nn.utils.clip_grad_norm_(self.classifier.parameters(), training.max_gradient_norm)
             self.optimiser.step()
-            self.schedule.step()
+            if not isinstance(self.schedule, ReduceLROnPlateau):
+                self.schedule.step()
             if training.max_weight_norm is not None:
                 _bound_weights(self.classifier, training.max_weight_norm)
             meter.add(terms, logits)

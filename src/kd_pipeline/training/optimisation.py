@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import lr_scheduler
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.training.settings import Optimiser, Schedule
@@ -25,7 +25,7 @@ def build_optimiser(parameters: Iterable[nn.Parameter], params: Optimiser) -> to
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     try:
         optimiser: torch.optim.Optimizer = kind(trainable, **chosen)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Of any kind, from inside torch.
         rule = f"suit {params.name} ({error})"
         raise ParameterError("optimiser.arguments", rule, params.arguments) from error
     return optimiser
@@ -42,7 +42,7 @@ def scale_lr(params: Optimiser, factor: float) -> Optimiser:
 def build_schedule(
     optimiser: torch.optim.Optimizer, params: Schedule, *, num_steps: int
 ) -> LRScheduler:
-    """Build a schedule that is stepped once per optimiser step.
+    """Build a schedule that is stepped once per optimiser step, or by `step_on_validation`.
 
     `total_steps`, `total_iters` and `T_max` of torch's own schedules are the number of steps
     unless they are given.
@@ -63,10 +63,16 @@ def build_schedule(
     filled = dict.fromkeys(lengths, num_steps) | params.arguments
     try:
         schedule: LRScheduler = kind(optimiser, **filled)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # Of any kind, from inside torch.
         rule = f"suit {params.name} ({error})"
         raise ParameterError("schedule.arguments", rule, params.arguments) from error
     return schedule
+
+
+def step_on_validation(schedule: LRScheduler, metrics: Mapping[str, float]) -> None:
+    """Step ReduceLROnPlateau: by the loss, or, where its `mode` is max, by the accuracy."""
+    if isinstance(schedule, ReduceLROnPlateau):
+        schedule.step(metrics[f"validation/{'loss' if schedule.mode == 'min' else 'accuracy'}"])
 
 
 def _curve(optimiser: torch.optim.Optimizer, params: Schedule, num_steps: int) -> LRScheduler:
@@ -101,8 +107,7 @@ def _find(
         if isinstance(value, type)
         and issubclass(value, base)
         and value is not base
-        # These need a metric, or the loss as a function, at each step.
-        and key not in ("ReduceLROnPlateau", "LBFGS")
+        and key != "LBFGS"  # It needs the loss as a function.
     }
     if name not in known:
         near = difflib.get_close_matches(name, [*known, *extra], n=4, cutoff=0.3)

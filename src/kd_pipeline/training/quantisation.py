@@ -36,6 +36,7 @@ class FakeQuantised(nn.Module):
         """Wrap a graph prepared by torchao, exported in train mode."""
         super().__init__()
         self.graph = graph
+        self._switch(mode=True)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [batch, channels, height, width] to logits [batch, num_classes].
@@ -61,14 +62,24 @@ class FakeQuantised(nn.Module):
         switch would set every momentum and epsilon of batch norm to torch's defaults.
         """
         if mode != self.training:
-            for at, operator in ((5, _BATCH_NORM), (2, torch.ops.aten.dropout.default)):
-                for node in self.graph.graph.find_nodes(op="call_function", target=operator):
-                    node.update_arg(at, mode)
-            self.graph.recompile()
+            self._switch(mode=mode)
             pt2e = require("torchao.quantization.pt2e", extra=EXTRA)
             self.graph.apply(pt2e.enable_observer if mode else pt2e.disable_observer)
             self.training = mode
         return self
+
+    def _switch(self, *, mode: bool) -> None:
+        """Set the mode of dropout and batch norm; norms of frozen layers keep their statistics."""
+        for node in self.graph.graph.find_nodes(
+            op="call_function", target=torch.ops.aten.dropout.default
+        ):
+            node.update_arg(2, mode)
+        partly_frozen = not all(one.requires_grad for one in self.graph.parameters())
+        for _, node in _batch_norms(self.graph):
+            weight = None if node.args[1] is None else self.graph.get_parameter(node.args[1].target)
+            is_frozen = partly_frozen and (weight is None or not weight.requires_grad)
+            node.update_arg(5, mode and not is_frozen)
+        self.graph.recompile()
 
     def state_of(self, network: nn.Module) -> dict[str, Tensor]:
         """The state dict of a network like the one that was exported, after training, on the CPU.

@@ -4,7 +4,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from kd_pipeline.config import Device, Params, PositiveFloat, PositiveInt, Precision, Seed
+from kd_pipeline.config import (
+    BatchSize,
+    Device,
+    NumModels,
+    Params,
+    PositiveFloat,
+    PositiveInt,
+    Precision,
+    Seed,
+)
 from kd_pipeline.losses.settings import ObjectiveParams
 from kd_pipeline.models.settings import Given, GivenLogits, Model, Pretrained
 from kd_pipeline.views.settings import Transforms
@@ -18,7 +27,11 @@ class Optimiser(Params):
 
 
 class Schedule(Params):
-    """A learning-rate schedule: `constant`, `cosine`, or one of torch.optim.lr_scheduler."""
+    """A learning-rate schedule: `constant`, `cosine`, or one of torch.optim.lr_scheduler.
+
+    ReduceLROnPlateau counts measurements on the validation set: of the loss, or of the accuracy
+    where its `mode` is max.
+    """
 
     name: str = "cosine"
     arguments: dict[str, Any] = Field(default_factory=dict)
@@ -39,7 +52,7 @@ class Training(Params):
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Schedule()
     num_epochs: PositiveInt
-    batch_size: PositiveInt = 64
+    batch_size: BatchSize = 64
     max_gradient_norm: PositiveFloat | None = None
     max_weight_norm: PositiveFloat | None = None
     """Bound on the norm of each unit's incoming weights, also the head's (Srivastava 2014)."""
@@ -65,7 +78,7 @@ class TeacherParams(Params):
     """`teacher`: trained from scratch, fine-tuned from pretrained weights, or given."""
 
     seed: Seed = 0
-    num_members: Annotated[int, Field(ge=1, le=32767)] = 1
+    num_members: NumModels = 1
     given: tuple[Given, ...] = ()
     """Teachers used as they are, one per member; no training then."""
     model: Model | None = None
@@ -112,8 +125,10 @@ class StudentParams(Params):
     """`student`: what all students that are compared share by construction."""
 
     seed: Seed = 0
-    num_replicates: PositiveInt = 5
+    num_replicates: NumModels = 5
     model: Model
+    pretrained: Pretrained | None = None
+    """Where every replicate of every arm starts from, as `teacher.pretrained`."""
     training: Training
     quantisation: Annotated[Quantisation | None, BeforeValidator(_as_block)] = None
     """`int8`, or {name: int8, ...}; the weights in float stay beside the fine-tuned ones."""
@@ -130,7 +145,13 @@ class StudentParams(Params):
     def for_arm(self, arm: "ArmParams") -> "StudentParams":
         """These settings with what a student of another size sets by itself."""
         own = {name: getattr(arm, name) for name in arm.own_settings}
+        if arm.model is not None:  # Another model's weights would not fit it.
+            own["pretrained"] = arm.pretrained
         return self.model_copy(update=own)
+
+
+OF_TEACHING_STUDENTS = ("model", "pretrained", "training", "num_replicates")
+"""What only a student that teaches others may set in its own block."""
 
 
 class ArmParams(ObjectiveParams):
@@ -141,12 +162,12 @@ class ArmParams(ObjectiveParams):
     """
 
     model: Model | None = None
+    pretrained: Pretrained | None = None
     training: Training | None = None
-    num_replicates: PositiveInt | None = None
+    num_replicates: NumModels | None = None
     """Of a student that teaches: its replicates are one ensemble to the students it teaches."""
 
     @property
     def own_settings(self) -> tuple[str, ...]:
         """Names of the settings of `student` that this block replaces."""
-        names = ("model", "training", "num_replicates")
-        return tuple(name for name in names if getattr(self, name) is not None)
+        return tuple(name for name in OF_TEACHING_STUDENTS if getattr(self, name) is not None)

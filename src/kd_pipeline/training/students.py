@@ -15,7 +15,6 @@ from kd_pipeline.events import TrainingEnded, TrainingStarted, emit
 from kd_pipeline.models.checkpoint import (
     DATA_FACTS,
     ModelCheckpoint,
-    build_untrained,
     count_costs,
     snapshot,
     tensors_digest,
@@ -25,9 +24,15 @@ from kd_pipeline.models.settings import Model
 from kd_pipeline.models.state_folder import StateFolder
 from kd_pipeline.randomness import derive_seed
 from kd_pipeline.training.engine import TrainingPlan, TrainingRecord, train_classifier
+from kd_pipeline.training.initial import initial_model
 from kd_pipeline.training.quantisation import fake_quantise, fine_tune, fine_tuning_plan
-from kd_pipeline.training.rows import arm_rows, make_rows, measure, transfer_partners
-from kd_pipeline.training.settings import ArmParams, Quantisation, StudentParams
+from kd_pipeline.training.rows import arm_rows, make_rows, transfer_partners
+from kd_pipeline.training.settings import (
+    OF_TEACHING_STUDENTS,
+    ArmParams,
+    Quantisation,
+    StudentParams,
+)
 from kd_pipeline.training.teacher_sources import Teacher
 from kd_pipeline.views.settings import ViewsParams
 
@@ -63,6 +68,8 @@ def train_students(
         rule = "be 0 for an arm without a teacher"
         raise ParameterError("soft_weight", rule, arm.soft_weight)
     plan = _plan(data, student, arm, views, teacher)
+    ids = student_rows(data.splits)["example_id"].to_numpy()
+    initial = initial_model(data, student.model, student.pretrained, ids)
     facts = {
         "teacher": list(teacher.fingerprints) if teacher else [],
         "teacher_ensemble": _ensemble(teacher),
@@ -71,6 +78,7 @@ def train_students(
         "shared": {
             "seed": student.seed,
             "model": student.model.model_dump(mode="json"),
+            **initial.provenance,
             "training": student.training.model_dump(mode="json"),
             "views": _views(plan),
         },
@@ -78,8 +86,6 @@ def train_students(
     numbers = range(student.num_replicates)
     seeds = (derive_seed(student.seed, "replicate", number) for number in numbers)
     plans = [replace(plan, seed=own, replicate=number) for number, own in enumerate(seeds)]
-    ids = student_rows(data.splits)["example_id"].to_numpy()
-    initial = untrained(data, student.model, ids)
     return train_each(
         plans,
         initial=initial,
@@ -116,9 +122,11 @@ def _plan(
 
 def _parameters(student: StudentParams, arm: ArmParams, views: ViewsParams) -> dict[str, Any]:
     """What MLflow lists of a student's settings, under the same names in every arm."""
-    own = arm.model_dump(mode="json", exclude={"model", "training", "num_replicates"})
+    own = arm.model_dump(mode="json", exclude=set(OF_TEACHING_STUDENTS))
     # `train_each` adds the quantisation: the training in float, and its key, is the same without.
-    shared = student.model_dump(mode="json", exclude={"quantisation"})
+    # So are they for a student from scratch.
+    left_out = {"quantisation", *(() if student.pretrained else ("pretrained",))}
+    shared = student.model_dump(mode="json", exclude=left_out)
     return {**shared, **own, "views": views.model_dump(mode="json")}
 
 
@@ -131,13 +139,6 @@ def _ensemble(teacher: Teacher | None) -> dict[str, Any] | None:
 
 def _views(plan: TrainingPlan) -> dict[str, Any]:
     return plan.policy.description | {"num_views": plan.num_views}
-
-
-def untrained(data: LabelledImages, model: Model, example_ids: Any) -> Callable[[int], Classifier]:
-    """Build a model from the seed of its weights; it normalises by these examples' statistics."""
-    num_classes = len(data.images.class_names)
-    preprocessing = measure(data, example_ids)
-    return lambda seed: build_untrained(model, preprocessing, num_classes=num_classes, seed=seed)
 
 
 def train_each(

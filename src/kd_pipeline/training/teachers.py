@@ -1,6 +1,5 @@
 """Teachers: trained from scratch, fine-tuned from pretrained weights, or given."""
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,25 +10,21 @@ import pandas as pd
 from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.errors import StaleArtefactError
 from kd_pipeline.losses.settings import ObjectiveParams
-from kd_pipeline.models.checkpoint import DATA_FACTS, ModelCheckpoint, build_untrained
-from kd_pipeline.models.classifier import Classifier
+from kd_pipeline.models.checkpoint import DATA_FACTS, ModelCheckpoint
 from kd_pipeline.models.given import FetchedModel, ImagesAtHand, read_given
-from kd_pipeline.models.preprocessing import Preprocessing
-from kd_pipeline.models.pretrained import adopt_weights, freeze_all_but_last, load_weights
-from kd_pipeline.models.settings import Given, Model, Pretrained
+from kd_pipeline.models.settings import Given, Model
 from kd_pipeline.models.state_folder import StateFolder
 from kd_pipeline.randomness import derive_seed
 from kd_pipeline.training.engine import TrainingPlan
-from kd_pipeline.training.rows import make_rows, measure
+from kd_pipeline.training.initial import initial_model
+from kd_pipeline.training.rows import make_rows
 from kd_pipeline.training.settings import TeacherParams, Training
-from kd_pipeline.training.students import train_each, untrained
+from kd_pipeline.training.students import train_each
 from kd_pipeline.views import ViewPolicy
 
 HISTORY_COLUMNS = ("replicate", "epoch", "step")
 NUM_IMAGES_TRIED = 8
 """A given teacher is tried on so many images before it is used."""
-
-logger = logging.getLogger(__name__)
 
 
 def train_teachers(
@@ -62,7 +57,7 @@ def train_teachers(
     ]
     return train_each(
         plans,
-        initial=lambda seed: initial_teacher(data, model, params.pretrained, seed=seed),
+        initial=initial_model(data, model, params.pretrained, ids),
         data=data,
         model=model,
         facts={"parameters": params.model_dump(mode="json")},
@@ -115,26 +110,3 @@ def _without_leak(
             f"{name} was trained on other labels of these very images: train it anew"
         )
     return checkpoint
-
-
-def initial_teacher(
-    data: LabelledImages, model: Model, pretrained: Pretrained | None, *, seed: int
-) -> Classifier:
-    """A member before its training: from scratch, or from pretrained weights."""
-    ids = data.ids("teacher_train")
-    if pretrained is None:
-        return untrained(data, model, ids)(seed)
-    measured = measure(data, ids)
-    weights = load_weights(model.name, pretrained)
-    if weights.normalisation is not None:
-        mean, std = weights.normalisation
-        measured = Preprocessing((len(mean), *measured.shape[1:]), mean, std)
-    num_classes = len(data.images.class_names)
-    classifier = build_untrained(model, measured, num_classes=num_classes, seed=seed)
-    same_classes = weights.class_names == data.images.class_names
-    fresh = adopt_weights(classifier.network, weights.state, same_classes=same_classes)
-    if fresh:
-        logger.info("pretrained weights adopted; the head starts afresh: %s", ", ".join(fresh))
-    if pretrained.trainable_layers is not None:
-        freeze_all_but_last(classifier.network, pretrained.trainable_layers)
-    return classifier

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kd_pipeline.config import Fraction, PositiveFloat, PositiveInt
+from kd_pipeline.config import Fraction, ImageSide, PositiveFloat
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.views.boxes import draw_candidates, first_valid, placed, whole_sides
 from kd_pipeline.views.record import Drawn, Table, Transform
@@ -21,7 +21,7 @@ class Shift(TransformParams):
     """Shift by whole pixels: RandomCrop with padding."""
 
     name: Literal["shift"]
-    max_pixels: PositiveInt
+    max_pixels: ImageSide
     padding: Literal["zeros", "reflect"] = "zeros"
 
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kd_pipeline.config import PositiveInt
+from kd_pipeline.config import PositiveInt, at_most
 from kd_pipeline.views import tones
 from kd_pipeline.views.by_choice import change_by_choice, per_row
 from kd_pipeline.views.record import Drawn, Table, Transform
@@ -28,7 +28,7 @@ class RandAugment(TransformParams):
     """Operations drawn from torchvision's fourteen, all of one magnitude: RandAugment."""
 
     name: Literal["rand_augment"]
-    num_ops: PositiveInt = 2
+    num_ops: Annotated[PositiveInt, at_most(100, "each is applied to every image")] = 2
     magnitude: Annotated[int, Field(ge=0, le=MAX_MAGNITUDE)] = 9
 
 

@@ -1,0 +1,128 @@
+"""What is tried before the first training: a user's own network, by its import path."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from kd_pipeline.data.dataset import LabelledImages
+from kd_pipeline.errors import ParameterError
+from kd_pipeline.models.checkpoint import build_classifier, read_checkpoint, write_checkpoint
+from kd_pipeline.models.state_folder import StateFolder
+from kd_pipeline.training.checks import check_student
+from kd_pipeline.training.settings import ArmParams, StudentParams
+from kd_pipeline.training.students import train_students
+from kd_pipeline.views.settings import ViewsParams
+
+CODE = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, width=4, num_classes=3):
+        super().__init__(nn.Flatten(), nn.Linear(64, width), nn.ReLU(),
+                         nn.Linear(width, num_classes))
+"""
+
+
+@pytest.fixture
+def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package of the user's own, where Python finds it."""
+    (tmp_path / "users_package").mkdir()
+    (tmp_path / "users_package/nets.py").write_text(CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def student(**model: Any) -> StudentParams:
+    training = {"num_epochs": 1, "device": "cpu", "precision": "float32"}
+    model = {"name": "module:users_package.nets:Net"} | model
+    return StudentParams(model=model, training=training, num_replicates=1)
+
+
+@pytest.mark.usefixtures("own_package")
+def test_a_network_of_the_users_own_is_trained_and_read_again(
+    data: LabelledImages, tmp_path: Path
+) -> None:
+    """As README has it: `model: {name: "module:my_package.nets:Net", arguments: {...}}`."""
+    params = student(arguments={"width": 8})
+    check_student(data, params)
+    states, arm = StateFolder(tmp_path / "states"), ArmParams()
+    (trained,), _ = train_students(data, params, arm, ViewsParams(), teacher=None, states=states)
+    write_checkpoint(trained, tmp_path / "student")
+    again = build_classifier(read_checkpoint(tmp_path / "student"))
+    assert again.network[1].out_features == 8  # type: ignore[index, union-attr]
+    pixels = data.images.take(data.ids("test")[:2])
+    assert torch.equal(again(pixels), build_classifier(trained)(pixels))
+
+
+@pytest.mark.usefixtures("own_package")
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            {"arguments": {"num_classes": 7}},
+            r"`student\.model` must give a logit for each of 3 classes, got \(2, 7\)",
+        ),
+        ({"input_size": 4}, r"`student\.model` must take images of 1 x 4 x 4 \(.*shapes cannot"),
+        ({"name": "vgg11"}, r"`student\.model` must take images of 3 x 8 x 8 \("),
+    ],
+)
+def test_a_network_that_does_not_fit_the_images_is_refused_before_it_trains(
+    model: dict[str, Any], message: str, data: LabelledImages
+) -> None:
+    with pytest.raises(ParameterError, match=message):
+        check_student(data, student(**model))
+
+
+NUMBERS = st.sampled_from([-1, 0, 1, 2, 10**11, 10**400, 0.5, 1e-9, 1e308, math.inf, math.nan])
+ABSURD = st.recursive(
+    st.none() | st.booleans() | NUMBERS | st.sampled_from(["", "x", "1e3"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.just("lr"), inner),
+    max_leaves=4,
+)
+
+
+def named(table: dict[str, list[str]]) -> st.SearchStrategy[dict[str, Any]]:
+    """A block with a name of the table and absurd values for some of its arguments."""
+    one = {
+        name: st.fixed_dictionaries(
+            {
+                "name": st.just(name),
+                "arguments": st.dictionaries(st.sampled_from(known), ABSURD, max_size=2),
+            }
+        )
+        for name, known in table.items()
+    }
+    return st.sampled_from(sorted(table)).flatmap(one.__getitem__)
+
+
+@given(
+    model=named({"mlp": ["hidden", "x"], "small_cnn": ["channels", "dropout"]}),
+    optimiser=named({"AdamW": ["lr", "betas", "x"], "SGD": ["lr", "nesterov"]}),
+    schedule=named({"StepLR": ["step_size"], "ReduceLROnPlateau": ["patience", "mode"]}),
+)
+@example(  # A KeyError inside torch.
+    model={"name": "mlp"},
+    optimiser={"name": "AdamW", "arguments": {"betas": {"lr": 1}}},
+    schedule={"name": "constant"},
+)
+@example(
+    model={"name": "small_cnn", "arguments": {"channels": [0]}},
+    optimiser={"name": "AdamW"},
+    schedule={"name": "constant"},
+)
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+def test_arguments_that_nothing_can_take_are_refused_by_name(
+    data: LabelledImages, model: Any, optimiser: Any, schedule: Any
+) -> None:
+    """They are free in YAML: what they mean is known to torch and the architectures alone."""
+    training = {"num_epochs": 1, "device": "cpu", "optimiser": optimiser, "schedule": schedule}
+    try:
+        check_student(data, StudentParams(model=model, training=training))
+    except ParameterError as error:
+        assert str(error).startswith(("`student.model", "`student.training."))
+    else:
+        assert model != {"name": "small_cnn", "arguments": {"channels": [0]}}
