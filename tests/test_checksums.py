@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_pipeline.checksums import file_checksum, seal, unseal
+from kd_pipeline.checksums import checked_dumps, checked_loads, file_checksum
 
 
 def test_the_checksum_of_a_file_is_its_crc32(tmp_path: Path) -> None:
@@ -23,21 +23,23 @@ def test_a_large_file_is_read_to_its_end(tmp_path: Path) -> None:
 
 
 def test_a_seal_breaks_with_any_value() -> None:
-    text = seal({"a": 1, "b": [1.5, None, "ü"]})
-    assert unseal(text) == {"a": 1, "b": [1.5, None, "ü"]}
+    text = checked_dumps({"a": 1, "b": [1.5, None, "ü"]})
+    assert checked_loads(text) == {"a": 1, "b": [1.5, None, "ü"]}
     with pytest.raises(ValueError, match="checksum differs"):
-        unseal(text.replace("1.5", "1.25"))
+        checked_loads(text.replace("1.5", "1.25"))
     with pytest.raises(ValueError, match="checksum differs"):
-        unseal('{"a": 1}')
+        checked_loads('{"a": 1}')
     with pytest.raises(TypeError, match="no JSON object"):
-        unseal("[]")
+        checked_loads("[]")
 
 
 def test_a_seal_holds_for_keys_that_json_turns_into_text() -> None:
-    assert unseal(seal({"epochs": {10: "x", 9: (1, 2)}})) == {"epochs": {"10": "x", "9": [1, 2]}}
+    assert checked_loads(checked_dumps({"epochs": {10: "x", 9: (1, 2)}})) == {
+        "epochs": {"10": "x", "9": [1, 2]}
+    }
 
 
 def test_not_a_number_is_sealed_only_where_it_is_allowed() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        seal({"loss": float("nan")})
-    assert unseal(seal({"loss": float("nan")}, allow_nan=True))["loss"] != 0
+        checked_dumps({"loss": float("nan")})
+    assert checked_loads(checked_dumps({"loss": float("nan")}, allow_nan=True))["loss"] != 0

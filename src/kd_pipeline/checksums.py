@@ -26,15 +26,17 @@ def file_checksum(file: Path | IO[bytes]) -> str:
     return f"{checksum:08x}"
 
 
-def seal(data: Mapping[str, Any], *, indent: int | None = None, allow_nan: bool = False) -> str:
+def checked_dumps(
+    data: Mapping[str, Any], *, indent: int | None = None, allow_nan: bool = False
+) -> str:
     """Write plain data as JSON that ends with its own checksum, under `sha256`."""
     # The digest is of what will be read back: JSON turns keys that are numbers into text.
-    sealed = {**data, "sha256": _digest(json.loads(json.dumps(data)))}
-    return json.dumps(sealed, indent=indent, allow_nan=allow_nan)
+    with_checksum = {**data, "sha256": _digest(json.loads(json.dumps(data)))}
+    return json.dumps(with_checksum, indent=indent, allow_nan=allow_nan)
 
 
-def unseal(text: str | bytes) -> dict[str, Any]:
-    """Read sealed JSON back.
+def checked_loads(text: str | bytes) -> dict[str, Any]:
+    """Read such JSON back.
 
     Raises:
         ValueError: If it is no JSON, or its checksum differs.

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_pipeline.checksums import seal
+from kd_pipeline.checksums import checked_dumps
 from kd_pipeline.errors import StaleArtefactError
 from kd_pipeline.soft_targets.parts import read_part, recover_part
 from kd_pipeline.soft_targets.store import SoftTargets, check_store, read_soft_targets
@@ -177,7 +177,7 @@ def test_a_manifest_changed_by_hand_is_found_by_the_parts(store: SoftTargets) ->
     data = json.loads(path.read_text())
     del data["sha256"]
     data["provenance"]["splits_fingerprint"] = "of this run"
-    path.write_text(seal(data, indent=2) + "\n")
+    path.write_text(checked_dumps(data, indent=2) + "\n")
     message = problem(store.folder)
     assert "manifest.json is of another run" in message
     assert "splits (part s, manifest of this run)" in message

@@ -6,7 +6,7 @@ import numpy as np
 from kedro.io import AbstractDataset
 
 from kd_pipeline.atomic import replace_folder
-from kd_pipeline.checksums import file_checksum, seal, unseal
+from kd_pipeline.checksums import checked_dumps, checked_loads, file_checksum
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.pixel_store import scratch_file
 from kd_pipeline.datasets.folder import InFolder
@@ -51,7 +51,7 @@ class ImageSetDataset(InFolder, AbstractDataset[ImageSet, ImageSet]):
                 "fingerprint": fingerprint,
                 "crc32": {name: file_checksum(folder / name) for name in (_PIXELS, _IDS)},
             }
-            (folder / _ABOUT).write_text(seal(about, indent=2) + "\n", encoding="utf-8")
+            (folder / _ABOUT).write_text(checked_dumps(about, indent=2) + "\n", encoding="utf-8")
 
     def load(self) -> ImageSet:
         """Map the pixels into memory.
@@ -71,7 +71,7 @@ class ImageSetDataset(InFolder, AbstractDataset[ImageSet, ImageSet]):
 
     def _read_folder(self) -> ImageSet:
         try:
-            about = unseal((self._filepath / _ABOUT).read_bytes())
+            about = checked_loads((self._filepath / _ABOUT).read_bytes())
         except (ValueError, TypeError) as error:
             raise ValueError(f"{_ABOUT}: {error}") from error
         self._verify(about["crc32"])

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kd_pipeline.atomic import replace_folder
-from kd_pipeline.checksums import seal, unseal
+from kd_pipeline.checksums import checked_dumps, checked_loads
 from kd_pipeline.errors import CheckpointError, ParameterError
 from kd_pipeline.models.architectures import (
     MODULE,
@@ -235,7 +235,7 @@ def write_checkpoint(checkpoint: ModelCheckpoint, folder: Path) -> None:
     }
     states = {WEIGHTS_FILE: checkpoint.state, QUANTISED_FILE: checkpoint.quantised_state}
     with replace_folder(folder) as temporary:
-        (temporary / DESCRIPTION_FILE).write_text(seal(description, indent=2) + "\n")
+        (temporary / DESCRIPTION_FILE).write_text(checked_dumps(description, indent=2) + "\n")
         for file, state in states.items():
             if state is not None:
                 tensors = {name: tensor.contiguous() for name, tensor in state.items()}
@@ -253,7 +253,7 @@ def read_checkpoint(folder: Path) -> ModelCheckpoint:
     try:
         text = (folder / DESCRIPTION_FILE).read_bytes()
         # Older ones have no checksum; one whose name was damaged has whole values.
-        description = unseal(text) if b'"sha256"' in text else json.loads(text)
+        description = checked_loads(text) if b'"sha256"' in text else json.loads(text)
         state = load_file(folder / WEIGHTS_FILE)
         quantised = folder / QUANTISED_FILE
         preprocessing, order = description["preprocessing"], description.get("class_order")

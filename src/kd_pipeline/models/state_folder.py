@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kd_pipeline.atomic import replace_folder
-from kd_pipeline.checksums import file_checksum, seal, unseal
+from kd_pipeline.checksums import checked_dumps, checked_loads, file_checksum
 
 _TENSOR = "__tensor__"
 _PAIRS = "__pairs__"
@@ -35,7 +35,7 @@ class StateFolder:
             save_file(tensors, temporary / "state.safetensors")
             plain[_CHECKSUM] = file_checksum(temporary / "state.safetensors")
             # Histories hold NaN where nothing was measured.
-            (temporary / "state.json").write_text(seal(plain, allow_nan=True))
+            (temporary / "state.json").write_text(checked_dumps(plain, allow_nan=True))
 
     def load(self, key: str) -> dict[str, Any] | None:
         """The state under a key; None where there is none.
@@ -46,7 +46,7 @@ class StateFolder:
         if not folder.is_dir():
             return None
         try:
-            plain = unseal((folder / "state.json").read_bytes())
+            plain = checked_loads((folder / "state.json").read_bytes())
             if file_checksum(folder / "state.safetensors") != plain.pop(_CHECKSUM):
                 raise ValueError("the checksum of state.safetensors differs")
             state: dict[str, Any] = _attach(plain, load_file(folder / "state.safetensors"))

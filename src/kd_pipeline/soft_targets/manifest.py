@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from kd_pipeline.checksums import seal, unseal
+from kd_pipeline.checksums import checked_dumps, checked_loads
 from kd_pipeline.provenance import differences
 from kd_pipeline.soft_targets.encoding import Encoding
 
@@ -125,7 +125,7 @@ class Manifest:
 
     def as_text(self) -> str:
         """The file's text: JSON that ends with its own checksum."""
-        return seal(self.as_dict(), indent=2) + "\n"
+        return checked_dumps(self.as_dict(), indent=2) + "\n"
 
     def differences_from(self, head: Mapping[str, Any]) -> list[str]:
         """How the head that is stored in a part differs from this manifest's, in words."""
@@ -137,7 +137,7 @@ class Manifest:
     @classmethod
     def from_text(cls, text: str) -> "Manifest":
         """Read a file's text back; TypeError or ValueError where it is damaged."""
-        manifest = TypeAdapter(cls).validate_python(unseal(text))
+        manifest = TypeAdapter(cls).validate_python(checked_loads(text))
         if manifest.as_text() != text:
             raise ValueError("it is damaged: it is not as it was written")
         return manifest

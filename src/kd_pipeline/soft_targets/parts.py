@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from kd_pipeline.atomic import replace_file
-from kd_pipeline.checksums import seal, unseal
+from kd_pipeline.checksums import checked_dumps, checked_loads
 from kd_pipeline.errors import StaleArtefactError
 from kd_pipeline.soft_targets.encoding import encode_logits
 from kd_pipeline.soft_targets.manifest import FORMAT, Manifest, Part
@@ -69,7 +69,7 @@ def write_part(
         with pq.ParquetWriter(temporary, table.schema, **_WRITING) as writer:
             writer.write_table(table, row_group_size=ROWS_PER_GROUP)
             # Not in the table's schema: Arrow would keep a second copy of it there.
-            writer.add_key_value_metadata({FORMAT: seal(part.place | manifest.head())})
+            writer.add_key_value_metadata({FORMAT: checked_dumps(part.place | manifest.head())})
         return _measured(part, temporary.read_bytes())
 
 
@@ -132,7 +132,7 @@ def read_head(source: bytes | Path) -> dict[str, Any] | None:
     try:
         file = pa.BufferReader(source) if isinstance(source, bytes) else source
         metadata: Mapping[bytes, bytes] = pq.read_metadata(file).metadata or {}
-        return unseal(metadata[FORMAT.encode()])
+        return checked_loads(metadata[FORMAT.encode()])
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
         return None
 
