@@ -12,16 +12,6 @@ from kd_pipeline.datasets.checked import Checked
 class _EscapedCSVDataset(CSVDataset):  # type: ignore[misc] # kedro-datasets has no types
     """A CSV file whose texts are escaped when it is written and restored when it is read."""
 
-    def __init__(
-        self,
-        *,
-        filepath: str,
-        load_args: dict[str, Any] | None = None,
-        metadata: dict[str, Any] | None = None,
-    ) -> None:
-        """Keep a table in the file `filepath`; `load_args` are those of `pandas.read_csv`."""
-        super().__init__(filepath=filepath, load_args=load_args, metadata=metadata)
-
     def save(self, data: pd.DataFrame) -> None:
         """Write the table without its index."""
         super().save(escape_formulas(data))
@@ -42,3 +32,13 @@ class TableDataset(Checked, _EscapedCSVDataset):
           type: kd_pipeline.datasets.tables.TableDataset
           filepath: data/08_reporting/split_summary.csv
     """
+
+    def __init__(
+        self,
+        *,
+        filepath: str,
+        load_args: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        """Keep a table in the file `filepath`; `load_args` are those of `pandas.read_csv`."""
+        super().__init__(filepath=filepath, load_args=load_args, metadata=metadata)
