@@ -257,7 +257,8 @@ def test_class_ids_above_2048_survive(tmp_path: Path) -> None:
     images = ImageSet(
         ids, np.zeros((2, 1, 2, 2), dtype=np.uint8), tuple(f"c{i}" for i in range(num_classes))
     )
-    examples = pd.DataFrame({"example_id": ids, "label": labels})
+    names = ["c2049", "c2050"]
+    examples = pd.DataFrame({"example_id": ids, "label": labels, "class_name": names})
     splits = pd.DataFrame(
         {"example_id": ids, "role": "transfer", "use_label": True, "for_student": True}
     )
