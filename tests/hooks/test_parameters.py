@@ -46,7 +46,7 @@ def refusal(given: dict[str, Any]) -> str:
         ),
         ({"transforms": []}, "did you mean `teacher.transforms` or `views.transforms`?"),
         ({"num_views": 2}, "`student.num_views` is not a setting; did you mean `views.num_views`?"),
-        ({"zzz": 2}, "legal here: model, num_replicates, quantisation, seed, training"),
+        ({"zzz": 2}, "legal here: model, num_replicates, pretrained, quantisation, seed, training"),
     ],
 )
 def test_a_name_that_is_no_setting_is_answered_with_the_nearest_or_where_it_belongs(
