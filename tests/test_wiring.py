@@ -28,7 +28,7 @@ from kd_pipeline.pipeline_registry import (
 from kd_pipeline.pipelines import evaluation
 from kd_pipeline.pipelines.student_distillation import Student, teaching_students
 from kd_pipeline.settings import CONFIG_LOADER_ARGS
-from kd_pipeline.training.settings import ArmParams
+from kd_pipeline.training.settings import OF_TEACHING_STUDENTS, ArmParams
 
 CONF = Path(__file__).parents[1] / "conf"
 PRESETS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "local")
@@ -190,7 +190,7 @@ def test_all_arms_share_all_but_their_own_block(name: str, pipelines: dict[str, 
         blocks = {n for n in node.inputs if n.startswith("params:")}
         live = {"params:soft_target_caching"} if student.live else set()
         assert blocks == shared | live | {f"params:{student.name}"}
-    own = set(ArmParams.model_fields) - {"model", "training", "num_replicates"}
+    own = set(ArmParams.model_fields) - set(OF_TEACHING_STUDENTS)
     assert own == {"soft_loss", "temperature", "soft_weight", "label_smoothing"}
 
 
