@@ -116,7 +116,7 @@ def touched(mutation: Mutation) -> set[str]:
 
 
 def refusal(base: dict[str, Any]) -> str | None:
-    """What is said before the first node; None where the parameters are accepted."""
+    """The message before the first node; None where the parameters are accepted."""
     try:
         check_parameters(base, KINDS)
         catalog = DataCatalog({f"params:{k}": MemoryDataset(v) for k, v in base.items()})

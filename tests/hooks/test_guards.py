@@ -68,7 +68,10 @@ def test_a_student_without_a_teacher_has_no_soft_term(name: str) -> None:
         check("distill", **{name: {"soft_weight": 0.5}})
 
 
-@pytest.mark.parametrize("setting", [{"num_replicates": 1}, {"model": {"name": "mlp"}}])
+@pytest.mark.parametrize(
+    "setting",
+    [{"num_replicates": 1}, {"model": {"name": "mlp"}}, {"pretrained": {"file": "a.pth"}}],
+)
 def test_students_that_are_compared_have_no_size_of_their_own(setting: dict[str, Any]) -> None:
     name = next(iter(setting))
     for pipeline, student in (("distill", "student_kd"), ("born_again", "generation_3")):

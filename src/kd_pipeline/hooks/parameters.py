@@ -22,7 +22,7 @@ _NUM_SUGGESTED = 3
 """A name that belongs to more places is answered with what is legal where it stands."""
 
 _Mistake = tuple[str, str]
-"""The name as in YAML, and what is said of it."""
+"""The name as in YAML, and the text that follows it."""
 
 
 def typed_blocks() -> dict[str, type[Params]]:
@@ -150,7 +150,7 @@ def _plain(name: str) -> str:
 
 
 def _unknown(name: str, legal: set[str], above: Any = None) -> str:
-    """What is said of a name that is no setting: the nearest one, or where it belongs."""
+    """The text for a name that is no setting: the nearest one, or where it belongs."""
     plain, text = _plain(name), "is not a setting"
     if plain in legal:
         kind = above.get("kind", above.get("name")) if isinstance(above, Mapping) else None
