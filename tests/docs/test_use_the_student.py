@@ -229,11 +229,11 @@ def test_the_commands_name_pipelines_a_preset_and_settings_that_exist() -> None:
     assert f"`{PRESET.relative_to(ROOT)}`" in PAGE
     root = yaml.safe_load(PRESET.read_text())["data_ingest"]["source"]["root"]
     assert f"`{root}/<class>/*.jpg`" in PAGE
-    export, split = options[0]["params"].split(",")
+    split, export = options[0]["params"].split(",")
     block_name, name, value = re.split(r"[.=]", export)
     assert block_name in yaml.safe_load(EXPORT.read_text())
     assert ModelExportParams.model_validate({name: value}).enabled
-    assert split == CHOICE
+    assert split == options[1]["params"] == CHOICE
 
 
 def test_the_settings_on_the_page_are_legal() -> None:
