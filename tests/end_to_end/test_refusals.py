@@ -145,6 +145,15 @@ def test_the_command_line_names_the_block_and_the_key(fresh: Any) -> None:
     assert not (fresh.path / "mlflow.db").exists()
 
 
+def test_an_unknown_pipeline_is_one_line_with_the_nearest_names(fresh: Any) -> None:
+    done = fresh.command("kedro run --pipelines=distil")
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ValueError: Failed to find the pipeline named 'distil'.")
+    assert "Did you mean one of these instead? distill " in last
+    assert "Traceback" not in done.stderr
+
+
 def make_tree(root: Path, classes: dict[str, int]) -> None:
     for name, count in classes.items():
         (root / name).mkdir(parents=True)

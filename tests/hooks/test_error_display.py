@@ -44,7 +44,8 @@ def test_so_is_one_that_kedro_has_wrapped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "environment"), [("RuntimeError", {}), ("DataError", {"KD_TRACEBACK": "1"})]
+    ("error", "environment"),
+    [("RuntimeError", {}), ("ValueError", {}), ("DataError", {"KD_TRACEBACK": "1"})],
 )
 def test_a_traceback_is_shown(error: str, environment: dict[str, str]) -> None:
     lines = stderr_of(error, **environment)
@@ -61,4 +62,16 @@ raise InterpolationKeyError("Interpolation key 'a.b' not found\\n    full_key: c
 """
     lines = stderr_of_script(script)
     assert lines[-1] == "InterpolationKeyError: Interpolation key 'a.b' not found full_key: c"
+    assert not any("Traceback" in line for line in lines)
+
+
+def test_a_node_that_kedro_does_not_find_is_one_line() -> None:
+    script = """
+from kedro.pipeline import Pipeline
+from kd_pipeline.hooks.error_display import show_errors_concisely
+show_errors_concisely()
+Pipeline([]).only_nodes("train_studnet")
+"""
+    lines = stderr_of_script(script)
+    assert lines[-1] == "ValueError: Pipeline does not contain nodes named ['train_studnet']."
     assert not any("Traceback" in line for line in lines)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from types import TracebackType
 
@@ -12,6 +13,8 @@ from yaml import YAMLError
 from kd_pipeline.errors import KdPipelineError, our_cause
 
 _OF_CONFIGURATION = (MissingConfigException, OmegaConfBaseException, YAMLError)
+_OF_COMMAND = ("kedro.framework.session.session", "kedro.pipeline.pipeline")
+"""Where Kedro looks up the pipelines, nodes and tags that a command names."""
 TRACEBACK_VARIABLE = "KD_TRACEBACK"
 
 _ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None], object]
@@ -20,8 +23,9 @@ _ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None
 def show_errors_concisely() -> None:
     """Print only the message of an error that ends the process, if it is about a user's input.
 
-    That is a `KdPipelineError`, also where Kedro has wrapped it while reading or writing data, and
-    an error of reading the configuration: no such preset, no YAML, a `${name}` of nothing. Any
+    That is a `KdPipelineError`, also where Kedro has wrapped it while reading or writing data, an
+    error of reading the configuration (no such preset, no YAML, a `${name}` of nothing), and an
+    unknown pipeline, node or tag of `kedro run`, which Kedro looks up before any hook could. Any
     other error, and every error where `KD_TRACEBACK` is set, is shown as before.
     """
     if not isinstance(sys.excepthook, _ConciseDisplay):
@@ -35,7 +39,8 @@ class _ConciseDisplay:
     def __call__(
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
-        shown = error if isinstance(error, _OF_CONFIGURATION) else our_cause(error)
+        is_input = isinstance(error, _OF_CONFIGURATION) or _is_of_command(error, trace)
+        shown = error if is_input else our_cause(error)
         if shown is None or os.environ.get(TRACEBACK_VARIABLE):
             self._before(kind, error, trace)
             return
@@ -43,3 +48,10 @@ class _ConciseDisplay:
         hint = f"({TRACEBACK_VARIABLE}=1 shows where this was raised)"
         text = str(shown) if isinstance(shown, KdPipelineError) else " ".join(str(shown).split())
         sys.stderr.write(f"\n{hint}\n{type(shown).__name__}: {text}\n")
+
+
+def _is_of_command(error: BaseException, trace: TracebackType | None) -> bool:
+    if type(error) is not ValueError or trace is None:
+        return False
+    *_, (frame, _) = traceback.walk_tb(trace)
+    return frame.f_globals.get("__name__") in _OF_COMMAND
