@@ -1,12 +1,12 @@
 """One database for all tests: making it takes seconds; each test has an experiment of its own."""
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,8 @@ def no_tracking_uri(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def store(tracked_project: Path, request: pytest.FixtureRequest) -> Store:
-    return locate_store(tracked_project, MLflowParams(experiment=request.node.nodeid))
+    params = MLflowParams(experiment=request.node.nodeid, max_wait_seconds=600)
+    return locate_store(tracked_project, params)
 
 
 @pytest.fixture
@@ -161,9 +162,19 @@ class _Answer(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[Server]:
     with Server() as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
+
+
+@pytest.fixture
+def slow_store(server: Server) -> Iterator[Store]:
+    """Answers after half a second that it is away; it is waited for a tenth of that."""
+    server.delay, server.is_away = 0.5, True
+    yield Store(server.uri, "e", None, max_wait_seconds=0.05)
+    for thread in threading.enumerate():
+        if thread.name == "mlflow-within":
+            thread.join()
 
 
 @pytest.fixture(scope="session")

@@ -150,3 +150,11 @@ def test_a_users_network_that_cannot_be_traced_is_not_logged_and_said(
         sender.log_model("teacher-0", content=teacher)
     assert "torch.export cannot trace it" in caplog.text
     assert not fetch_runs()["teacher-0"].outputs.model_outputs
+
+
+def test_a_store_that_answers_slowly_is_refused_with_the_setting(
+    slow_store: Store, tmp_path: Path
+) -> None:
+    message = "more than 0.05 s, as long as `mlflow.max_wait_seconds` allows"
+    with pytest.raises(CheckpointError, match=message):
+        fetch_model("models:/teacher/1", tmp_path, slow_store)

@@ -151,6 +151,15 @@ def test_a_store_that_is_away_is_said_and_not_raised(
     assert f"The run goes on, but {registration.reason}" in caplog.text
 
 
+def test_a_store_that_answers_slowly_is_not_waited_for(
+    register: "functools.partial[Registration]", slow_store: Store
+) -> None:
+    registration = register_student(slow_store, **register.keywords, predictions=predictions(150))
+    rule = "it has taken more than 0.05 s, as long as `mlflow.max_wait_seconds` allows"
+    reason = f"MLflow at {slow_store.uri} did not register it: {rule}"
+    assert registration == Registration(None, False, reason)
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [

@@ -41,7 +41,13 @@ def test_environment_overrides_the_configuration(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
     store = locate_store(tmp_path, MLflowParams(tracking_uri="sqlite:///mlflow.db", experiment="e"))
-    assert store == Store("http://tracking:5000", "e", None)
+    assert (store.uri, store.experiment, store.artifacts) == ("http://tracking:5000", "e", None)
+
+
+@pytest.mark.parametrize("uri", [None, "http://tracking:5000", "postgresql://tracking/runs"])
+def test_every_kind_of_store_is_waited_for_as_long_as_set(tmp_path: Path, uri: str | None) -> None:
+    params = MLflowParams(tracking_uri=uri, max_wait_seconds=7)
+    assert locate_store(tmp_path, params).max_wait_seconds == 7
 
 
 def test_an_experiment_must_have_a_name(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from kd_pipeline.errors import CheckpointError
 from kd_pipeline.models.given import FetchedModel
 from kd_pipeline.models.settings import Given
-from kd_pipeline.tracking.fluent import fluent_uri
+from kd_pipeline.tracking.fluent import fluent_uri, within
 from kd_pipeline.tracking.models import CHECKPOINT
 from kd_pipeline.tracking.store import Store, open_client, redact
 
@@ -19,7 +19,8 @@ def fetched(given: Sequence[Given], store: Store) -> Iterator[list[FetchedModel 
 
     The files are removed at the end of the context.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    # What is no longer waited for may still write there.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         yield [
             fetch_model(entry.uri, Path(folder, str(position)), store)
             if entry.kind == "mlflow"
@@ -37,18 +38,23 @@ def fetch_model(uri: str, folder: Path, store: Store) -> FetchedModel:
         store: That holds the model.
 
     Raises:
-        CheckpointError: If there is no such model, or it is saved in no format that can be read
-            without running code.
+        CheckpointError: If there is no such model, it does not come within
+            `store.max_wait_seconds`, or it is saved in no format that can be read without running
+            code.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
+    def download() -> str:
         open_client(store)
         with fluent_uri(store.uri):
-            local = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))
-            model = mlflow.models.Model.load(local)
+            found = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))
+        return str(found)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        local = within(store.max_wait_seconds, download)
+        model = mlflow.models.Model.load(local)
     except (MlflowException, OSError) as error:
         raise CheckpointError(
             f"the model {uri} cannot be fetched from {store.public_uri}: {redact(str(error))}"

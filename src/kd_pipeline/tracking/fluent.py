@@ -1,9 +1,14 @@
-"""MLflow's functions that have no client: their one global URI, and what they warn of."""
+"""MLflow's functions that have no client: their one global URI, their time, their warnings."""
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from threading import Thread
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -20,6 +25,33 @@ def fluent_uri(uri: str) -> Iterator[None]:
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
         if before is not None:
             os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+def within(seconds: float | None, work: Callable[[], Result]) -> Result:
+    """Return what the calls of MLflow in `work` return; they have so many seconds, None for all.
+
+    They are made in a thread, because they cannot be interrupted: one request after another, each
+    with a time-out of its own, adds up to minutes at a slow server.
+
+    Raises:
+        TimeoutError: If they take longer. What they still do is not waited for.
+    """
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, name="mlflow-within", daemon=True).start()
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        if future.done():
+            raise
+        rule = "as long as `mlflow.max_wait_seconds` allows"
+        raise TimeoutError(f"it has taken more than {seconds:g} s, {rule}") from None
 
 
 @contextmanager

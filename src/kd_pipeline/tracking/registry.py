@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kd_pipeline.errors import DataError
-from kd_pipeline.tracking.fluent import fluent_uri
+from kd_pipeline.tracking.fluent import fluent_uri, within
 from kd_pipeline.tracking.store import Store, open_client, reason_of
 from kd_pipeline.tracking.student_model import PREDICTIONS, log_student
 
@@ -57,7 +57,8 @@ def register_student(
     """Register an exported student; make it the champion if it is the first or beats the present.
 
     It beats it where both are measured on the same test set and the paired interval of the
-    difference of their accuracies is above zero. No failure of MLflow is raised.
+    difference of their accuracies is above zero. No failure of MLflow is raised, and after
+    `store.max_wait_seconds` it is not waited for.
 
     Args:
         store: Whose registry it is.
@@ -75,17 +76,23 @@ def register_student(
     table = _sorted(predictions)
     tags = {f"kd.{key}": str(card[key]) for key in ("checkpoint", "group", "test_fingerprint")}
     tags |= {"kd.role": str(card["student"]), "kd.accuracy": f"{_right(table).mean():.6f}"}
-    try:
-        is_champion, reason = _compare(store, name, table, tags[_TEST_FINGERPRINT], paired_interval)
+
+    def register() -> Registration:
+        wins, reason = _compare(store, name, table, tags[_TEST_FINGERPRINT], paired_interval)
         model_id = log_student(store, onnx_file=onnx_file, card=card, predictions=table)
-        tags["kd.champion"] = reason
-        version = _create_version(store, name, model_id, tags, is_champion=is_champion)
+        stored = {**tags, "kd.champion": reason}
+        version = _create_version(store, name, model_id, stored, is_champion=wins)
+        return Registration(version, wins, reason)
+
+    try:
+        made = within(store.max_wait_seconds, register)
     except Exception as error:  # Of mlflow, requests, sqlalchemy or an object store.
         reason = f"MLflow at {store.public_uri} did not register it: {reason_of(error)}"
         logger.warning("The run goes on, but %s", reason)
         return Registration(None, False, reason)
-    logger.info("%s is version %s of `%s` in MLflow: %s", card["student"], version, name, reason)
-    return Registration(version, is_champion, reason)
+    of = (card["student"], made.version, name, made.reason)
+    logger.info("%s is version %s of `%s` in MLflow: %s", *of)
+    return made
 
 
 def find_champion(store: Store, name: str = MODEL_NAME) -> "ModelVersion | None":

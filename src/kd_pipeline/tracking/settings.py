@@ -17,4 +17,6 @@ class MLflowParams(Params):
     models: Models = "best"
     """Whose models are uploaded: of each role the best on validation, all replicates, or none."""
     max_wait_seconds: PositiveFloat = 60.0
-    """How long a run waits for MLflow, all in all; what is not sent by then is kept on disk."""
+    """How long a run waits for MLflow, all in all; what is not sent by then is kept on disk.
+
+    A registration and the fetching of a model each may take as long."""

@@ -39,6 +39,8 @@ class Store:
     """URI of a new experiment's folder of artifacts; None where the server chooses it."""
     credentials: tuple[str, str] | None = field(default=None, repr=False)
     """User name and password for a server, kept out of the URI: MLflow's errors quote that."""
+    max_wait_seconds: float | None = None
+    """For a registration, and for the fetching of a model; None waits without end."""
 
     @property
     def public_uri(self) -> str:
@@ -56,12 +58,13 @@ def locate_store(project: Path, params: MLflowParams) -> Store:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or params.tracking_uri or f"{_SQLITE}mlflow.db"
     if uri.startswith("http"):
         plain, credentials = _split_credentials(uri)
-        return Store(plain, params.experiment, None, credentials)
+        return Store(plain, params.experiment, None, credentials, params.max_wait_seconds)
     if not uri.startswith(_SQLITE):
-        return Store(uri, params.experiment, None)
+        return Store(uri, params.experiment, None, max_wait_seconds=params.max_wait_seconds)
     database = (project / uri.removeprefix(_SQLITE)).absolute()
     artifacts = (database.parent / ARTIFACTS).as_uri()
-    return Store(f"{_SQLITE}{database}", params.experiment, artifacts)
+    uri = f"{_SQLITE}{database}"
+    return Store(uri, params.experiment, artifacts, max_wait_seconds=params.max_wait_seconds)
 
 
 def redact(text: str) -> str:
