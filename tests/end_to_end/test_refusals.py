@@ -233,6 +233,10 @@ def test_models_of_other_labels_are_not_measured(by: str, finished: Any, run_her
         CheckedParquetDataset(filepath=str(file)).save(examples)
         message = run_here(finished, ["evaluation"]).refused(StaleArtefactError)
         assert "`teacher.checkpoints[0]` do not match this run's labels" in message
+        outcome = run_here(finished, ["student_distillation"], stop_at_training=True)
+        message = outcome.refused(StaleArtefactError)
+        assert "`teacher.card` do not match this run's labels" in message
+        assert message.endswith("--from-nodes=teacher.train_teacher makes it anew")
 
 
 def test_pixels_that_were_changed_after_caching_are_refused(finished: Any, run_here: Run) -> None:

@@ -9,8 +9,14 @@ import pandas as pd
 import pytest
 from kedro.io import DataCatalog, MemoryDataset
 
+from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.data.images import ImageSet
-from kd_pipeline.errors import CheckpointError, ExportError, ParameterError
+from kd_pipeline.errors import (
+    CheckpointError,
+    ExportError,
+    ParameterError,
+    StaleArtefactError,
+)
 from kd_pipeline.hooks.guards import (
     check_caches,
     check_checkpoints,
@@ -204,6 +210,34 @@ def test_the_cache_of_a_kept_teacher_whose_code_has_changed_is_refused(
     check_caches(pipeline, catalog_of(data))
     with pytest.raises(CheckpointError, match="the code of small_cnn has changed since this teach"):
         check_caches(pipeline, catalog_of(data | {"teacher.checkpoints": [teacher]}))
+
+
+def test_the_cache_of_a_teacher_of_other_labels_is_refused_before_students_train(
+    data: LabelledImages,
+    untrained: Callable[..., ModelCheckpoint],
+    make_cache: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    """Evaluation would refuse the teacher. A test image's label changes: images and splits do not.
+
+    A teacher of unknown labels, as of an earlier version, is let through as evaluation does.
+    """
+    teacher = untrained(**data.labelled_provenance)
+    prints = (teacher.fingerprint,)
+    images, examples, splits = data.images, data.examples, data.splits
+    cache = make_cache(tmp_path / "cache", images, splits, teacher_fingerprints=prints)
+    card = identity_card([teacher], images.class_names)
+    held = {"images": images, "splits": splits, "soft_targets": cache, "teacher.card": card}
+    pipeline = register_pipelines()["student_distillation"]
+    check_caches(pipeline, catalog_of(held | {"examples": examples}))
+    changed = examples.copy()
+    row = changed["example_id"] == data.ids("test")[0]
+    label = (int(changed.loc[row, "label"].item()) + 1) % 3
+    changed.loc[row, ["label", "class_name"]] = [label, images.class_names[label]]
+    with pytest.raises(StaleArtefactError, match=r"`teacher\.card` do not match this run's labels"):
+        check_caches(pipeline, catalog_of(held | {"examples": changed}))
+    unknown = {key: value for key, value in card.items() if key != "labels"}
+    check_caches(pipeline, catalog_of(held | {"examples": changed, "teacher.card": unknown}))
 
 
 @pytest.mark.parametrize(

@@ -153,9 +153,16 @@ def test_a_teacher_whose_code_has_changed_is_refused_though_its_cache_is_whole(
 def test_a_card_names_the_members_of_either_kind(
     data: LabelledImages, untrained: Untrained
 ) -> None:
-    model, logits = untrained(), imported(data)
-    assert identity_card([model, logits], data.images.class_names) == {
-        "fingerprints": [model.fingerprint, logits.fingerprint],
-        "architectures": ["small_cnn", "imported logits"],
+    model, logits = untrained(labels="abc"), imported(data)
+    assert identity_card([logits, model], data.images.class_names) == {
+        "fingerprints": [logits.fingerprint, model.fingerprint],
+        "architectures": ["imported logits", "small_cnn"],
         "class_names": ["low", "middle", "high"],
+        "labels": "abc",
+    }
+    assert identity_card([logits], ["low"]) == {
+        "fingerprints": [logits.fingerprint],
+        "architectures": ["imported logits"],
+        "class_names": ["low"],
+        "labels": None,
     }

@@ -14,6 +14,7 @@ from kd_pipeline.config import Params
 from kd_pipeline.errors import CheckpointError, ParameterError
 from kd_pipeline.export.settings import ModelExportParams
 from kd_pipeline.labelling.settings import SoftTargetCachingParams
+from kd_pipeline.provenance import check_provenance
 from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.training.settings import ArmParams, StudentParams, TeacherParams
 from kd_pipeline.views.settings import ViewsParams
@@ -228,6 +229,7 @@ def _check_cache(cache: str, card: str | None, free: set[str], catalog: Catalog)
     if card is not None and card in free and catalog.exists(card):
         at_hand["teacher"] = catalog.load(card)["fingerprints"]
         _check_code(card, catalog)
+        _check_labels(card, free, catalog)
     if "images" in free and catalog.exists("images"):
         images = catalog.load("images")
         at_hand |= {"class_names": images.class_names, "images": images.fingerprint}
@@ -251,6 +253,19 @@ def _check_code(card: str, catalog: Catalog) -> None:
             build_classifier(checkpoint)
 
 
+def _check_labels(card: str, free: set[str], catalog: Catalog) -> None:
+    """Refuse a teacher that was trained on other labels: evaluation would, after the students."""
+    from kd_pipeline.data.dataset import LabelledImages
+
+    made_from = catalog.load(card).get("labels")
+    names = ("images", "examples", "splits")
+    if made_from is None or not all(name in free and catalog.exists(name) for name in names):
+        return
+    labels = LabelledImages(*map(catalog.load, names)).labelled_provenance["labels"]
+    remedy = f"--from-nodes={_training_node(card.rpartition('.')[0])} makes it anew"
+    check_provenance(card, {"labels": made_from}, {"labels": labels}, remedy=remedy)
+
+
 def check_checkpoints(pipeline: Pipeline, catalog: Catalog) -> None:
     """Refuse a run that reads models which no earlier run has left.
 
@@ -259,11 +274,14 @@ def check_checkpoints(pipeline: Pipeline, catalog: Catalog) -> None:
     """
     for name in sorted(pipeline.inputs()):
         if name.endswith(_CHECKPOINTS) and not catalog.exists(name):
-            role = name.removesuffix(_CHECKPOINTS)
-            node = f"{role}.train_{'teacher' if role == _TEACHER else 'student'}"
+            node = _training_node(name.removesuffix(_CHECKPOINTS))
             raise CheckpointError(
                 f"`{name}` must be there for this run: --from-nodes={node} makes it"
             )
+
+
+def _training_node(role: str) -> str:
+    return f"{role}.train_{'teacher' if role == _TEACHER else 'student'}"
 
 
 def check_trainings(nodes: list[Node], catalog: Catalog, *, exports: bool = False) -> None:

@@ -156,9 +156,14 @@ def _read(given: GivenLogits, data: LabelledImages, *, name: str) -> ImportedLog
 
 
 def identity_card(members: Sequence[Member], class_names: Sequence[str]) -> dict[str, Any]:
-    """What students need of their teacher when its weights are away: JSON-able."""
+    """What students need of their teacher when its weights are away: JSON-able.
+
+    Its labels are those of this project's images that its members were trained on, None if none.
+    """
+    labels = (getattr(member, "facts", {}).get("labels") for member in members)
     return {
         "fingerprints": [member.fingerprint for member in members],
         "architectures": [getattr(member, "architecture", "imported logits") for member in members],
         "class_names": list(class_names),
+        "labels": next((one for one in labels if one is not None), None),
     }
