@@ -1,5 +1,6 @@
-"""Print what loading a cache costs, as a share of the epoch that uses what is loaded."""
+"""Print what loading a cache and verifying pixels cost, as shares of the epoch that uses them."""
 
+import math
 import statistics
 import tempfile
 from pathlib import Path
@@ -8,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.timing import seconds
-from bench.training import SETTINGS, speed
+from bench.training import SETTINGS, Shape, speed
+from kd_pipeline.checksums import file_checksum
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.gathering import gather_targets
 from kd_pipeline.soft_targets.manifest import Provenance
@@ -36,6 +38,13 @@ def main(rounds: int) -> None:
             shares = [(gather + guard) / num_views / epoch for epoch in epochs]
             row = f"{name:20}{num_views:>6}{gather:>10.3f}{guard:>9.3f}"
             print(row + "".join(f"{share:>28.2%}" for share in shares))
+    checksums = [_checksum(setting.shape, rounds) for setting in SETTINGS[1:]]
+    rate = NUM_EXAMPLES * math.prod(SETTINGS[-1].shape) / checksums[-1] / 1e9
+    shares = [checksum / epoch for checksum, epoch in zip(checksums, epochs, strict=True)]
+    row = f"{'checksum of pixels':20}{'':6}{checksums[-1]:>10.3f}{'':9}"
+    print(row + "".join(f"{share:>28.2%}" for share in shares))
+    print(f"\nThat of the pixels is taken when a process first opens them, at {rate:.1f} GB/s; the")
+    print("seconds are those of the last column, the share is of one epoch.")
 
 
 def _loading(
@@ -60,6 +69,15 @@ def _loading(
         gather = [seconds(lambda: _gather(cache, ids)) for _ in range(rounds)]
         guard = [seconds(lambda: check_store(read_soft_targets(cache))) for _ in range(rounds)]
     return statistics.median(gather), statistics.median(guard)
+
+
+def _checksum(shape: Shape, rounds: int) -> float:
+    """Median seconds for the checksum of all images of this shape."""
+    pixels = np.random.default_rng(0).bytes(NUM_EXAMPLES * math.prod(shape))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "pixels.npy")
+        file.write_bytes(pixels)
+        return statistics.median(seconds(lambda: file_checksum(file)) for _ in range(rounds))
 
 
 def _gather(folder: Path, ids: NDArray[np.int64]) -> None:
