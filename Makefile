@@ -7,9 +7,10 @@ ENVIRONMENT ?=
 PORT ?= 5001
 NAME ?= student
 CONFIRM ?=
+PACKAGE ?=
 RUN := $(BIN)/kedro run --pipelines=distill $(if $(ENVIRONMENT),--env=$(ENVIRONMENT))
 
-.PHONY: help distill test test-long check format bench ui serve viz clean-runs clean-environment
+.PHONY: help distill test test-long check format bench mutants ui serve viz clean-runs clean-environment
 
 help:  ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -45,6 +46,10 @@ format: $(STAMP)  ## Format the code with ruff
 
 bench: $(STAMP)  ## Measure training speed as ratios
 	$(BIN)/python -m bench
+
+mutants: $(STAMP)  ## Print small mistakes in the code that no test finds; PACKAGE=losses tries one package
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mutants]'
+	nice -n 10 $(BIN)/python -m bench.mutants $(PACKAGE)
 
 ui: $(STAMP)  ## Serve MLflow's pages; the line it prints opens the newest comparison
 	@echo "The newest comparison: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey=latest"
