@@ -1,5 +1,8 @@
 """Splits: properties for any seed and shares, and what is refused."""
 
+import hashlib
+import math
+import re
 from typing import Any
 
 import numpy as np
@@ -75,7 +78,7 @@ def test_splits_are_disjoint_complete_and_stratified(
         == [0] * 5 + [1] * 5 + [2] * 5
     )
     counts = examples.set_index("example_id").loc[sorted(test), "label"].value_counts()
-    assert set(counts) == {round(test_fraction * 30 + 1e-9)} or counts.max() - counts.min() == 0
+    assert counts.tolist() == [math.floor(test_fraction * 30 + 0.5)] * 3
     used = splits[(splits["role"] == "transfer") & splits["use_label"]]
     assert set(used["example_id"]) == (transfer if labelled else transfer & teacher)
 
@@ -90,6 +93,29 @@ def test_splits_do_not_depend_on_row_order_and_survive_new_images(seed: int) -> 
     grown = pd.concat([examples, table(9, first=1000)])
     before, after = ids(split(examples, seed=seed), "test"), ids(split(grown, seed=seed), "test")
     assert len(before - after) <= 3  # One per class may be pushed out by a newcomer.
+
+
+@pytest.mark.parametrize(("share", "size"), [(0.001, 1), (0.05, 2), (0.5, 15), (0.999, 29)])
+def test_a_share_is_rounded_and_leaves_no_class_without_images_on_either_side(
+    share: float, size: int
+) -> None:
+    """Half an image counts as one. Of each class there are 30 images beside the test set."""
+    examples = pd.concat([table(90, "train"), table(30, "test", first=500)])
+    whole = {"teacher": {"fraction": 1.0}, "relation": "equal"}
+    splits = split(examples, validation_fraction=share, **whole)
+    for role, expected in (("validation", size), ("teacher_train", 30 - size)):
+        labels = [example_id % 3 for example_id in ids(splits, role)]
+        assert [labels.count(label) for label in range(3)] == [expected] * 3
+
+
+@pytest.mark.parametrize(
+    ("teacher", "fingerprint"),
+    [({"labels_per_class": 5}, "d278b5c3b915199d"), ({"fraction": 0.4}, "4d6a4c24ac4c4730")],
+)
+def test_a_seed_splits_as_it_always_has(teacher: dict[str, Any], fingerprint: str) -> None:
+    """Caches and checkpoints on disk hold the fingerprint of their splits."""
+    splits = split(table(), seed=3, teacher=teacher, relation="disjoint", fraction=0.5)
+    assert split_fingerprint(splits) == fingerprint
 
 
 def test_another_seed_splits_otherwise() -> None:
@@ -121,7 +147,19 @@ def test_a_test_set_of_the_source_is_kept_as_it_is() -> None:
     assert ids(split(examples), "test") == set(range(500, 530))
 
 
-def test_copies_of_held_out_images_are_kept_out_of_training() -> None:
+def test_a_test_image_without_a_label_has_no_role() -> None:
+    """It can be neither scored nor trained on."""
+    examples = pd.concat([table(60, "train"), table(30, "test", first=500)], ignore_index=True)
+    unlabelled = examples["example_id"] >= 520
+    examples.loc[unlabelled, ["label", "class_name"]] = [pd.NA, None]
+    splits = split(examples)
+    assert ids(splits, "test") == set(range(500, 520))
+    assert set(splits["example_id"]) == {*range(60), *range(500, 520)}
+
+
+def test_copies_of_held_out_images_are_kept_out_of_training(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     examples = table()
     held_out = ids(split(examples), "test")
     copied = examples.copy()
@@ -129,6 +167,8 @@ def test_copies_of_held_out_images_are_kept_out_of_training() -> None:
     copies = [i for i in range(90) if i not in held_out][:4]
     copied.loc[copied["example_id"].isin(copies), "content_hash"] = f"h{original}"
     splits = split(copied)
+    left_out = "4 examples are copies of a held-out one and are left out of training"
+    assert caplog.messages == [f"{left_out}, first ids {copies[:3]}"]
     assert original in ids(splits, "test")
     everywhere_else = set(splits.loc[splits["role"] != "test", "example_id"])
     assert not everywhere_else & set(copies)
@@ -170,13 +210,22 @@ def test_unlabelled_images_serve_as_transfer_set_only() -> None:
     [
         (
             {"teacher": {"labels_per_class": 500}},
-            "labels_per_class` must be at most the .* of class 'a'",
+            "^`transfer_split.teacher.labels_per_class` must be at most the 19 labelled training "
+            "examples of class 'a', got 500$",
         ),
-        ({"excluded_classes": ["z"]}, "excluded_classes` must name classes of the images, got 'z'"),
-        ({"excluded_classes": list(CLASSES)}, "must leave at least one class"),
+        (
+            {"excluded_classes": ["z"]},
+            "^`transfer_split.transfer.excluded_classes` must name classes of the images, got 'z'; "
+            "legal: a, b, c$",
+        ),
+        (
+            {"excluded_classes": list(CLASSES)},
+            r"^`transfer_split.transfer.excluded_classes` must leave at least one class, got \['a'",
+        ),
         (
             {"teacher": {"fraction": 1.0}, "relation": "disjoint"},
-            "must leave at least one example in the transfer set",
+            "^`transfer_split.transfer` must leave at least one example in the transfer set, got "
+            "'disjoint'$",
         ),
     ],
 )
@@ -189,28 +238,88 @@ def test_a_class_of_which_the_teacher_would_see_nothing_is_refused() -> None:
     examples = table()
     rare = examples["example_id"].isin(range(5, 90, 3))  # One image of class c is left.
     few = examples[~rare]
-    with pytest.raises(ParameterError, match=r"an example of every class, .* got 'none of c'"):
+    rule = "leave the teacher an example of every class, beside test and validation"
+    with pytest.raises(ParameterError, match=f"^`transfer_split.teacher` must {rule}, got 'none "):
         split(few, teacher={"fraction": 0.5})
 
 
+def test_a_long_list_of_legal_classes_is_not_printed() -> None:
+    names = tuple(f"class {number}" for number in range(21))
+    params = TransferSplitParams(
+        teacher={"fraction": 1.0}, transfer={"excluded_classes": ["z"]}, test_fraction=0.3
+    )
+    with pytest.raises(ParameterError, match=r"must name classes of the images, got 'z'$"):
+        split_examples(table(), names, params)
+    with pytest.raises(ParameterError, match="got 'z'; legal: class 0, "):
+        split_examples(table(), names[:20], params)
+
+
 @pytest.mark.parametrize(
-    ("role", "message"),
+    ("source", "role", "message"),
     [
-        ("transfer", "test and training must be disjoint"),
-        ("validation", "test and validation must be disjoint"),
+        ("test", "teacher_train", "test and training must be disjoint: 1 shared"),
+        ("test", "transfer", "test and training must be disjoint: 1 shared"),
+        ("test", "validation", "test and validation must be disjoint: 1 shared"),
+        ("validation", "transfer", "validation and training must be disjoint: 1 shared"),
+        ("validation", "teacher_train", "validation and training must be disjoint: 1 shared"),
     ],
 )
-def test_the_validator_finds_a_leak(role: str, message: str) -> None:
+def test_the_validator_finds_a_leak(source: str, role: str, message: str) -> None:
     splits = split(table())
-    leaked = splits[splits["role"] == "test"].head(1).assign(role=role)
-    with pytest.raises(DataError, match=message):
+    leaked = splits[splits["role"] == source].head(1).assign(role=role)
+    first = leaked["example_id"].item()
+    with pytest.raises(DataError, match=re.escape(f"{message}, [{first}]")):
         check_splits(pd.concat([splits, leaked], ignore_index=True))
+
+
+def test_the_validator_finds_what_is_no_table_of_splits() -> None:
+    splits = split(table())
+    columns = "^splits must have the columns .*'for_student'.*, got .*'role', 'use_label'.$"
+    with pytest.raises(DataError, match=columns):
+        check_splits(splits.drop(columns="for_student"))
+    with pytest.raises(DataError, match=r"^splits must have the roles .*: unknown set.., empty"):
+        check_splits(splits[splits["role"] != "validation"])
+    other = splits.head(1).assign(role="training")
+    with pytest.raises(DataError, match=r"unknown \{'training'\}, empty set"):
+        check_splits(pd.concat([splits, other], ignore_index=True))
+    with pytest.raises(DataError, match=r"^splits must name an example once in a role, got it tw"):
+        check_splits(pd.concat([splits, splits.head(1)], ignore_index=True))
+
+
+def test_the_summary_counts_by_hand() -> None:
+    examples = table(6)
+    rows = [
+        (0, "teacher_train", True, True),
+        (0, "transfer", True, True),
+        (1, "transfer", False, True),
+        (2, "transfer", False, True),
+        (3, "validation", True, False),
+        (4, "test", True, False),
+        (5, "test", True, False),
+    ]
+    splits = pd.DataFrame(rows, columns=["example_id", "role", "use_label", "for_student"])
+    summary = summarise_splits(splits, examples, CLASSES)
+    assert list(summary) == ["role", "examples", "labels_used", "for_students", *CLASSES]
+    assert summary.to_numpy().tolist() == [
+        ["teacher_train", 1, 1, 1, 1, 0, 0],
+        ["transfer", 3, 1, 3, 1, 1, 1],
+        ["validation", 1, 1, 0, 1, 0, 0],
+        ["test", 2, 2, 0, 0, 1, 1],
+    ]
+
+
+def test_the_fingerprint_is_that_of_the_caches_on_disk() -> None:
+    """SHA-256 of the columns one after another, each value on a line."""
+    rows = [(7, "transfer", True, False), (9, "test", False, True)]
+    splits = pd.DataFrame(rows, columns=["example_id", "role", "use_label", "for_student"])
+    digest = hashlib.sha256("".join(["7\n9", "transfer\ntest", "1\n0", "0\n1"]).encode())
+    assert split_fingerprint(splits) == digest.hexdigest()[:16]
 
 
 def test_the_validator_finds_held_out_rows_open_to_students() -> None:
     splits = split(table())
     splits.loc[splits["role"] == "test", "for_student"] = True
-    with pytest.raises(DataError, match="must keep validation and test rows"):
+    with pytest.raises(DataError, match=r"^splits must keep validation and test rows from the stu"):
         check_splits(splits)
 
 

@@ -105,10 +105,27 @@ def test_p_is_never_below_one_sample() -> None:
 
 
 def test_a_win_is_the_larger_accuracy_and_the_smaller_loss() -> None:
-    arm, baseline = np.array([[1.0, 1.0], [0.0, 0.0], [0.0, 1.0]]), np.full((3, 2), 0.5)
-    assert paired(arm, baseline)["wins"] == 1
+    """Row by row: larger, larger, smaller, equal."""
+    arm = np.array([[1.0, 1.0], [0.9, 0.8], [0.0, 0.0], [0.0, 1.0]])
+    baseline = np.full((4, 2), 0.5)
+    accuracies = EvaluationParams(num_bootstrap_samples=100)
+    assert paired_difference(arm, baseline, accuracies)["wins"] == 2
     assert paired(arm, baseline, lower_is_better=True)["wins"] == 1
-    assert paired(np.ones((3, 2)), baseline, lower_is_better=True)["wins"] == 0
+
+
+def test_right_or_wrong_may_be_bytes_of_which_a_difference_would_wrap_around() -> None:
+    arm, baseline = right_or_wrong([0.2, 0.4]), right_or_wrong([0.5, 0.3])
+    assert paired(arm.astype(np.uint8), baseline.astype(np.uint8)) == paired(arm, baseline)
+
+
+def test_another_level_is_stated_and_a_lower_one_gives_a_narrower_interval() -> None:
+    cells = two_way(np.random.default_rng(0), (0.1, 0.1, 0.1), (4, 50))
+    usual, lower = (
+        paired(cells, np.zeros_like(cells), confidence_level=level) for level in (0.95, 0.8)
+    )
+    assert "confidence_level" not in usual
+    assert lower["confidence_level"] == 0.8
+    assert usual["ci95"][0] < lower["ci95"][0] < lower["ci95"][1] < usual["ci95"][1]
 
 
 def test_one_replicate_resamples_examples_alone() -> None:
@@ -117,6 +134,14 @@ def test_one_replicate_resamples_examples_alone() -> None:
     expected = norm.ppf(0.975) * cells.std() / math.sqrt(400)
     assert (result["ci95"][1] - result["ci95"][0]) / 2 == pytest.approx(expected, rel=0.05)
     assert result["replicates"] == 1
+
+
+def test_examples_are_drawn_in_chunks_of_bounded_memory() -> None:
+    """30,000 examples: four chunks, the last of one sample alone."""
+    cells = np.random.default_rng(0).normal(size=(1, 30_000))
+    result = paired(cells, np.zeros_like(cells), num_bootstrap_samples=400)
+    expected = norm.ppf(0.975) / math.sqrt(30_000)
+    assert (result["ci95"][1] - result["ci95"][0]) / 2 == pytest.approx(expected, rel=0.15)
 
 
 def test_replicates_alone_give_the_tails_of_student() -> None:
@@ -160,14 +185,32 @@ def test_the_number_of_replicates_that_would_do_is_by_students_t() -> None:
 
 
 def test_with_few_test_images_replicates_are_asked_for_until_these_matter_more() -> None:
-    """Gains of -30 and 30 points on 400 images: their own part is +-4.9 points at most."""
+    """Gains of -30 and 30 points on 400 images: their own part is +-4.9 points at most.
+
+    Until the replicates' part, z x their deviation / sqrt(R), is no larger than the images' one.
+    """
     generator = np.random.default_rng(0)
     shares = np.array([[0.2], [0.8]])
     arm = (generator.random((2, 400)) < shares).astype(float)
     baseline = (generator.random((2, 400)) < 0.5).astype(float)
-    needed = paired(arm, baseline)["replicates_needed"]
-    # 2 * 42 / sqrt(R) is below 5 from R = 300 on, and below a point from R = 7,000 on.
+    needed = paired(arm, baseline, num_bootstrap_samples=4000)["replicates_needed"]
+    differences = arm - baseline
+    of_images = differences.mean(axis=0).std() / math.sqrt(400)
+    expected = (differences.mean(axis=1).std(ddof=1) / of_images) ** 2
+    assert needed == pytest.approx(expected, rel=0.1)
     assert 100 < needed < 1000
+
+
+def test_more_replicates_are_asked_for_than_there_are_if_only_one() -> None:
+    """Four replicates whose interval by Student's t would do, while the bootstrap's is wider."""
+    generator = np.random.default_rng(8)
+    num_replicates, num_examples = int(generator.integers(2, 5)), int(generator.integers(20, 200))
+    shares = generator.random((num_replicates, 1)) * 0.3 + 0.3
+    shape = (num_replicates, num_examples)
+    arm = (generator.random(shape) < shares).astype(float)
+    baseline = (generator.random(shape) < 0.3).astype(float)
+    found = paired(arm, baseline)
+    assert (found["replicates"], found["replicates_needed"]) == (4, 5)
 
 
 def test_there_is_always_a_number_that_would_do() -> None:
@@ -214,8 +257,12 @@ def test_covers_the_truth(spreads: tuple[float, float, float], num_replicates: i
     [
         (np.zeros((2, 3)), np.zeros((2, 4)), r"got \(2, 3\) and \(2, 4\)"),
         (np.zeros(3), np.zeros(3), r"got \(3,\) and \(3,\)"),
-        (np.zeros((0, 3)), np.zeros((0, 3)), "must have the same shape"),
-        (np.full((2, 3), np.nan), np.zeros((2, 3)), "must be finite"),
+        (np.zeros((0, 3)), np.zeros((0, 3)), "^`arm` and `baseline` must have the same shape"),
+        (
+            np.full((2, 3), np.nan),
+            np.zeros((2, 3)),
+            "^`arm` and `baseline` must be finite, got NaN or infinity$",
+        ),
     ],
 )
 def test_refuses_what_cannot_be_paired(arm: Cells, baseline: Cells, message: str) -> None:

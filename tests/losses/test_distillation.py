@@ -1,6 +1,7 @@
 """Soft losses: values worked by hand, laws that hold for any logits, what they reject."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -133,6 +134,14 @@ def test_no_gradient_flows_into_the_teacher_and_half_precision_is_computed_in_fu
 
 
 @pytest.mark.parametrize("name", sorted(SOFT_LOSSES))
+def test_the_loss_of_an_example_is_the_same_alone_and_in_a_batch(name: str) -> None:
+    student, teacher = logits(0), logits(1)
+    alone = [compute(name, student[row : row + 1], teacher[row : row + 1]) for row in range(4)]
+    torch.testing.assert_close(compute(name, student, teacher), torch.cat(alone))
+
+
+@pytest.mark.parametrize("name", sorted(SOFT_LOSSES))
 def test_rejects_unequal_shapes(name: str) -> None:
-    with pytest.raises(ParameterError, match=r"have one shape, got \(\(4, 5\), \(4, 4\)\)"):
+    rule = "`student_logits and teacher_logits` must have one shape, got ((4, 5), (4, 4))"
+    with pytest.raises(ParameterError, match=f"^{re.escape(rule)}$"):
         compute(name, logits(0), logits(1)[:, :4])

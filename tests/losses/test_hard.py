@@ -53,6 +53,11 @@ def test_an_unmixed_image_of_a_mixing_policy_loses_nothing() -> None:
     assert torch.equal(hard_label_loss(student, alone), hard_label_loss(student, alone.labels))
 
 
+def test_a_partner_that_is_not_mixed_in_cannot_make_a_loss_nan() -> None:
+    student = torch.tensor([[0.0, -math.inf]])  # Infinite loss where the label is 1.
+    assert hard_label_loss(student, mixed(0, 1, 1.0)).item() == 0
+
+
 @pytest.mark.parametrize(("own", "partner"), [(NO_LABEL, 1), (1, NO_LABEL), (NO_LABEL, NO_LABEL)])
 def test_half_a_label_is_none(own: int, partner: int) -> None:
     student = torch.tensor([[1.0, -0.5, 0.2]], requires_grad=True)
@@ -68,3 +73,4 @@ def test_half_a_label_is_none(own: int, partner: int) -> None:
 def test_the_image_of_the_larger_weight_names_a_mixed_image() -> None:
     assert mixed(0, 2, 0.7).dominant().item() == 0
     assert mixed(0, 2, 0.3).dominant().item() == 2
+    assert mixed(0, 2, 0.5).dominant().item() == 0, "at a tie, the image itself"

@@ -20,21 +20,27 @@ def logits(seed: int) -> Tensor:
     return torch.randn(4, 3, generator=torch.Generator().manual_seed(seed))
 
 
+SOFT = TeacherLogits(logits(1))
+
+
 def objective(**settings: Any) -> Objective:
     return Objective(ObjectiveParams(**settings))
 
 
 @pytest.mark.parametrize("soft_weight", [0.0, 0.25, 0.9, 1.0])
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_soft_weight_weighs_the_soft_term_and_its_rest_the_hard_one(
-    soft_weight: float, temperature: float
+    soft_weight: float, temperature: float, smoothing: float
 ) -> None:
     """Also at weight 1: the factor temperature² is on every path."""
     student, teacher = logits(0), logits(1)
-    minimised = objective(soft_weight=soft_weight, temperature=temperature)
+    minimised = objective(
+        soft_weight=soft_weight, temperature=temperature, label_smoothing=smoothing
+    )
     terms = minimised(student, LABELS, TeacherLogits(teacher))
     soft = soft_target_loss(student, teacher, temperature=temperature).mean()
-    hard = hard_label_loss(student, LABELS).mean()
+    hard = hard_label_loss(student, LABELS, label_smoothing=smoothing).mean()
     torch.testing.assert_close(terms.loss, soft_weight * soft + (1 - soft_weight) * hard)
     torch.testing.assert_close(terms.soft_loss, soft if soft_weight else torch.zeros(()))
 
@@ -60,8 +66,16 @@ def test_a_batch_without_any_label_is_finite() -> None:
         assert torch.isfinite(gradient).all()
 
 
+def test_a_term_without_weight_is_not_computed() -> None:
+    """At weight 1 labels of no class are not read; at weight 0 there need be no soft targets."""
+    no_class = torch.full((4,), 99)
+    assert torch.isfinite(objective(soft_weight=1.0)(logits(0), no_class, SOFT).loss)
+    assert torch.isfinite(objective(soft_weight=0.0)(logits(0), LABELS).loss)
+
+
 def test_a_soft_weight_without_soft_targets_is_refused() -> None:
-    with pytest.raises(ParameterError, match="`soft_weight` must be 0 without soft targets"):
+    rule = "^`soft_weight` must be 0 without soft targets, got 0.5$"
+    with pytest.raises(ParameterError, match=rule):
         objective(soft_weight=0.5)(logits(0), LABELS)
 
 
@@ -113,5 +127,6 @@ def test_a_loss_is_handed_the_temperature_labels_mask_and_arguments_that_its_rec
 def test_a_loss_that_needs_labels_is_refused_where_views_mix_two_images(own_loss: str) -> None:
     mixed = MixedLabels(LABELS, LABELS, torch.full((4,), 0.5))
     minimised = objective(soft_loss=own_loss, soft_weight=1.0)
-    with pytest.raises(ParameterError, match="`soft_loss` must be one that needs no labels"):
+    rule = "be one that needs no labels where views mix two images, got 'a loss that needs them'$"
+    with pytest.raises(ParameterError, match=f"^`soft_loss` must {rule}"):
         minimised(logits(0), mixed, TeacherLogits(logits(1)))

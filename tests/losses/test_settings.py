@@ -24,6 +24,7 @@ from kd_pipeline.losses.settings import ObjectiveParams
         ({"soft_loss": "mse"}, "`soft_loss` must be one of kl, cross_entropy"),
         ({"soft_loss": {"temperature": 2}}, "`soft_loss` must be one of"),
         ({"soft_loss": {"name": ["kl"]}}, "`soft_loss` must be one of"),
+        ({"soft_loss": 3}, "`soft_loss` must be one of"),
         ({"soft_loss": {"name": "kl", "beta": 2}}, "beta"),
         ({"soft_loss": "logit_mse", "temperature": 2.0}, "`temperature` must be 1 for logit_mse"),
         ({"soft_loss": "pseudo_label", "temperature": 2.0}, "`temperature` must be 1"),
@@ -43,8 +44,14 @@ def test_a_bare_name_and_a_block_are_the_same_loss_and_are_logged_by_name() -> N
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"soft_loss": "logit_mse"}, "`soft_loss` must not need every logit"),
-        ({"temperature": 2.0}, "`temperature` must be 4, which this top-k cache is tied to"),
+        (
+            {"soft_loss": "logit_mse"},
+            r"`soft_loss` must not need every logit of a top-k cache, got 'logit_mse'$",
+        ),
+        (
+            {"temperature": 2.0},
+            r"`temperature` must be 4, which this top-k cache is tied to, got 2\.0$",
+        ),
     ],
 )
 def test_what_a_top_k_cache_cannot_serve_is_refused(settings: Any, message: str) -> None:

@@ -101,3 +101,6 @@ def test_a_pseudo_label_is_the_best_class_even_where_the_tail_is_heavier() -> No
     loss = objective(student, torch.tensor([-1]), top).loss
     torch.testing.assert_close(loss, -student.log_softmax(1)[0, 0])
     assert keep_listed_classes(student, top, 1.0)[1].argmax() == 0
+    half = objective(student.bfloat16(), torch.tensor([-1]), top).loss
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, loss, rtol=1e-2, atol=1e-2)
