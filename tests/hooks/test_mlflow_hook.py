@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Node, Pipeline
+from kedro_datasets.matplotlib import MatplotlibDataset
 from matplotlib.figure import Figure
 from pydantic import BaseModel
 
@@ -180,8 +181,9 @@ def test_the_comparison_holds_its_settings_gains_figures_and_report(
     node = SimpleNamespace(namespace=None, name="evaluate")
     hook.before_node_run(node, {"params:evaluation": Settings(), "metrics": metrics()})
     result = comparison()
-    outputs = {"metrics": metrics(), "comparison": result, "report": "# Yes", "bars": drawn()}
+    outputs = {"metrics": metrics(), "comparison": result, "report": "# Yes"}
     hook.after_node_run(outputs)
+    hook.after_dataset_saved("bars", drawn())
     hook.after_pipeline_run()
     assert result == comparison()
     values = values_of(sent)
@@ -196,6 +198,22 @@ def test_the_comparison_holds_its_settings_gains_figures_and_report(
     assert sorted(files) == ["comparison.json", "figures/bars.png", "report.md"]
     assert files["figures/bars.png"].startswith(b"\x89PNG")
     assert [end.run for end in of_kind(sent, "CloseRun")] == ["student_kd-0", "comparison"]
+
+
+def test_a_figure_is_logged_as_the_file_that_the_catalog_has_made_of_it(
+    begin: Begin, sent: list[Operation], tmp_path: Path
+) -> None:
+    catalog = empty_catalog()
+    catalog["bars"] = MatplotlibDataset(filepath=(tmp_path / "bars.png").as_posix())
+    hook = begin(COMPARES, catalog)
+    figure = drawn()
+    catalog.save("bars", figure)
+    hook.after_dataset_saved("bars", figure)
+    hook.after_dataset_saved("metrics", metrics())
+    hook.after_pipeline_run()
+    (logged,) = of_kind(sent, "LogArtifact")
+    assert logged.values["path"] == "figures/bars.png"
+    assert logged.values["content"] == (tmp_path / "bars.png").read_bytes()
 
 
 def test_a_comparison_alone_finds_its_runs(begin: Begin, sent: list[Operation]) -> None:
@@ -236,7 +254,6 @@ SOFT_TARGETS = {
         [{"teacher": "0", "entropy_at_4": 0.5}, {"teacher": "ensemble", "entropy_at_4": 0.75}]
     ),
     "soft_target_confusions": pd.DataFrame([{"class_a": "3", "class_b": "=5"}]),
-    "soft_target_entropy_figure": drawn(),
 }
 
 
@@ -250,6 +267,7 @@ def test_soft_targets_are_logged_on_the_page_of_the_whole(
     hook = begin(pipeline)
     hook.before_node_run(SimpleNamespace(namespace=None, name="summarise_soft_targets"), {})
     hook.after_node_run(SOFT_TARGETS)
+    hook.after_dataset_saved("soft_target_entropy_figure", drawn())
     hook.after_pipeline_run()
     (opened,) = of_kind(sent, "OpenRun")
     assert (opened.run, opened.values["tags"]["kd.role"]) == (run, run)
@@ -322,7 +340,8 @@ def test_what_int8_costs_and_the_files_that_ship_are_logged(
     ]
     inputs = {"exported_models": models, "export_folder": tmp_path}
     hook.before_node_run(SimpleNamespace(namespace=None, name="publish_exports"), inputs)
-    hook.after_node_run({"export_comparison": comparison, "export_figure": drawn()})
+    hook.after_node_run({"export_comparison": comparison})
+    hook.after_dataset_saved("export_figure", drawn())
     hook.after_node_run({"export_report": "# Exported files"})
     hook.after_pipeline_run()
     assert values_of(sent) == {
@@ -347,7 +366,8 @@ def test_a_run_that_exports_nothing_logs_nothing_of_it(begin: Begin, sent: list[
     hook.before_node_run(node, {"exported_models": []})
     nothing = {"files": [], "int8": {}}
     hook.after_node_run({"export_metrics": pd.DataFrame(), "export_comparison": nothing})
-    hook.after_node_run({"export_figure": Figure(), "export_report": "nothing"})
+    hook.after_node_run({"export_report": "nothing"})
+    hook.after_dataset_saved("export_figure", Figure())
     hook.after_pipeline_run()
     assert not of_kind(sent, "LogArtifact") + of_kind(sent, "LogMetrics")
 
@@ -379,6 +399,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Node, Pipeline
+from kedro_datasets.matplotlib import MatplotlibDataset
 from kd_pipeline import events
 from kd_pipeline.hooks import mlflow_hook
 

@@ -71,12 +71,13 @@ class Metric:
         return self.name.removeprefix("test/")
 
 
-def _accuracy(model: LabelledLogits, *, top_k: int = 1) -> float:
-    from torchmetrics.functional.classification import multiclass_accuracy
+def _accuracy(model: LabelledLogits) -> float:
+    return (model.probabilities.argmax(dim=1) == model.labels).float().mean().item()
 
-    k, data = min(top_k, model.num_classes), (model.probabilities, model.labels)
-    share = multiclass_accuracy(*data, model.num_classes, average="micro", top_k=k)
-    return share.double().item()
+
+def _top5_accuracy(model: LabelledLogits) -> float:
+    best = model.probabilities.topk(min(TOP_K, model.num_classes), dim=1).indices
+    return (best == model.labels[:, None]).any(dim=1).float().mean().item()
 
 
 def _errors(model: LabelledLogits) -> int:
@@ -91,11 +92,20 @@ def _nll(model: LabelledLogits) -> float:
 
 
 def _ece(model: LabelledLogits) -> float:
-    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599)."""
-    from torchmetrics.functional.classification import multiclass_calibration_error
+    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599).
 
-    data = (model.probabilities, model.labels, model.num_classes)
-    return multiclass_calibration_error(*data, n_bins=model.num_bins, norm="l1").double().item()
+    Bins of equal width hold their lower bound; a confidence of 1 has one of its own.
+    """
+    import torch
+
+    confidence, predicted = model.probabilities.max(dim=1)
+    confidence, is_right = confidence.float(), (predicted == model.labels).float()
+    bounds = torch.linspace(0, 1, model.num_bins + 1)
+    bins = torch.bucketize(confidence, bounds, right=True) - 1
+    sums = torch.zeros(2, len(bounds)).index_add(1, bins, torch.stack([is_right, confidence]))
+    count = torch.bincount(bins, minlength=len(bounds))
+    gaps = (sums[0] / count - sums[1] / count).nan_to_num().abs()
+    return (gaps * (count / count.sum())).sum().item()
 
 
 def _brier(model: LabelledLogits) -> float:
@@ -129,7 +139,7 @@ def _teacher_kl(model: LabelledLogits) -> float:
 METRICS = (
     Metric("test/accuracy", _accuracy, numbers.percent, "accuracy %", "accuracy %", summarised=True,
            per_example=lambda rows: rows["predicted"] == rows["label"]),
-    Metric("test/top5_accuracy", lambda model: _accuracy(model, top_k=TOP_K), numbers.percent,
+    Metric("test/top5_accuracy", _top5_accuracy, numbers.percent,
            "top-5 %", "top-5 %", summarised=True, min_classes=2 * TOP_K),
     Metric("test/errors", _errors, numbers.count, "errors", summarised=True),
     Metric("test/nll", _nll, numbers.decimals, "NLL", "NLL", summarised=True,

@@ -63,6 +63,7 @@ class MLflowHook:
         self._params = MLflowParams(enabled=False)
         self._project = Path.cwd()
         self._env = "base"
+        self._catalog: CatalogProtocol[Any, Any] | None = None
         self._book: RunBook | None = None
         self._journal: Journal | None = None
         self._clear_node()
@@ -102,6 +103,7 @@ class MLflowHook:
     ) -> None:
         """Begin a group of runs, if this pipeline makes anything that belongs into MLflow."""
         self._abandon()
+        self._catalog = catalog
         outputs = pipeline.all_outputs()
         tracked = not outputs.isdisjoint((METRICS, COMPARISON, EXPORT_METRICS)) or any(
             name.endswith(CHECKPOINTS) or _last(name) == SOFT_TARGET_SUMMARY for name in outputs
@@ -168,7 +170,21 @@ class MLflowHook:
             self._book.log_report(outputs[REPORT])
         self._log_exports(self._book, outputs)
         for name, value in outputs.items():
-            _log_output(self._book, name, value)
+            _log_soft_targets(self._book, name, value)
+
+    @hook_impl
+    def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
+        """Log a figure."""
+        if self._book is not None and _is_figure(data):
+            content = self._saved_png(dataset_name) or _png(data.savefig)
+            self._book.log_file(f"figures/{dataset_name}.png", content)
+
+    def _saved_png(self, name: str) -> bytes | None:
+        """The file that the catalog has just made of a figure: to draw it again takes as long."""
+        entry = None if self._catalog is None else self._catalog.get(name)
+        # Kedro's data sets have no public name for their path.
+        path = Path(getattr(entry, "_filepath", ""))
+        return path.read_bytes() if path.suffix == ".png" and path.is_file() else None
 
     @hook_impl
     def after_pipeline_run(self) -> None:
@@ -239,8 +255,8 @@ class MLflowHook:
         book.end(status, error=error)
 
 
-def _log_output(book: RunBook, name: str, value: Any) -> None:
-    """Log what any node may make: tables of soft targets, and figures."""
+def _log_soft_targets(book: RunBook, name: str, value: Any) -> None:
+    """Log the tables of soft targets."""
     if _last(name) == SOFT_TARGET_SUMMARY:
         # The last row is what the students learn from: the ensemble, or its one member.
         row = value.to_dict("records")[-1]
@@ -249,8 +265,10 @@ def _log_output(book: RunBook, name: str, value: Any) -> None:
         from kd_pipeline.data.spreadsheets import escape_formulas
 
         book.log_file(f"{name}.csv", escape_formulas(value).to_csv(index=False).encode())
-    if type(value).__module__.startswith("matplotlib.") and getattr(value, "axes", None):
-        book.log_file(f"figures/{name}.png", _png(value.savefig))
+
+
+def _is_figure(value: object) -> bool:
+    return type(value).__module__.startswith("matplotlib.") and bool(getattr(value, "axes", None))
 
 
 def read_files(folder: Path) -> dict[str, bytes]:

@@ -1,1 +1,1 @@
-"""The training loop, on Lightning Fabric, and what it trains: teachers and students."""
+"""The training loop, and what it trains: teachers and students."""

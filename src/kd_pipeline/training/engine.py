@@ -1,4 +1,4 @@
-"""The training loop: ours, on Lightning Fabric for devices and precision.
+"""The training loop.
 
 Everything random in an epoch is a function of the seed and the epoch, so that a run resumed from
 the state at the end of any epoch equals an unbroken one, bit for bit on a CPU.
@@ -9,10 +9,10 @@ import operator
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -31,7 +31,6 @@ from kd_pipeline.training.settings import Training
 from kd_pipeline.training.teacher_sources import BatchLogits
 from kd_pipeline.views import DrawnViews, ViewPolicy, ViewRenderer
 
-_FABRIC_PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 STEPS_PER_CHUNK = 64
 """Targets are gathered, metrics reduced and the loss checked once in so many steps."""
 
@@ -129,11 +128,12 @@ class _Loop:
         self.plan, self.classifier = plan, classifier
         self.objective = Objective(plan.objective)
         self.device = resolve_device(training.device)
-        precision = _FABRIC_PRECISION[resolve_precision(training.precision, self.device)]
-        self.fabric = Fabric(accelerator=self.device, devices=1, precision=precision)
+        precision = resolve_precision(training.precision, self.device)
+        self.autocast = partial(
+            torch.autocast, self.device, torch.bfloat16, precision == "bfloat16"
+        )
         self.frozen_norms = _frozen_norms(classifier)
-        # Not `fabric.setup`: on one device its wrappers only cost time (docs/decisions/0008).
-        self.fabric.to_device(classifier)
+        classifier.to(self.device)
         self.optimiser = build_optimiser(classifier.parameters(), training.optimiser)
         num_steps = training.num_epochs * plan.steps_per_epoch
         self.schedule = build_schedule(self.optimiser, training.schedule, num_steps=num_steps)
@@ -184,7 +184,7 @@ class _Loop:
         for step in range(len(positions)):
             pixels = drawn.render(step).contiguous(memory_format=self.classifier.layout)
             targets = None if teacher_logits is None else teacher_logits(step, pixels)
-            with self.fabric.autocast():
+            with self.autocast():
                 logits = self.classifier(pixels)
             label = _map_labels(labels, operator.itemgetter(step))
             terms = self.objective(logits, label, targets, None if has is None else has[step])

@@ -1,20 +1,25 @@
 """Node of data ingest."""
 
-import pandas as pd
+from typing import TYPE_CHECKING
 
-from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.settings import DataIngestParams
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from kd_pipeline.data.images import ImageSet
+else:  # Kedro resolves every hint of a node to validate its parameters; these would import pandas.
+    DataFrame = ImageSet = object
 
 
 def ingest_image_source(
     params: DataIngestParams,
-) -> tuple[ImageSet, pd.DataFrame, pd.DataFrame]:
+) -> tuple[ImageSet, DataFrame, DataFrame]:
     """Read, check and hash all images of the source.
 
     Returns:
         The images; one row per image; one row per image that was left out, with its reason.
     """
-    # Imported here: wiring the pipelines should not pay for Pillow and thread pools.
     from kd_pipeline.data.ingest import ingest_images
 
     ingested = ingest_images(params)

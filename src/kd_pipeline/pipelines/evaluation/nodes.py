@@ -3,31 +3,30 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from kd_pipeline.evaluation.settings import EvaluationParams
 from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.training.settings import TeacherParams
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
     from kd_pipeline.data.images import ImageSet
     from kd_pipeline.models.checkpoint import ModelCheckpoint
 else:  # Kedro resolves every hint of a node to validate its parameters; these would import torch.
-    Figure = ImageSet = ModelCheckpoint = object
+    DataFrame = Figure = ImageSet = ModelCheckpoint = object
 
 
 def evaluate_models(
     images: ImageSet,
-    examples: pd.DataFrame,
-    splits: pd.DataFrame,
+    examples: DataFrame,
+    splits: DataFrame,
     params: EvaluationParams,
     soft_target_params: SoftTargetsParams,
     teacher_params: TeacherParams,
     teacher: list[ModelCheckpoint],
     **students: list[ModelCheckpoint],
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+) -> tuple[DataFrame, DataFrame]:
     """Read the test set, once, with the teacher and every replicate of every student.
 
     The teacher's members are evaluated as one model. Where its logits were computed elsewhere it
@@ -53,8 +52,8 @@ def evaluate_models(
 
 
 def compare_arms(
-    predictions: pd.DataFrame,
-    metrics: pd.DataFrame,
+    predictions: DataFrame,
+    metrics: DataFrame,
     params: EvaluationParams,
     run_identity: Mapping[str, str],
 ) -> dict[str, Any]:
@@ -68,7 +67,7 @@ def compare_arms(
 
 
 def draw_figures(
-    predictions: pd.DataFrame, comparison: dict[str, Any], examples: pd.DataFrame
+    predictions: DataFrame, comparison: dict[str, Any], examples: DataFrame
 ) -> tuple[Figure, Figure, Figure, Figure]:
     """Draw accuracy with intervals, reliability, confusion and the gain per class."""
     from kd_pipeline.evaluation import figures
@@ -83,7 +82,7 @@ def draw_figures(
     )
 
 
-def write_report(comparison: dict[str, Any], examples: pd.DataFrame, splits: pd.DataFrame) -> str:
+def write_report(comparison: dict[str, Any], examples: DataFrame, splits: DataFrame) -> str:
     """State the result in words, null results included, and how many labels were used."""
     from kd_pipeline.evaluation.labels_used import describe_labels
     from kd_pipeline.evaluation.report import markdown_report

@@ -4,26 +4,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from kd_pipeline.evaluation.settings import EvaluationParams
 from kd_pipeline.export.settings import ModelExportParams
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
     from kd_pipeline.data.images import ImageSet
     from kd_pipeline.export.jobs import ExportedModel
     from kd_pipeline.models.checkpoint import ModelCheckpoint
     from kd_pipeline.tracking.store import Store
 else:  # Kedro resolves every hint of a node to validate its parameters; these would import torch.
-    Figure = ImageSet = ExportedModel = ModelCheckpoint = Store = object
+    DataFrame = Figure = ImageSet = ExportedModel = ModelCheckpoint = Store = object
 
 
 def export_models(
     images: ImageSet,
-    examples: pd.DataFrame,
-    splits: pd.DataFrame,
+    examples: DataFrame,
+    splits: DataFrame,
     params: ModelExportParams,
     folder: Path,
     trained_models: Path,
@@ -65,12 +64,12 @@ def export_models(
 
 def measure_exports(
     images: ImageSet,
-    examples: pd.DataFrame,
-    splits: pd.DataFrame,
+    examples: DataFrame,
+    splits: DataFrame,
     exported_models: list[ExportedModel],
     params: ModelExportParams,
     evaluation: EvaluationParams,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+) -> tuple[DataFrame, DataFrame]:
     """Run every file, and the checkpoint it is of, over all test images.
 
     Returns:
@@ -85,8 +84,8 @@ def measure_exports(
 
 
 def compare_exports(
-    predictions: pd.DataFrame,
-    metrics: pd.DataFrame,
+    predictions: DataFrame,
+    metrics: DataFrame,
     exported_models: list[ExportedModel],
     params: ModelExportParams,
     evaluation: EvaluationParams,
@@ -108,10 +107,10 @@ def compare_exports(
 
 def publish_exports(
     images: ImageSet,
-    examples: pd.DataFrame,
-    splits: pd.DataFrame,
+    examples: DataFrame,
+    splits: DataFrame,
     exported_models: list[ExportedModel],
-    predictions: pd.DataFrame,
+    predictions: DataFrame,
     comparison: dict[str, Any],
     params: ModelExportParams,
     evaluation: EvaluationParams,

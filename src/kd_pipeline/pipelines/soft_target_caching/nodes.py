@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
 from kd_pipeline.labelling.settings import SoftTargetCachingParams
 from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.training.settings import TeacherParams
@@ -11,20 +9,21 @@ from kd_pipeline.views.settings import ViewsParams
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
     from kd_pipeline.data.images import ImageSet
     from kd_pipeline.models.checkpoint import ModelCheckpoint
     from kd_pipeline.soft_targets.parts_folder import PartsFolder
     from kd_pipeline.soft_targets.store import SoftTargets
 else:  # Kedro resolves every hint of a node to validate its parameters; these would import torch.
-    Figure = ImageSet = ModelCheckpoint = PartsFolder = SoftTargets = object
+    DataFrame = Figure = ImageSet = ModelCheckpoint = PartsFolder = SoftTargets = object
 
 
 def cache_soft_targets(
     checkpoints: list[ModelCheckpoint],
     images: ImageSet,
-    examples: pd.DataFrame,
-    splits: pd.DataFrame,
+    examples: DataFrame,
+    splits: DataFrame,
     parts: PartsFolder,
     teacher: TeacherParams,
     caching: SoftTargetCachingParams,
@@ -50,8 +49,8 @@ def cache_soft_targets(
 
 
 def summarise_soft_targets(
-    soft_targets: SoftTargets, examples: pd.DataFrame, soft_target_params: SoftTargetsParams
-) -> tuple[pd.DataFrame, pd.DataFrame, Figure, Figure]:
+    soft_targets: SoftTargets, examples: DataFrame, soft_target_params: SoftTargetsParams
+) -> tuple[DataFrame, DataFrame, Figure, Figure]:
     """Describe how soft the soft targets are, how often right, and which classes are confused.
 
     All labels count, whether or not a student may use them.
@@ -78,7 +77,7 @@ def summarise_soft_targets(
 def draw_soft_targets(
     soft_targets: SoftTargets,
     images: ImageSet,
-    examples: pd.DataFrame,
+    examples: DataFrame,
     soft_target_params: SoftTargetsParams,
     views: ViewsParams,
 ) -> Figure:

@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from kd_pipeline.labelling.settings import SoftTargetCachingParams
 from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.training.settings import ArmParams, StudentParams
 from kd_pipeline.views.settings import ViewsParams
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from kd_pipeline.data.dataset import LabelledImages
     from kd_pipeline.data.images import ImageSet
     from kd_pipeline.models.checkpoint import ModelCheckpoint
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from kd_pipeline.soft_targets.store import SoftTargets
     from kd_pipeline.training.teacher_sources import Teacher
 else:  # Kedro resolves every hint of a node to validate its parameters; these would import torch.
-    ImageSet = ModelCheckpoint = StateFolder = SoftTargets = object
+    DataFrame = ImageSet = ModelCheckpoint = StateFolder = SoftTargets = object
 
 
 def train_on_labels(
     images: ImageSet,
-    examples: pd.DataFrame,
-    splits: pd.DataFrame,
+    examples: DataFrame,
+    splits: DataFrame,
     training_states: StateFolder,
     student: StudentParams,
     arm: ArmParams,
     views: ViewsParams,
     soft_target_params: SoftTargetsParams,
-) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
+) -> tuple[list[ModelCheckpoint], DataFrame]:
     """Train the replicates of an arm that has no teacher.
 
     All arms share `student` and `views`; a killed run resumes from `training_states`.
@@ -49,8 +49,8 @@ def train_on_labels(
 
 def train_on_soft_targets(
     images: ImageSet,
-    examples: pd.DataFrame,
-    splits: pd.DataFrame,
+    examples: DataFrame,
+    splits: DataFrame,
     soft_targets: SoftTargets,
     teacher_card: Mapping[str, Any],
     training_states: StateFolder,
@@ -58,7 +58,7 @@ def train_on_soft_targets(
     arm: ArmParams,
     views: ViewsParams,
     soft_target_params: SoftTargetsParams,
-) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
+) -> tuple[list[ModelCheckpoint], DataFrame]:
     """Train, as `train_on_labels`, an arm that learns from a teacher's cached logits.
 
     The cache is refused unless it was made from this run's data by the teacher of the card.
@@ -73,8 +73,8 @@ def train_on_soft_targets(
 
 def train_on_live_teacher(
     images: ImageSet,
-    examples: pd.DataFrame,
-    splits: pd.DataFrame,
+    examples: DataFrame,
+    splits: DataFrame,
     checkpoints: list[ModelCheckpoint],
     training_states: StateFolder,
     student: StudentParams,
@@ -82,7 +82,7 @@ def train_on_live_teacher(
     views: ViewsParams,
     soft_target_params: SoftTargetsParams,
     caching: SoftTargetCachingParams,
-) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
+) -> tuple[list[ModelCheckpoint], DataFrame]:
     """Train, as `train_on_labels`, an arm beside which the teacher runs, batch by batch.
 
     The teacher's precision and least accuracy are those of `caching`.
@@ -106,7 +106,7 @@ def _train(
     states: StateFolder,
     soft_target_params: SoftTargetsParams,
     teacher: "Teacher | None" = None,
-) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
+) -> tuple[list[ModelCheckpoint], DataFrame]:
     from kd_pipeline.training.students import train_students
 
     logged = {"soft_targets": soft_target_params.model_dump(mode="json")}
@@ -116,8 +116,8 @@ def _train(
 
 
 def make_trainer_of_teaching_student(
-    name: str, train: Callable[..., tuple[list[ModelCheckpoint], pd.DataFrame]]
-) -> Callable[..., tuple[list[ModelCheckpoint], pd.DataFrame, dict[str, Any]]]:
+    name: str, train: Callable[..., tuple[list[ModelCheckpoint], DataFrame]]
+) -> Callable[..., tuple[list[ModelCheckpoint], DataFrame, dict[str, Any]]]:
     """Make the node function of a student that teaches others, such as a teacher assistant.
 
     Its name is part of its seeds: it starts from weights of its own, while all students that are
@@ -128,7 +128,7 @@ def make_trainer_of_teaching_student(
     @wraps(train)
     def train_teaching_student(
         *, images: ImageSet, student: StudentParams, **rest: Any
-    ) -> tuple[list[ModelCheckpoint], pd.DataFrame, dict[str, Any]]:
+    ) -> tuple[list[ModelCheckpoint], DataFrame, dict[str, Any]]:
         from kd_pipeline.labelling.members import identity_card
         from kd_pipeline.randomness import derive_seed
 

@@ -2,27 +2,27 @@
 
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from kd_pipeline.training.settings import TeacherParams
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from kd_pipeline.data.images import ImageSet
     from kd_pipeline.models.checkpoint import ModelCheckpoint
     from kd_pipeline.models.state_folder import StateFolder
     from kd_pipeline.tracking.store import Store
 else:  # Kedro resolves every hint of a node to validate its parameters; these would import torch.
-    ImageSet = ModelCheckpoint = StateFolder = Store = object
+    DataFrame = ImageSet = ModelCheckpoint = StateFolder = Store = object
 
 
 def train_teacher(
     images: ImageSet,
-    examples: pd.DataFrame,
-    splits: pd.DataFrame,
+    examples: DataFrame,
+    splits: DataFrame,
     training_states: StateFolder,
     tracking_store: Store,
     params: TeacherParams,
-) -> tuple[list[ModelCheckpoint], pd.DataFrame, dict[str, Any]]:
+) -> tuple[list[ModelCheckpoint], DataFrame, dict[str, Any]]:
     """Train the teacher's members on the role `teacher_train`, or adopt given ones.
 
     A killed run resumes from `training_states`; given teachers in MLflow are fetched from
@@ -33,6 +33,8 @@ def train_teacher(
         (empty for given teachers), and a card with the members' fingerprints: students check
         their soft targets against it, and so never need the teacher's weights.
     """
+    import pandas as pd
+
     from kd_pipeline.data.dataset import LabelledImages
     from kd_pipeline.labelling.members import identity_card, read_given_logits
     from kd_pipeline.tracking.fetch import fetched

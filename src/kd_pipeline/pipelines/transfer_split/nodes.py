@@ -2,19 +2,19 @@
 
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
 from kd_pipeline.data.settings import TransferSplitParams
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from kd_pipeline.data.images import ImageSet
 else:  # Kedro resolves every hint of a node to validate its parameters; these would import torch.
-    ImageSet = object
+    DataFrame = ImageSet = object
 
 
 def split_transfer_set(
-    images: ImageSet, examples: pd.DataFrame, params: TransferSplitParams
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+    images: ImageSet, examples: DataFrame, params: TransferSplitParams
+) -> tuple[DataFrame, DataFrame]:
     """Give every example its roles; return `splits` and its summary by role and class."""
     from kd_pipeline.data.splits import split_examples, summarise_splits
 

@@ -2,26 +2,26 @@
 
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from kd_pipeline.labelling.settings import SoftTargetCachingParams, SoftTargetVerificationParams
 from kd_pipeline.training.settings import TeacherParams
 from kd_pipeline.views.settings import ViewsParams
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from kd_pipeline.data.images import ImageSet
     from kd_pipeline.models.checkpoint import ModelCheckpoint
     from kd_pipeline.soft_targets.store import SoftTargets
 else:  # Kedro resolves every hint of a node to validate its parameters; these would import torch.
-    ImageSet = ModelCheckpoint = SoftTargets = object
+    DataFrame = ImageSet = ModelCheckpoint = SoftTargets = object
 
 
 def verify_soft_targets(
     soft_targets: SoftTargets,
     checkpoints: list[ModelCheckpoint],
     images: ImageSet,
-    examples: pd.DataFrame,
-    splits: pd.DataFrame,
+    examples: DataFrame,
+    splits: DataFrame,
     params: SoftTargetVerificationParams,
     teacher: TeacherParams,
     caching: SoftTargetCachingParams,
