@@ -155,7 +155,7 @@ class Ours:
 
 
 class Script:
-    """Forty lines by hand: tensors in memory, views by batch, bfloat16, the teacher's logits kept."""
+    """Forty lines by hand: tensors in memory, views by batch, bfloat16, logits kept."""
 
     def __init__(self, ours: Ours) -> None:
         images = ours.data.images
@@ -208,7 +208,7 @@ class Script:
 
 
 class Usual:
-    """What most scripts do: DataLoader, transforms of PIL images, float32, the teacher in the loop."""
+    """What most scripts do: DataLoader, PIL transforms, float32, the teacher in the loop."""
 
     def __init__(self, images: Path) -> None:
         steps = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
@@ -387,7 +387,7 @@ def _print(measured: dict[str, Any]) -> None:
         print(f"{name:32}{_whole_job(epochs, name):>10.1f} times ours")
     first = measured["first"]
     ratio = statistics.median(a / b for a, b in zip(first["script"], first["ours"], strict=True))
-    print(f"\nCaching and {EPOCHS} epochs as the first work of a process: script / ours {ratio:.2f}")
+    print(f"\nCaching and {EPOCHS} epochs, the first work of a process: script / ours {ratio:.2f}")
 
 
 def _whole_job(epochs: dict[str, list[float]], peer: str) -> float:
