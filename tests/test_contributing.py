@@ -10,8 +10,9 @@ import torch
 import yaml
 
 from kd_pipeline.losses import distillation
-from kd_pipeline.losses.distillation import SOFT_LOSSES, SoftLoss
+from kd_pipeline.losses.distillation import SOFT_LOSSES
 from kd_pipeline.losses.objective import Objective
+from kd_pipeline.losses.record import SoftLoss
 from kd_pipeline.losses.settings import ObjectiveParams
 from kd_pipeline.teacher_logits import TeacherLogits
 

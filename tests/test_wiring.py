@@ -191,7 +191,10 @@ def test_all_arms_share_all_but_their_own_block(name: str, pipelines: dict[str, 
         live = {"params:soft_target_caching"} if student.live else set()
         assert blocks == shared | live | {f"params:{student.name}"}
     own = set(ArmParams.model_fields) - set(OF_TEACHING_STUDENTS)
-    assert own == {"soft_loss", "temperature", "soft_weight", "label_smoothing"}
+    assert own == {
+        "soft_loss", "temperature", "soft_weight", "soft_weight_schedule", "label_smoothing",
+        "confidence_penalty",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("node", all_nodes(), ids=lambda node: node.name)

@@ -11,6 +11,8 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -20,6 +22,8 @@ from kd_pipeline.data.splits import ids_with_role, split_fingerprint
 from kd_pipeline.datasets.images import ImageSetDataset
 from kd_pipeline.labelling.settings import SoftTargetCachingParams
 from kd_pipeline.labelling.soft_targets import label_transfer_set
+from kd_pipeline.losses.distillation import SOFT_LOSSES
+from kd_pipeline.losses.objective import Objective
 from kd_pipeline.models.checkpoint import ModelCheckpoint, write_checkpoint
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.ensemble import average_logits
@@ -27,6 +31,8 @@ from kd_pipeline.soft_targets.manifest import Provenance
 from kd_pipeline.soft_targets.parts_folder import PartsFolder
 from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.soft_targets.store import write_soft_targets
+from kd_pipeline.teacher_logits import TeacherLogits
+from kd_pipeline.training.settings import ArmParams
 from kd_pipeline.views import ViewPolicy, render
 from kd_pipeline.views.settings import ViewsParams
 
@@ -43,10 +49,13 @@ class Code:
     text: str
 
 
+def read(page: str) -> str:
+    return (PAGES / page).read_text(encoding="utf-8")
+
+
 def blocks(page: str) -> list[Code]:
-    text = (PAGES / page).read_text(encoding="utf-8")
     found = re.findall(
-        r"(?:<!-- (.*?) -->\n)?^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL
+        r"(?:<!-- (.*?) -->\n)?^```(\w*)\n(.*?)^```$", read(page), re.MULTILINE | re.DOTALL
     )
     return [Code(language, marker, code) for marker, language, code in found]
 
@@ -123,6 +132,7 @@ def test_every_block_is_of_a_kind_that_is_run() -> None:
         # By test_use_the_student.py, here and in tests/end_to_end.
         ("sh", "where: project"), ("yaml", "where: preset"), ("c", "file: main.c"),
         ("sh", "where: export"), ("python", "where: executorch"), ("sh", "where: served"),
+        ("python", "file: src/my_package/losses.py"), ("yaml", "where: arm"),
     }  # fmt: skip
     for page in sorted(PAGES.glob("*.md")):
         assert {(code.language, code.marker) for code in blocks(page.name)} <= known, page.name
@@ -251,3 +261,39 @@ def test_a_rendered_view_has_the_logits_that_are_cached(
     if transforms:
         clean = render(ViewPolicy(), found["transfer_set"], found["example_ids"], 0)
         assert np.abs(found["teacher"](clean).detach().numpy() - found["cached"]).max() > 0.05
+
+
+def test_the_loss_of_ones_own_teaches_a_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, settings = blocks("write-a-loss.md")
+    package = tmp_path / "my_package"
+    package.mkdir()
+    (package / "losses.py").write_text(code.text)
+    monkeypatch.syspath_prepend(tmp_path)
+    params = ArmParams.model_validate(yaml.safe_load(settings.text)["student_kd"])
+    assert params.soft_loss.record.uses_temperature
+    assert not params.soft_loss.record.needs_labels
+    teacher = TeacherLogits(torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 0.5]]))
+    student, labels = torch.zeros(2, 3, requires_grad=True), torch.tensor([0, -1])
+    minimised, losses = Objective(params), []
+    for _ in range(200):
+        terms = minimised(student, labels, teacher)
+        (gradient,) = torch.autograd.grad(terms.loss, student)
+        student = (student - gradient).detach().requires_grad_()
+        losses.append(terms.soft_loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_every_loss_is_on_the_page_that_helps_to_choose_one() -> None:
+    rows = re.findall(r"^\| `([^`]+)` \|(.*)\|$", read("choose-a-loss.md"), re.MULTILINE)
+    assert {name for name, _ in rows[:-1]} == set(SOFT_LOSSES)
+    for name, cells in rows[:-1]:
+        record = SOFT_LOSSES[name]
+        *_, temperature, _, top_k = (cell.strip() for cell in cells.split("|"))
+        assert temperature.startswith("yes" if record.uses_temperature else "none"), name
+        assert (top_k == "yes") == (record.read_top_k is not None), name
+        own = record.settings.model_fields.keys() - {"name", "standardise_logits"}
+        for setting in own:
+            value = record.settings.model_fields[setting].default
+            assert f"`{setting}: {value:g}`" in cells, name

@@ -172,6 +172,24 @@ def test_a_loss_that_needs_labels_is_refused_where_views_mix_two_images(
         check("distill", **needing, views={"transforms": [{"name": "mixup"}]})
 
 
+def test_a_calibration_is_refused_where_a_top_k_cache_is_made_or_nothing_was_fitted(
+    images: ImageSet, splits: pd.DataFrame, make_cache: Callable[..., Any], tmp_path: Path
+) -> None:
+    asked = {"teacher_calibration": "temperature"}
+    check("distill", soft_targets=asked)
+    with pytest.raises(ParameterError, match=r"`soft_targets\.teacher_calibration` must be null"):
+        check("soft_target_caching", **TOP_K, soft_targets=asked)
+    data = {
+        "images": images,
+        "splits": splits,
+        "soft_targets": make_cache(tmp_path, images, splits),
+    }
+    pipeline = register_pipelines()["student_distillation"]
+    check_caches(pipeline, catalog_of(data))
+    with pytest.raises(ParameterError, match=r"`soft_targets\.teacher_calibration` must be null"):
+        check_caches(pipeline, catalog_of(data, soft_targets=asked))
+
+
 def test_imported_logits_are_of_clean_images_and_cannot_teach_live() -> None:
     with pytest.raises(ParameterError, match=r"`teacher\.given\.kind` must be a model"):
         check("distill_live", teacher=LOGITS)

@@ -1,11 +1,17 @@
-"""hard_label_loss: by hand, and with examples that have no label."""
+"""Losses without a teacher: by hand, and with examples that have no label."""
 
 import math
 
 import pytest
 import torch
 
-from kd_pipeline.losses.hard import NO_LABEL, MixedLabels, hard_label_loss, has_label
+from kd_pipeline.losses.hard import (
+    NO_LABEL,
+    MixedLabels,
+    confidence_penalty,
+    hard_label_loss,
+    has_label,
+)
 
 
 def test_matches_a_value_worked_by_hand() -> None:
@@ -74,3 +80,19 @@ def test_the_image_of_the_larger_weight_names_a_mixed_image() -> None:
     assert mixed(0, 2, 0.7).dominant().item() == 0
     assert mixed(0, 2, 0.3).dominant().item() == 2
     assert mixed(0, 2, 0.5).dominant().item() == 0, "at a tie, the image itself"
+
+
+def test_the_confidence_penalty_matches_a_value_worked_by_hand() -> None:
+    sure = torch.tensor([[math.log(3.0), 0.0]])  # probabilities 3/4 and 1/4
+    by_hand = math.log(2) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25)
+    assert confidence_penalty(sure).item() == pytest.approx(by_hand)
+    assert confidence_penalty(torch.ones(1, 4)).item() == pytest.approx(0, abs=1e-6)
+    assert confidence_penalty(100 * torch.eye(4)[:1]).item() == pytest.approx(math.log(4))
+
+
+def test_the_confidence_penalty_has_the_gradients_of_minus_the_entropy() -> None:
+    student = torch.randn(3, 4, requires_grad=True)
+    probabilities = student.softmax(-1)
+    (expected,) = torch.autograd.grad((probabilities * probabilities.log()).sum(), student)
+    (found,) = torch.autograd.grad(confidence_penalty(student).sum(), student)
+    torch.testing.assert_close(found, expected)

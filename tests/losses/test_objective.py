@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.losses.distillation import SOFT_LOSSES, SoftLoss, soft_target_loss
-from kd_pipeline.losses.hard import NO_LABEL, MixedLabels, hard_label_loss
+from kd_pipeline.losses.distillation import SOFT_LOSSES, soft_target_loss
+from kd_pipeline.losses.hard import NO_LABEL, MixedLabels, confidence_penalty, hard_label_loss
 from kd_pipeline.losses.objective import Objective
+from kd_pipeline.losses.record import SoftLoss
 from kd_pipeline.losses.settings import ObjectiveParams, SoftLossParams
 from kd_pipeline.teacher_logits import TeacherLogits
 
@@ -130,3 +131,55 @@ def test_a_loss_that_needs_labels_is_refused_where_views_mix_two_images(own_loss
     rule = "be one that needs no labels where views mix two images, got 'a loss that needs them'$"
     with pytest.raises(ParameterError, match=f"^`soft_loss` must {rule}"):
         minimised(logits(0), mixed, TeacherLogits(logits(1)))
+
+
+def test_a_loss_over_the_batch_is_computed_from_rows_with_a_soft_target_alone() -> None:
+    """DIST correlates over the batch: what stands in for a missing target must not count."""
+    student, teacher = logits(0).requires_grad_(), logits(1)
+    has = torch.tensor([True, False, True, True])
+    minimised = objective(soft_loss="dist", soft_weight=1.0, temperature=2.0)
+    with_gap = minimised(student, LABELS, TeacherLogits(teacher), has).loss
+    alone = minimised(student[has], LABELS[has], TeacherLogits(teacher[has])).loss
+    torch.testing.assert_close(with_gap, 0.75 * alone)  # Divided by the whole batch.
+    (gradient,) = torch.autograd.grad(with_gap, student)
+    assert not gradient[1].any()
+    assert gradient[has].any()
+
+
+def test_a_batch_without_any_soft_target_is_zero_also_for_a_loss_over_the_batch() -> None:
+    student = logits(0).requires_grad_()
+    none = torch.zeros(4, dtype=torch.bool)
+    minimised = objective(soft_loss="dist", soft_weight=1.0)
+    loss = minimised(student, LABELS, TeacherLogits(logits(1)), none).loss
+    loss.backward()
+    assert loss.item() == 0
+    assert student.grad is not None
+    assert torch.equal(student.grad, torch.zeros(4, 3))
+
+
+SCHEDULE = {"warmup_fraction": 0.5, "stop_fraction": 0.8}
+
+
+@pytest.mark.parametrize(
+    ("progress", "share"), [(0.1, 0.2), (0.25, 0.5), (0.5, 1), (0.8, 1), (0.9, 0), (1.0, 0)]
+)
+def test_the_weight_follows_its_schedule_and_the_hard_term_gets_the_rest(
+    progress: float, share: float
+) -> None:
+    student, teacher = logits(0), TeacherLogits(logits(1))
+    minimised = objective(soft_weight=0.6, soft_weight_schedule=SCHEDULE)
+    found = minimised(student, LABELS, teacher, progress=progress)
+    expected = objective(soft_weight=0.6 * share)(student, LABELS, teacher)
+    torch.testing.assert_close(found.loss, expected.loss)
+
+
+def test_a_confidence_penalty_is_added_whatever_the_other_terms_weigh() -> None:
+    student, teacher = logits(0), TeacherLogits(logits(1))
+    labels = torch.tensor([0, NO_LABEL, 1, NO_LABEL])
+    for soft_weight in (0.0, 0.5, 1.0):
+        plain = objective(soft_weight=soft_weight)(student, labels, teacher)
+        penalised = objective(soft_weight=soft_weight, confidence_penalty=0.3)
+        found = penalised(student, labels, teacher)
+        added = 0.3 * confidence_penalty(student).mean()
+        torch.testing.assert_close(found.loss, plain.loss + added)
+        assert torch.equal(found.soft_loss, plain.soft_loss)

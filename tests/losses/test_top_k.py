@@ -7,14 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kd_pipeline.losses.distillation import (
-    gather_other_classes,
-    keep_listed_classes,
-    soft_target_loss,
-    spread_tail,
-)
+from kd_pipeline.losses.distillation import soft_target_loss
 from kd_pipeline.losses.objective import Objective
 from kd_pipeline.losses.settings import ObjectiveParams
+from kd_pipeline.losses.top_k import gather_other_classes, keep_listed_classes, spread_tail
 from kd_pipeline.teacher_logits import TeacherLogits
 
 

@@ -1,5 +1,7 @@
 """The manifest: facts, layout and checksum."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from kd_pipeline.soft_targets.encoding import Encoding
@@ -8,6 +10,7 @@ from kd_pipeline.soft_targets.manifest import (
     Part,
     Provenance,
 )
+from kd_pipeline.soft_targets.settings import Calibration, SoftTargetsParams
 
 PROVENANCE = Provenance(
     class_names=("a", "b", "c"),
@@ -43,3 +46,16 @@ def test_the_layout_covers_every_row_once() -> None:
 def test_names_of_parts_sort_as_the_parts_do() -> None:
     parts = [Part(m, v, s, 1) for m in (0, 10) for v in (2, 300) for s in (9, 1000)]
     assert sorted(part.file for part in parts) == [part.file for part in parts]
+
+
+def test_a_fitted_temperature_is_read_back_and_changes_no_part() -> None:
+    """Parts hold the manifest's head: caches of the same logits stay the same files."""
+    without = Manifest(PROVENANCE, Encoding(), 7, "digest", rows_per_part=3)
+    fitted = Calibration({"geometric": 1.5, "arithmetic": 1.25}, (0.5, 0.5), 100)
+    with_it = replace(without, calibration=fitted)
+    assert with_it.head() == without.head()
+    assert Manifest.from_text(with_it.as_text()).calibration == fitted
+    assert "calibration" not in without.as_text()
+    asked = SoftTargetsParams(teacher_calibration="temperature", ensemble_average="arithmetic")
+    assert with_it.fitted_temperature(asked) == 1.25
+    assert with_it.fitted_temperature(SoftTargetsParams()) is None

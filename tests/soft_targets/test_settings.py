@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.soft_targets.settings import SoftTargetsParams
+from kd_pipeline.soft_targets.settings import Calibration, SoftTargetsParams
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,38 @@ def test_shares_add_up_to_one() -> None:
     assert weighted.describe(2) == {"kind": "arithmetic", "shares": [0.75, 0.25]}
     with pytest.raises(ParameterError, match="member_weights` must have one weight"):
         weighted.shares(3)
+
+
+FITTED = Calibration({"geometric": 1.5, "arithmetic": 1.25}, (0.5, 0.5), 100)
+
+
+@pytest.mark.parametrize(
+    ("settings", "calibration", "is_top_k", "message"),
+    [
+        ({}, FITTED, True, "teacher_calibration` must be null with a top-k cache"),
+        ({}, None, False, "teacher_calibration` must be null for soft targets without a temp"),
+        (
+            {"member_weights": (3.0, 1.0)},
+            FITTED,
+            False,
+            r"member_weights` must be those that the teacher's temperature was fitted with, \[0.5",
+        ),
+    ],
+)
+def test_a_temperature_that_was_not_fitted_to_these_logits_is_refused(
+    settings: dict[str, Any], calibration: Calibration | None, is_top_k: bool, message: str
+) -> None:
+    asked = SoftTargetsParams(teacher_calibration="temperature", **settings)
+    with pytest.raises(ParameterError, match=message):
+        asked.fitted_temperature(calibration, is_top_k=is_top_k, num_members=2)
+    # Where none is asked for, nothing has to have been fitted.
+    plain = SoftTargetsParams(**settings)
+    found = plain.fitted_temperature(calibration, is_top_k=is_top_k, num_members=2)
+    assert found is None
+
+
+def test_a_calibration_that_is_not_asked_for_is_no_part_of_what_a_training_is_named_by() -> None:
+    plain = {"ensemble_average": "geometric", "member_weights": None, "tail": "ghost"}
+    assert SoftTargetsParams().model_dump(mode="json") == plain
+    asked = SoftTargetsParams(teacher_calibration="temperature").model_dump(mode="json")
+    assert asked == plain | {"teacher_calibration": "temperature"}

@@ -29,6 +29,13 @@ def test_a_name_that_two_blocks_share_is_not_lost() -> None:
     assert flat_params(settings) == {"seed": "1", "training.seed": "2", "views.seed": "3"}
 
 
+def test_a_loss_is_found_under_one_name_with_or_without_settings() -> None:
+    assert flat_params({"arm": {"soft_loss": "kl"}}) == {"soft_loss": "kl"}
+    block = {"name": "dkd", "non_target_weight": 8.0}
+    found = flat_params({"arm": {"soft_loss": block}})
+    assert found == {"soft_loss": "dkd", "soft_loss.non_target_weight": "8.0"}
+
+
 def test_long_values_are_cut() -> None:
     assert len(flat_params({"names": ["x" * 100] * 100})["names"]) == 500
 

@@ -1,6 +1,7 @@
-"""What is tried before the first training: a user's own network, by its import path."""
+"""What is tried before the first training: networks and losses, a user's own among them."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 
 from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.errors import ParameterError
+from kd_pipeline.losses.distillation import SOFT_LOSSES
 from kd_pipeline.models.checkpoint import build_classifier, read_checkpoint, write_checkpoint
 from kd_pipeline.models.state_folder import StateFolder
-from kd_pipeline.training.checks import check_student
+from kd_pipeline.training.checks import check_arm, check_student, try_soft_loss
 from kd_pipeline.training.settings import ArmParams, StudentParams
 from kd_pipeline.training.students import train_students
 from kd_pipeline.views.settings import ViewsParams
@@ -126,3 +128,59 @@ def test_arguments_that_nothing_can_take_are_refused_by_name(
         assert str(error).startswith(("`student.model", "`student.training."))
     else:
         assert model != {"name": "small_cnn", "arguments": {"channels": [0]}}
+
+
+LOSSES = """
+def raises(student_logits, teacher_logits):
+    raise KeyError("logits")
+
+def without_a_graph(student_logits, teacher_logits):
+    return teacher_logits.sum(dim=1)
+
+def infinite(student_logits, teacher_logits):
+    return (student_logits.sum(dim=1) - student_logits.sum(dim=1).detach()).log()
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("raises", r"be computed and differentiated \('logits'\)"),
+        ("without_a_graph", r"be computed and differentiated \("),
+        ("infinite", "be finite, and its gradients too"),
+    ],
+)
+def test_a_loss_of_the_users_own_is_tried_before_anything_trains(
+    function: str,
+    message: str,
+    data: LabelledImages,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "users_losses.py").write_text(LOSSES)
+    monkeypatch.syspath_prepend(tmp_path)
+    arm = ArmParams(soft_loss=f"module:users_losses:{function}", soft_weight=0.5)
+    with pytest.raises(ParameterError, match=rf"`student_kd\.soft_loss` must {message}"):
+        check_arm(data, arm, block="student_kd")
+    check_arm(data, arm.model_copy(update={"soft_weight": 0.0}), block="student_kd")
+
+
+def test_every_loss_of_the_table_can_be_trained_with_three_classes_and_dkd_not_with_two(
+    data: LabelledImages,
+) -> None:
+    for name in SOFT_LOSSES:
+        for standardise in (False, True):
+            block = {"name": name, "standardise_logits": standardise}
+            check_arm(data, ArmParams(soft_loss=block, soft_weight=1.0), block="student_kd")
+            if name != "dkd":
+                try_soft_loss(ArmParams(soft_loss=block), num_classes=2)
+    with pytest.raises(ParameterError, match="`soft_loss` must be another than dkd for two cl"):
+        try_soft_loss(ArmParams(soft_loss="dkd"), num_classes=2)
+
+
+def test_a_stop_after_which_nothing_would_teach_is_refused(data: LabelledImages) -> None:
+    arm = ArmParams(soft_weight=1.0, soft_weight_schedule={"stop_fraction": 0.5})
+    check_arm(data, arm, block="student_kd")
+    unlabelled = replace(data, splits=data.splits.assign(use_label=False))
+    with pytest.raises(ParameterError, match=r"`student_kd\.soft_weight_schedule\.stop_fraction`"):
+        check_arm(unlabelled, arm, block="student_kd")

@@ -130,6 +130,23 @@ def test_each_arm_learns_from_the_rows_it_may(
     assert int((mixed.labels >= 0).sum()) == len(teacher)
 
 
+def test_a_schedule_stops_the_soft_term_and_labels_beyond_the_transfer_set_teach_too(
+    data: LabelledImages, tmp_path: Path, plans: Any, cache: Cache
+) -> None:
+    """Two epochs of five steps: the weight is 0 in the last four."""
+    arm = {"soft_weight": 1.0, "soft_weight_schedule": {"stop_fraction": 0.6}}
+    soft = cache(data.images, data.splits)
+    _, history = run(data, tmp_path, soft, num_replicates=1, arm=arm)
+    teacher, transfer = (ids_with_role(data.splits, r) for r in ("teacher_train", "transfer"))
+    assert plans[0][0].rows.example_ids.tolist() == sorted({*teacher, *transfer})
+    first, second = history["train/soft_loss"]
+    assert 0 < second < 0.5 * first  # One step of five.
+    last = {"soft_weight": 1.0, "soft_weight_schedule": {"stop_fraction": 0.5}}
+    _, stopped = run(data, tmp_path, soft, num_replicates=1, arm=last)
+    assert stopped["train/soft_loss"][0] == first
+    assert stopped["train/soft_loss"][1] == 0
+
+
 def test_held_out_examples_reach_no_training(
     data: LabelledImages, tmp_path: Path, plans: Any
 ) -> None:

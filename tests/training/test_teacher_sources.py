@@ -18,15 +18,15 @@ from kd_pipeline.data.splits import ids_with_role, split_examples
 from kd_pipeline.errors import CheckpointError, ParameterError, StaleArtefactError
 from kd_pipeline.labelling.settings import SoftTargetCachingParams
 from kd_pipeline.labelling.soft_targets import label_transfer_set
-from kd_pipeline.losses.distillation import gather_other_classes
 from kd_pipeline.losses.settings import ObjectiveParams
+from kd_pipeline.losses.top_k import gather_other_classes
 from kd_pipeline.models.checkpoint import ModelCheckpoint, build_untrained, snapshot
 from kd_pipeline.models.preprocessing import Preprocessing
 from kd_pipeline.models.settings import Model
 from kd_pipeline.models.state_folder import StateFolder
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.parts_folder import PartsFolder
-from kd_pipeline.soft_targets.settings import SoftTargetsParams
+from kd_pipeline.soft_targets.settings import Calibration, SoftTargetsParams
 from kd_pipeline.soft_targets.store import SoftTargets
 from kd_pipeline.training.rows import Rows, arm_rows, transfer_partners
 from kd_pipeline.training.settings import ArmParams, StudentParams, Training
@@ -347,3 +347,57 @@ def test_what_the_logits_depend_on_is_part_of_a_trainings_identity(
     assert len(set(identities)) == len(sources)
     again = cached_teacher(make_cache(tmp_path / "c", data.images, data.splits))
     assert str(again.open(rows, SOFT, TRAINING).identity) == identities[0]
+
+
+FITTED = Calibration({"geometric": 2.0, "arithmetic": 1.6}, (0.75, 0.25), 9)
+
+
+@pytest.mark.parametrize("kind", ["geometric", "arithmetic"])
+def test_a_calibrated_teacher_is_averaged_at_temperature_one_and_divided(
+    data: LabelledImages, tmp_path: Path, kind: str
+) -> None:
+    """From the cache and live alike, whatever the temperature of the student's loss."""
+    teacher, views = [member(data.images, seed) for seed in (0, 1)], VIEWS["shift"]
+    params = {"ensemble_average": kind, "member_weights": (3.0, 1.0)}
+    calibrated = params | {"teacher_calibration": "temperature"}
+    made = label_transfer_set(teacher, data, PartsFolder(tmp_path), CACHING, views, FITTED)
+    rows, at_one = rows_of(data), SOFT.model_copy(update={"temperature": 1.0})
+    plain = cached_teacher(made, **params).open(rows, at_one, TRAINING)
+    cached = cached_teacher(made, **calibrated).open(rows, SOFT, TRAINING)
+    live = replace(live_teacher(teacher, **calibrated), calibration=FITTED)
+    expected, ours, theirs = (
+        torch.cat(logits_of(source, data, rows, views))
+        for source in (plain, cached, live.open(rows, SOFT, TRAINING))
+    )
+    divided = expected / FITTED.temperatures[kind]  # type: ignore[index]
+    torch.testing.assert_close(ours, divided)
+    torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-3)
+    assert cached.identity["fitted_temperature"] == FITTED.temperatures[kind]  # type: ignore[index]
+
+
+def test_what_was_fitted_and_is_not_used_leaves_the_identity_as_it_was(
+    data: LabelledImages, tmp_path: Path
+) -> None:
+    teacher, rows = [member(data.images, 0)], rows_of(data)
+    one = Calibration({"geometric": 2.0, "arithmetic": 2.0}, (1.0,), 9)
+    identities = [
+        cached_teacher(
+            label_transfer_set(
+                teacher, data, PartsFolder(tmp_path / name), CACHING, VIEWS["clean"], fitted
+            )
+        )
+        .open(rows, SOFT, TRAINING)
+        .identity
+        for name, fitted in (("without", None), ("with", one))
+    ]
+    assert identities[0] == identities[1]
+
+
+def test_a_calibration_without_a_fitted_temperature_is_refused_before_anything_trains(
+    data: LabelledImages, tmp_path: Path, make_cache: MakeCache
+) -> None:
+    asked = {"teacher_calibration": "temperature"}
+    cached = cached_teacher(make_cache(tmp_path, data.images, data.splits), **asked)
+    for teacher in (cached, live_teacher([member(data.images, 0)], **asked)):
+        with pytest.raises(ParameterError, match="must be null for soft targets without a temper"):
+            check(teacher, data)

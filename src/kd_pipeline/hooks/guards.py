@@ -163,7 +163,10 @@ def _check_members(
 ) -> None:
     """Whether the members of each teacher whose cache is made can be averaged as asked."""
     num_members = load_block(catalog, _TEACHER, TeacherParams).num_members
-    weights = load_block(catalog, "soft_targets", SoftTargetsParams).member_weights
+    soft_targets = load_block(catalog, "soft_targets", SoftTargetsParams)
+    weights = soft_targets.member_weights
+    if caching.top_k is not None:
+        soft_targets.fitted_temperature(None, is_top_k=True, num_members=num_members)
     if caching.top_k is not None and num_members > 1:
         rule = "be null for a teacher of several members: a top-k cache cannot be averaged"
         raise ParameterError("soft_target_caching.top_k", rule, caching.top_k)
@@ -210,7 +213,9 @@ def check_caches(pipeline: Pipeline, catalog: Catalog) -> None:
             used.setdefault(student.cache, []).append(student)
     for cache, students in sorted(used.items()):
         manifest = _check_cache(cache, students[0].card, free, catalog)
-        load_block(catalog, "soft_targets", SoftTargetsParams).shares(manifest.num_members)
+        params = load_block(catalog, "soft_targets", SoftTargetsParams)
+        params.shares(manifest.num_members)
+        manifest.fitted_temperature(params)
         if manifest.encoding.temperature is not None:
             for student in students:
                 arm = load_block(catalog, student.name, ArmParams)
@@ -243,7 +248,7 @@ def _check_cache(cache: str, card: str | None, free: set[str], catalog: Catalog)
 
 def _check_code(card: str, catalog: Catalog) -> None:
     """Refuse to serve the logits of a kept teacher whose code computes others by now."""
-    from kd_pipeline.models.architectures import MODULE
+    from kd_pipeline.import_path import MODULE
     from kd_pipeline.models.checkpoint import build_classifier
 
     checkpoints = card.removesuffix(".card") + _CHECKPOINTS
@@ -335,12 +340,13 @@ def _check_teacher(data: "LabelledImages", catalog: Catalog) -> None:
 
 
 def _check_students(data: "LabelledImages", names: list[str], catalog: Catalog) -> None:
-    from kd_pipeline.training.checks import check_student
+    from kd_pipeline.training.checks import check_arm, check_student
 
     student = load_block(catalog, "student", StudentParams)
     check_student(data, student)
     student = student.model_copy(update={"quantisation": None})  # Teaching ones stay in float.
     for name in names:
         arm = load_block(catalog, name, ArmParams)
+        check_arm(data, arm, block=name)
         if arm.own_settings:
             check_student(data, student.for_arm(arm), block=name)

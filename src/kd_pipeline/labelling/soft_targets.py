@@ -1,6 +1,7 @@
 """A teacher labels the transfer set: every member, every view, each cached apart."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -16,6 +17,7 @@ from kd_pipeline.models.predict import resolve_device, resolve_precision
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.manifest import Manifest, Part, Provenance
 from kd_pipeline.soft_targets.parts_folder import PartsFolder
+from kd_pipeline.soft_targets.settings import Calibration
 from kd_pipeline.soft_targets.store import SoftTargets, plan_store
 from kd_pipeline.views.settings import ViewsParams
 
@@ -28,12 +30,13 @@ def label_transfer_set(
     parts: PartsFolder,
     caching: SoftTargetCachingParams,
     views: ViewsParams,
+    calibration: Calibration | None = None,
 ) -> SoftTargets:
     """Run each member of a teacher once over each view of the transfer set.
 
     One part is in memory at a time, and is on disk before the next one is begun: a run that was
     killed and is started again makes only what is missing or damaged. Batches begin with a part,
-    so that a part made alone has the same bits.
+    so that a part made alone has the same bits. `calibration` is kept beside the logits.
 
     Raises:
         CheckpointError, StaleArtefactError: As `check_members`.
@@ -46,7 +49,7 @@ def label_transfer_set(
         rule = "be null for a teacher of several members: their best classes differ"
         raise ParameterError("soft_target_caching.top_k", rule, caching.top_k)
     ids = data.ids("transfer")
-    manifest = _plan(teacher, data, ids, caching, views)
+    manifest = replace(_plan(teacher, data, ids, caching, views), calibration=calibration)
 
     @lru_cache(maxsize=1)  # One model in memory at a time.
     def predictor_of(member: int) -> Predictor:

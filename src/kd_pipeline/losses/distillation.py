@@ -1,23 +1,26 @@
-"""Losses that pull a student's class distribution towards its teacher's, and their table.
+"""Losses over all classes that pull a student towards its teacher, and the table of all losses.
 
-A loss is a pure function of student_logits and teacher_logits [batch, num_classes] to one value
-per example, float32 [batch]. `SoftLoss` states what else it takes; `Objective` passes just that.
+`SOFT_LOSSES` names every loss; `SoftLoss` in `record.py` is what such a loss states of itself.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_pipeline.errors import ParameterError
-from kd_pipeline.losses.settings import SoftLossParams
-from kd_pipeline.teacher_logits import TeacherLogits, tail_logit, with_tail
-
-ReadTopK = Callable[[Tensor, TeacherLogits[Tensor], float], tuple[Tensor, Tensor]]
-"""Maps student logits, the teacher's top k and the temperature to two logits of one shape."""
+from kd_pipeline.losses.decoupled import DECOUPLED
+from kd_pipeline.losses.record import (
+    SoftLoss,
+    check_shapes,
+    cross_entropy,
+    kl_divergence,
+    log_softmax,
+    times_squared,
+)
+from kd_pipeline.losses.relational import RELATIONAL
+from kd_pipeline.losses.top_k import gather_other_classes, keep_listed_classes
+from kd_pipeline.losses.transformed import TRANSFORMED
 
 
 def soft_target_loss(
@@ -40,11 +43,10 @@ def soft_target_loss(
     Raises:
         ParameterError: If the shapes differ.
     """
-    _check_shapes(student_logits, teacher_logits)
-    student_log_probs = _log_softmax(student_logits, temperature)
-    teacher_log_probs = _log_softmax(teacher_logits.detach(), temperature)
-    pointwise = F.kl_div(student_log_probs, teacher_log_probs, reduction="none", log_target=True)
-    return _times_squared(pointwise.sum(dim=-1), temperature)
+    check_shapes(student_logits, teacher_logits)
+    student_log_probs = log_softmax(student_logits, temperature)
+    teacher_log_probs = log_softmax(teacher_logits.detach(), temperature)
+    return times_squared(kl_divergence(student_log_probs, teacher_log_probs), temperature)
 
 
 def soft_cross_entropy_loss(
@@ -60,10 +62,55 @@ def soft_cross_entropy_loss(
     Returns:
         One loss per example, shape [batch], float32, in nats times temperature².
     """
-    _check_shapes(student_logits, teacher_logits)
-    student_log_probs = _log_softmax(student_logits, temperature)
-    teacher_probs = _log_softmax(teacher_logits.detach(), temperature).exp()
-    return _times_squared(-(teacher_probs * student_log_probs).sum(dim=-1), temperature)
+    check_shapes(student_logits, teacher_logits)
+    student_log_probs = log_softmax(student_logits, temperature)
+    teacher_log_probs = log_softmax(teacher_logits.detach(), temperature)
+    return times_squared(cross_entropy(student_log_probs, teacher_log_probs), temperature)
+
+
+def reverse_kl_loss(
+    student_logits: Tensor, teacher_logits: Tensor, *, temperature: float
+) -> Tensor:
+    """KL divergence of the teacher's soft targets from the student, times temperature².
+
+    It punishes mass where the teacher has none, and not mass that is missing: a student that is
+    too small gives up classes that the teacher finds unlikely instead of spreading over all (Gu et
+    al. 2024, arXiv:2306.08543, §2, on text). Pitfall: its gradients vanish where the student is
+    sure, whether or not the teacher is.
+
+    Args and Raises as in `soft_target_loss`.
+
+    Returns:
+        One loss per example, shape [batch], float32, in nats times temperature²; zero exactly
+        where the two distributions agree.
+    """
+    check_shapes(student_logits, teacher_logits)
+    student_log_probs = log_softmax(student_logits, temperature)
+    teacher_log_probs = log_softmax(teacher_logits.detach(), temperature)
+    return times_squared(kl_divergence(teacher_log_probs, student_log_probs), temperature)
+
+
+def jensen_shannon_loss(
+    student_logits: Tensor, teacher_logits: Tensor, *, temperature: float
+) -> Tensor:
+    """Jensen-Shannon divergence of student and soft targets (Lin 1991), times temperature².
+
+    The mean of the KL divergences of the two from their even mixture: symmetric, and at most
+    log 2, so that no single example dominates a batch (Agarwal et al. 2024, arXiv:2306.13649, use
+    it to distil text models). Pitfall: where the two nearly agree it is a quarter of the KL
+    divergence; compare it at its own `soft_weight`.
+
+    Args and Raises as in `soft_target_loss`.
+
+    Returns:
+        One loss per example, shape [batch], float32, in [0, log 2] nats times temperature².
+    """
+    check_shapes(student_logits, teacher_logits)
+    student_log_probs = log_softmax(student_logits, temperature)
+    teacher_log_probs = log_softmax(teacher_logits.detach(), temperature)
+    mixture = torch.logaddexp(student_log_probs, teacher_log_probs) - math.log(2)
+    both = kl_divergence(mixture, teacher_log_probs) + kl_divergence(mixture, student_log_probs)
+    return times_squared(0.5 * both, temperature)
 
 
 def logit_mse_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -77,7 +124,7 @@ def logit_mse_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     Returns:
         One loss per example, shape [batch], float32, in squared logits.
     """
-    _check_shapes(student_logits, teacher_logits)
+    check_shapes(student_logits, teacher_logits)
     difference = student_logits.float() - teacher_logits.detach().float()
     difference = difference - difference.mean(dim=-1, keepdim=True)
     return 0.5 * difference.square().mean(dim=-1)
@@ -94,73 +141,8 @@ def pseudo_label_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     Returns:
         One loss per example, shape [batch], float32, in nats.
     """
-    _check_shapes(student_logits, teacher_logits)
+    check_shapes(student_logits, teacher_logits)
     return F.cross_entropy(student_logits.float(), teacher_logits.argmax(dim=-1), reduction="none")
-
-
-def gather_other_classes(
-    student_logits: Tensor, teacher: TeacherLogits[Tensor], temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Gather all classes beyond the teacher's top k into one, on both sides.
-
-    The softmax of each result at the temperature is the distribution over k classes and "any
-    other", exactly; how the student shares its mass among the others is left to the labels.
-
-    Returns:
-        The student's and the teacher's logits, each [batch, k + 1], all other classes last.
-    """
-    if teacher.class_ids is None:
-        return student_logits, teacher.logits
-    # In float32: half precision loses the small probabilities that are added up.
-    student = student_logits.float()
-    top = student.gather(1, teacher.class_ids)
-    tail = tail_logit(student, teacher.class_ids, temperature=temperature)
-    return torch.cat([top, tail[:, None]], dim=1), with_tail(teacher)
-
-
-def keep_listed_classes(
-    student_logits: Tensor, teacher: TeacherLogits[Tensor], _temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Give no class beyond the top k any mass, for a loss that needs the best class alone.
-
-    Returns:
-        The student's logits as they are, and the teacher's, minus infinity beyond the top k.
-    """
-    if teacher.class_ids is None:
-        return student_logits, teacher.logits
-    nothing = torch.full_like(student_logits, -math.inf, dtype=teacher.logits.dtype)
-    return student_logits, nothing.scatter(1, teacher.class_ids, teacher.logits)
-
-
-def spread_tail(
-    teacher: TeacherLogits[Tensor], *, num_classes: int, temperature: float
-) -> TeacherLogits[Tensor]:
-    """Share the tail's mass evenly among the classes beyond the top k.
-
-    Returns:
-        Logits of all classes, which hold at this temperature alone.
-    """
-    if teacher.class_ids is None or teacher.tail_logits is None:
-        return teacher
-    num_others = num_classes - teacher.class_ids.shape[1]
-    each = teacher.tail_logits - temperature * math.log(num_others)
-    spread = each[:, None].expand(-1, num_classes)
-    return TeacherLogits(spread.scatter(1, teacher.class_ids, teacher.logits))
-
-
-@dataclass(frozen=True)
-class SoftLoss:
-    """A loss against the teacher's logits, and what it takes beside the two sets of logits."""
-
-    function: Callable[..., Tensor]
-    uses_temperature: bool = True
-    """Takes `temperature`; a loss without one is refused at any temperature but 1."""
-    needs_labels: bool = False
-    """Takes `labels`, int64 [batch], and `label_mask`, bool [batch], False where there is none."""
-    read_top_k: ReadTopK | None = None
-    """How it is computed from a top-k cache; None where it needs the logit of every class."""
-    settings: type[SoftLossParams] = SoftLossParams
-    """Type of its block in YAML. A type with fields beside `name` is passed on as `settings`."""
 
 
 SOFT_LOSSES: dict[str, SoftLoss] = {
@@ -170,21 +152,9 @@ SOFT_LOSSES: dict[str, SoftLoss] = {
     "pseudo_label": SoftLoss(
         pseudo_label_loss, uses_temperature=False, read_top_k=keep_listed_classes
     ),
+    "reverse_kl": SoftLoss(reverse_kl_loss, read_top_k=gather_other_classes),
+    "jensen_shannon": SoftLoss(jensen_shannon_loss, read_top_k=gather_other_classes),
+    **DECOUPLED,
+    **RELATIONAL,
+    **TRANSFORMED,
 }
-
-
-def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    # In float32: half precision loses the small probabilities that carry the knowledge.
-    logits = logits.float()
-    # At temperature 1 the division and its gradient are a tenth of a tiny student's step.
-    return F.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
-
-
-def _times_squared(loss: Tensor, temperature: float) -> Tensor:
-    return loss if temperature == 1 else loss * temperature**2
-
-
-def _check_shapes(student_logits: Tensor, teacher_logits: Tensor) -> None:
-    if student_logits.shape != teacher_logits.shape:
-        shapes = tuple(student_logits.shape), tuple(teacher_logits.shape)
-        raise ParameterError("student_logits and teacher_logits", "have one shape", shapes)

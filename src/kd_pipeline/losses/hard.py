@@ -1,5 +1,6 @@
-"""The loss against labels, for batches in which some examples have none."""
+"""Losses without a teacher: against labels, which some examples lack, and against confidence."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -58,6 +59,22 @@ def hard_label_loss(
         label_smoothing=label_smoothing,
         reduction="none",
     )
+
+
+def confidence_penalty(student_logits: Tensor) -> Tensor:
+    """KL divergence of the uniform distribution from the student's: log num_classes - entropy.
+
+    Its gradients are those of minus the entropy, the penalty of Pereyra et al. 2017
+    (arXiv:1701.06548); label smoothing is the divergence in the other direction. It needs no label.
+
+    Args:
+        student_logits: Unnormalised scores, shape [batch, num_classes].
+
+    Returns:
+        One value per example, shape [batch], float32, in [0, log num_classes] nats.
+    """
+    log_probs = F.log_softmax(student_logits.float(), dim=-1)
+    return math.log(student_logits.shape[-1]) + (log_probs.exp() * log_probs).sum(dim=-1)
 
 
 def has_label(labels: Tensor | MixedLabels) -> Tensor:

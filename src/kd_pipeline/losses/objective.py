@@ -8,9 +8,14 @@ import torch
 from torch import Tensor
 
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.losses.distillation import SoftLoss
-from kd_pipeline.losses.hard import MixedLabels, hard_label_loss, has_label
-from kd_pipeline.losses.settings import ObjectiveParams
+from kd_pipeline.losses.hard import (
+    MixedLabels,
+    confidence_penalty,
+    hard_label_loss,
+    has_label,
+)
+from kd_pipeline.losses.record import SoftLoss
+from kd_pipeline.losses.settings import ObjectiveParams, SoftLossParams
 from kd_pipeline.teacher_logits import TeacherLogits
 
 
@@ -28,7 +33,8 @@ class Objective:
     """(1 - soft_weight) x hard term + soft_weight x soft term, averaged over the batch.
 
     An example without a label has no hard term and one without a soft target no soft term. Both
-    terms are divided by the whole batch, so that an example weighs the same in every batch.
+    terms are divided by the whole batch, so that an example weighs the same in every batch. A
+    confidence penalty is added with a weight of its own, for every example.
     """
 
     params: ObjectiveParams
@@ -39,6 +45,8 @@ class Objective:
         labels: Tensor | MixedLabels,
         teacher_logits: TeacherLogits[Tensor] | None = None,
         has_soft_target: Tensor | None = None,
+        *,
+        progress: float = 1.0,
     ) -> ObjectiveTerms:
         """Weigh and average once.
 
@@ -49,8 +57,25 @@ class Objective:
                 `soft_weight` is above 0. Of the very images that the student is shown: a mixed
                 image's are the teacher's own, never a mixture of two.
             has_soft_target: bool [batch]; None where every example has one.
+            progress: Share of all steps that are done once this one is, in (0, 1].
         """
-        weight, smoothing = self.params.soft_weight, self.params.label_smoothing
+        params = self.params
+        weight = params.soft_weight * params.soft_weight_schedule.factor(progress)
+        terms = self._weigh(weight, student_logits, labels, teacher_logits, has_soft_target)
+        if params.confidence_penalty == 0:
+            return terms
+        penalty = params.confidence_penalty * confidence_penalty(student_logits).mean()
+        return terms._replace(loss=terms.loss + penalty)
+
+    def _weigh(
+        self,
+        weight: float,
+        student_logits: Tensor,
+        labels: Tensor | MixedLabels,
+        teacher_logits: TeacherLogits[Tensor] | None,
+        has_soft_target: Tensor | None,
+    ) -> ObjectiveTerms:
+        smoothing = self.params.label_smoothing
         # A term without weight is not computed: it would cost a step and build a graph.
         if weight == 0:
             loss = hard_label_loss(student_logits, labels, label_smoothing=smoothing).mean()
@@ -71,16 +96,24 @@ class Objective:
         if teacher is None:
             rule = "be 0 without soft targets"
             raise ParameterError("soft_weight", rule, self.params.soft_weight)
-        record, teacher_logits = self._record, teacher.logits
+        record, rows = self._record, {"student": student_logits, "teacher": teacher.logits}
         if record.read_top_k is not None:
-            student_logits, teacher_logits = record.read_top_k(
+            rows["student"], rows["teacher"] = record.read_top_k(
                 student_logits, teacher, self.params.temperature
             )
-        arguments = self._fixed
         if record.needs_labels:
-            arguments = {**arguments, **_labels_for_loss(labels)}
-        soft = record.function(student_logits, teacher_logits, **arguments)
-        return soft if has_soft_target is None else soft.where(has_soft_target, 0.0)
+            rows |= _labels_for_loss(labels)
+        if has_soft_target is None:
+            return self._per_example(**rows)
+        if not record.over_batch:
+            return self._per_example(**rows).where(has_soft_target, 0.0)
+        # The others would be part of what is computed over the batch.
+        at = has_soft_target.nonzero().squeeze(1)
+        soft = self._per_example(**{name: values[at] for name, values in rows.items()})
+        return soft.new_zeros(len(has_soft_target)).index_copy(0, at, soft)
+
+    def _per_example(self, student: Tensor, teacher: Tensor, **labels: Tensor) -> Tensor:
+        return self._record.function(student, teacher, **labels, **self._fixed)
 
     @cached_property
     def _record(self) -> SoftLoss:
@@ -93,7 +126,7 @@ class Objective:
         fixed: dict[str, Any] = {}
         if record.uses_temperature:
             fixed["temperature"] = params.temperature
-        if set(record.settings.model_fields) != {"name"}:
+        if record.settings is not SoftLossParams:
             fixed["settings"] = params.soft_loss
         return fixed
 

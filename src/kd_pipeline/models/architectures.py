@@ -5,18 +5,16 @@ The latter are named by import path: `module:<package.module>:<Class>`.
 
 import copy
 import hashlib
-import importlib
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from kd_pipeline.errors import ParameterError
+from kd_pipeline.import_path import MODULE, file_digest, import_named
 from kd_pipeline.models.convolutional import CifarResNet, FastCnn, build_small_cnn
 from kd_pipeline.models.libraries import (
     build_torchvision_model,
@@ -34,7 +32,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "fast_cnn": FastCnn,
 }
 
-TIMM, MODULE = "timm:", "module:"
+TIMM = "timm:"
 
 _FAILURES = (ImportError, AttributeError, ValueError, TypeError)
 
@@ -111,15 +109,7 @@ def _import_class(import_path: str) -> type[nn.Module]:
 
     Importing runs the module, whichever it is: only the class is checked.
     """
-    module, _, name = import_path.partition(":")
-    if any(part.startswith("__") for part in module.split(".")):
-        # Importing the `__main__` of a package runs it.
-        raise ParameterError("import_path", "name a module without leading __", import_path)
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except _FAILURES as error:
-        rule = f"name a class as `package.module:Class` ({error})"
-        raise ParameterError("import_path", rule, import_path) from error
+    found = import_named(import_path, kind="Class")
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         rule = (
             "name a class that is a torch.nn.Module, as no function that a checkpoint names is "
@@ -143,11 +133,7 @@ def code_digest(architecture: str) -> str | None:
     """
     if not architecture.startswith(MODULE):
         return None
-    module = sys.modules.get(_import_class(architecture.removeprefix(MODULE)).__module__)
-    file = getattr(module, "__file__", None)
-    if file is None or not Path(file).is_file():
-        return None
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    return file_digest(_import_class(architecture.removeprefix(MODULE)))
 
 
 def logits_digest(network: nn.Module, shape: tuple[int, int, int]) -> str:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from kd_pipeline.atomic import replace_folder
 from kd_pipeline.checksums import checked_dumps, checked_loads
 from kd_pipeline.errors import CheckpointError, ParameterError
+from kd_pipeline.import_path import MODULE
 from kd_pipeline.models.architectures import (
-    MODULE,
     build_network,
     code_digest,
     logits_digest,

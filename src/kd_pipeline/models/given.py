@@ -10,7 +10,8 @@ from torch import Tensor
 
 from kd_pipeline.config import Computing
 from kd_pipeline.errors import CheckpointError, ParameterError
-from kd_pipeline.models.architectures import MODULE, code_digest, logits_digest
+from kd_pipeline.import_path import MODULE
+from kd_pipeline.models.architectures import code_digest, logits_digest
 from kd_pipeline.models.checkpoint import (
     ModelCheckpoint,
     build_classifier,

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.models.architectures import MODULE, TIMM
+from kd_pipeline.import_path import MODULE
+from kd_pipeline.models.architectures import TIMM
 from kd_pipeline.models.libraries import (
     AUXILIARY_HEADS,
     create_timm_model,

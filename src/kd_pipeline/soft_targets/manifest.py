@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from kd_pipeline.checksums import checked_dumps, checked_loads
 from kd_pipeline.provenance import differences
 from kd_pipeline.soft_targets.encoding import Encoding
+from kd_pipeline.soft_targets.settings import Calibration, SoftTargetsParams
 
 FORMAT = "kd_pipeline soft targets"
 _FACTS = {
@@ -79,6 +80,8 @@ class Manifest:
     rows_per_part: int
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Not compared with a run: precision, the teacher's label smoothing."""
+    calibration: Calibration | None = None
+    """What was fitted on validation beside the labelling; no part depends on it."""
     parts: tuple[Part, ...] = ()
 
     @property
@@ -95,6 +98,13 @@ class Manifest:
     def num_shards(self) -> int:
         """Parts of each view of each member."""
         return -(-self.num_examples // self.rows_per_part)
+
+    def fitted_temperature(self, params: SoftTargetsParams) -> float | None:
+        """`SoftTargetsParams.fitted_temperature` of this store."""
+        is_top_k = self.encoding.top_k is not None
+        return params.fitted_temperature(
+            self.calibration, is_top_k=is_top_k, num_members=self.num_members
+        )
 
     def rows_of(self, shard: int) -> slice:
         """Positions of a shard's examples among all."""
@@ -115,13 +125,16 @@ class Manifest:
         """All that can be stated before the first part is written, as JSON gives it back."""
         head = {"format": FORMAT, "dtype": "float16", "num_rows": self.num_rows}
         head |= asdict(replace(self, parts=()))
-        del head["parts"]
+        del head["parts"], head["calibration"]
         plain: dict[str, Any] = json.loads(json.dumps(head))
         return plain
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {**self.head(), "parts": [{"file": p.file, **asdict(p)} for p in self.parts]}
+        found = self.calibration
+        fitted = {} if found is None else {"calibration": json.loads(json.dumps(asdict(found)))}
+        parts = [{"file": p.file, **asdict(p)} for p in self.parts]
+        return {**self.head(), **fitted, "parts": parts}
 
     def as_text(self) -> str:
         """The file's text: JSON that ends with its own checksum."""

@@ -14,13 +14,14 @@ def flat_params(settings: Mapping[str, Any]) -> dict[str, str]:
     """Flatten nested settings to `optimiser.arguments.lr`, without the names of blocks.
 
     Where two blocks share a name, the second keeps its block's. Values are in JSON but for plain
-    text, and cut at 500 characters.
+    text, and cut at 500 characters. A loss is `soft_loss`, with or without settings of its own.
     """
     params: dict[str, str] = {}
     for name, value in _leaves(settings):
         short = name
         while short.startswith(_BLOCKS):
             short = short.partition(".")[2]
+        short = "soft_loss" if short == "soft_loss.name" else short
         params[name if short in params else short] = _text(value)
     return params
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kd_pipeline.models.architectures import MODULE, TIMM
+from kd_pipeline.import_path import MODULE
+from kd_pipeline.models.architectures import TIMM
 from kd_pipeline.models.checkpoint import ModelCheckpoint, build_classifier, write_checkpoint
 from kd_pipeline.models.onnx_graph import OnnxNetwork
 from kd_pipeline.tracking.fluent import without_warnings

@@ -6,13 +6,18 @@ import torch
 
 from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.errors import ParameterError
+from kd_pipeline.losses.hard import NO_LABEL
+from kd_pipeline.losses.objective import Objective
+from kd_pipeline.losses.settings import ObjectiveParams, SoftWeightSchedule
 from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.given import FetchedModel
 from kd_pipeline.models.predict import resolve_device
+from kd_pipeline.teacher_logits import TeacherLogits
 from kd_pipeline.training.initial import initial_model
 from kd_pipeline.training.optimisation import build_optimiser, build_schedule
 from kd_pipeline.training.quantisation import fake_quantise
-from kd_pipeline.training.settings import StudentParams, TeacherParams, Training
+from kd_pipeline.training.rows import has_usable_labels
+from kd_pipeline.training.settings import ArmParams, StudentParams, TeacherParams, Training
 from kd_pipeline.training.teachers import adopt_given
 
 
@@ -51,6 +56,49 @@ def check_student(data: LabelledImages, student: StudentParams, *, block: str = 
             fake_quantise(classifier)
     except ParameterError as error:
         raise error.within(block) from error
+
+
+def check_arm(data: LabelledImages, arm: ArmParams, *, block: str) -> None:
+    """Try an arm's loss on three examples with this number of classes, one of them unlabelled.
+
+    Raises:
+        ParameterError: With a name that begins with the block's.
+    """
+    if arm.soft_weight == 0:
+        return
+    try:
+        try_soft_loss(arm, num_classes=len(data.images.class_names))
+        if arm.at_the_end().soft_weight == 0 and not has_usable_labels(data):
+            rule = "be 1 where no student row has a label: nothing would teach after the stop"
+            stop = arm.soft_weight_schedule.stop_fraction
+            raise ParameterError("soft_weight_schedule.stop_fraction", rule, stop)
+    except ParameterError as error:
+        raise error.within(block) from error
+
+
+def try_soft_loss(objective: ObjectiveParams, *, num_classes: int) -> None:
+    """Compute a soft loss and its gradient on random logits.
+
+    Raises:
+        ParameterError: Naming `soft_loss`, if that fails or gives what is not finite.
+    """
+    name, generator = objective.soft_loss.name, torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(3, num_classes, generator=generator) for _ in range(2))
+    student.requires_grad_()
+    alone = {"soft_weight": 1.0, "soft_weight_schedule": SoftWeightSchedule()}
+    minimised = Objective(objective.model_copy(update=alone))
+    labels = torch.tensor([0, 1, NO_LABEL])
+    try:
+        loss = minimised(student, labels, TeacherLogits(teacher)).loss
+        (gradient,) = torch.autograd.grad(loss, student)
+    except ParameterError:
+        raise
+    except Exception as error:  # Of any kind, from inside a user's own function.
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        rule = f"be computed and differentiated ({reason})"
+        raise ParameterError("soft_loss", rule, name) from error
+    if not (torch.isfinite(loss) and torch.isfinite(gradient).all()):
+        raise ParameterError("soft_loss", "be finite, and its gradients too", name)
 
 
 def _check_training(classifier: Classifier, training: Training, data: LabelledImages) -> None:

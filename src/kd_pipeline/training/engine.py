@@ -135,8 +135,8 @@ class _Loop:
         self.frozen_norms = _frozen_norms(classifier)
         classifier.to(self.device)
         self.optimiser = build_optimiser(classifier.parameters(), training.optimiser)
-        num_steps = training.num_epochs * plan.steps_per_epoch
-        self.schedule = build_schedule(self.optimiser, training.schedule, num_steps=num_steps)
+        self.num_steps = training.num_epochs * plan.steps_per_epoch
+        self.schedule = build_schedule(self.optimiser, training.schedule, num_steps=self.num_steps)
         partners = None if plan.partners is None else plan.partners.pixels
         self.renderer = ViewRenderer(plan.policy, plan.rows.pixels, partners)
         self.order = BatchOrder(
@@ -187,7 +187,9 @@ class _Loop:
             with self.autocast():
                 logits = self.classifier(pixels)
             label = _map_labels(labels, operator.itemgetter(step))
-            terms = self.objective(logits, label, targets, None if has is None else has[step])
+            done = meter.epoch * plan.steps_per_epoch + meter.steps + step + 1
+            soft = None if has is None else has[step]
+            terms = self.objective(logits, label, targets, soft, progress=done / self.num_steps)
             self.optimiser.zero_grad(set_to_none=True)
             terms.loss.backward()  # type: ignore[no-untyped-call]
             if training.max_gradient_norm is not None:

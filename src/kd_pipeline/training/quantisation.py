@@ -203,6 +203,7 @@ def fine_tuning_plan(
     return replace(
         plan,
         training=plan.training.model_copy(update=changes),
+        objective=plan.objective.at_the_end(),
         seed=derive_seed(plan.seed, "quantisation"),
         epochs_before=epochs_before,
         metrics_group="quantisation",

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -82,9 +83,9 @@ def arm_rows(
     ids = open_rows["example_id"].to_numpy(np.int64)
     in_transfer = torch.tensor(open_rows["in_transfer"].to_list())
     use_label = torch.tensor(open_rows["use_label"].to_list())
-    labelled = use_label & (data.labels_of(ids) != NO_LABEL)
+    labelled = _labelled(data, open_rows)
     has_soft = in_transfer & (has_teacher and objective.soft_weight > 0)
-    used = has_soft | (labelled & (objective.soft_weight < 1))
+    used = has_soft | (labelled & objective.uses_labels)
     if not used.any():
         raise DataError(
             "no example is left to learn from: no student row has a usable label; set "
@@ -93,6 +94,17 @@ def arm_rows(
     soft = None if bool(has_soft[used].all()) else has_soft[used]
     kept = ids[used.numpy()]
     return make_rows(data, kept, training, use_label=use_label[used], has_soft_target=soft)
+
+
+def _labelled(data: LabelledImages, rows: pd.DataFrame) -> Tensor:
+    """Which rows of the splits have a label that a student may use, bool [num_rows]."""
+    use_label = torch.tensor(rows["use_label"].to_list())
+    return use_label & (data.labels_of(rows["example_id"].to_numpy(np.int64)) != NO_LABEL)
+
+
+def has_usable_labels(data: LabelledImages) -> bool:
+    """Whether any student row has a label that a student may use."""
+    return bool(_labelled(data, student_rows(data.splits)).any())
 
 
 def transfer_partners(data: LabelledImages, training: Training) -> Rows:

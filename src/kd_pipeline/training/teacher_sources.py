@@ -19,8 +19,8 @@ from torch import Tensor
 
 from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.losses.distillation import spread_tail
 from kd_pipeline.losses.settings import ObjectiveParams
+from kd_pipeline.losses.top_k import spread_tail
 from kd_pipeline.models.checkpoint import (
     ModelCheckpoint,
     build_classifier,
@@ -31,7 +31,7 @@ from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.predict import resolve_device, resolve_precision
 from kd_pipeline.soft_targets.ensemble import average_logits
 from kd_pipeline.soft_targets.gathering import gather_targets
-from kd_pipeline.soft_targets.settings import SoftTargetsParams
+from kd_pipeline.soft_targets.settings import Calibration, SoftTargetsParams
 from kd_pipeline.soft_targets.store import SoftTargets
 from kd_pipeline.teacher_logits import TeacherLogits
 from kd_pipeline.training.rows import Rows
@@ -98,25 +98,27 @@ class CachedTeacher:
 
         Raises:
             StaleArtefactError: If the cache was made from something else.
-            ParameterError: If there is a fresh view in every pass, or a top-k cache does not hold
-                what the loss needs.
+            ParameterError: If there is a fresh view in every pass, a top-k cache does not hold
+                what the loss needs, or no temperature was fitted to the teacher that is asked for.
         """
         made_with = {"view_policy": views.policy.description, "num_views": views.num_cached_views()}
         self.soft_targets.check({**data.provenance, **made_with, "teacher": self.teacher})
         manifest = self.soft_targets.manifest
         if manifest.encoding.temperature is not None:
             objective.check_top_k(cached_at=manifest.encoding.temperature)
+        manifest.fitted_temperature(self.params)
         _warn_of_smoothing(manifest.facts.get("teacher_label_smoothing", 0.0), objective)
 
     def open(self, rows: Rows, objective: ObjectiveParams, training: Training) -> "CachedLogits":
         """Gather the soft targets of these rows, in memory where they fit the budget."""
         has, manifest = rows.has_soft_target, self.soft_targets.manifest
         cached = torch.ones(len(rows), dtype=torch.bool) if has is None else has.cpu()
+        fitted = manifest.fitted_temperature(self.params)
         targets = gather_targets(
             self.soft_targets,
             rows.example_ids.cpu()[cached].numpy(),
             self.params,
-            temperature=objective.read_temperature,
+            temperature=objective.read_temperature if fitted is None else 1.0,
             memory_budget_bytes=training.memory_budget_bytes,
         )
         spread = partial(
@@ -128,19 +130,25 @@ class CachedTeacher:
         return CachedLogits(
             targets,
             (cached.cumsum(0) - 1).clamp(min=0),
-            identity=self._identity(objective),
+            identity=self._identity(objective) | _fitted(fitted),
             device=resolve_device(training.device),
             read_tail=spread if self.params.tail == "uniform" else None,
+            divisor=fitted,
         )
 
     def _identity(self, objective: ObjectiveParams) -> dict[str, Any]:
         manifest = self.soft_targets.manifest.as_dict()
-        text = json.dumps({k: v for k, v in manifest.items() if k != "facts"}, sort_keys=True)
+        compared = {k: v for k, v in manifest.items() if k not in ("facts", "calibration")}
+        text = json.dumps(compared, sort_keys=True)
         return {
             "cache": hashlib.sha256(text.encode()).hexdigest()[:16],
             "params": self.params.model_dump(mode="json"),
             "read_at": objective.read_temperature,
         }
+
+
+def _fitted(temperature: float | None) -> dict[str, float]:
+    return {} if temperature is None else {"fitted_temperature": temperature}
 
 
 class CachedLogits:
@@ -154,6 +162,7 @@ class CachedLogits:
         identity: Mapping[str, Any],
         device: str,
         read_tail: Callable[[TeacherLogits[Tensor]], TeacherLogits[Tensor]] | None = None,
+        divisor: float | None = None,
     ) -> None:
         """Hold what was gathered for some training rows.
 
@@ -165,9 +174,10 @@ class CachedLogits:
             identity: Equal ones give equal logits.
             device: Of the student.
             read_tail: Applied to each batch; None keeps the tail of a top-k cache as one class.
+            divisor: Of all logits; None leaves them as they are.
         """
         self.identity = identity
-        self._device, self._read_tail = device, read_tail
+        self._device, self._read_tail, self._divisor = device, read_tail, divisor
         self._num_views, self._num_examples = targets.logits.shape[:2]
         self._targets = targets.map(self._flat)
         self._position_of_row = position_of_row.to(self._targets.logits.device)
@@ -185,6 +195,8 @@ class CachedLogits:
         rows, views = rows.to(home), passes.to(home) % self._num_views
         at = views * self._num_examples + self._position_of_row[rows]
         chunk = self._targets.map(lambda values: _widened(values[at].to(self._device)))
+        if self._divisor is not None:
+            chunk = TeacherLogits(chunk.logits / self._divisor)  # Of all classes: no top k.
         read_tail = self._read_tail
         return lambda step, _pixels: read_tail(chunk[step]) if read_tail else chunk[step]
 
@@ -201,6 +213,7 @@ class LiveTeacher:
     checkpoints: Sequence[ModelCheckpoint]
     params: SoftTargetsParams
     precision: str = "float32"
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         """Raise a ParameterError for imported logits: nothing can run beside the student."""
@@ -224,6 +237,7 @@ class LiveTeacher:
         Raises:
             CheckpointError: If its classes are others.
             StaleArtefactError: If it may have been trained on what is held out here.
+            ParameterError: If a temperature is asked for that was not fitted.
         """
         at_hand = data.labelled_provenance
         for member in self.checkpoints:
@@ -231,10 +245,16 @@ class LiveTeacher:
             check_training_data(member, at_hand)
             smoothing = member.facts.get("parameters", {}).get("label_smoothing", 0.0)
             _warn_of_smoothing(smoothing, objective)
+        self._fitted_temperature()
+
+    def _fitted_temperature(self) -> float | None:
+        return self.params.fitted_temperature(
+            self.calibration, is_top_k=False, num_members=len(self.checkpoints)
+        )
 
     def open(self, rows: Rows, objective: ObjectiveParams, training: Training) -> "LiveLogits":  # noqa: ARG002 - one interface
         """Put the teacher on the device."""
-        device = resolve_device(training.device)
+        device, fitted = resolve_device(training.device), self._fitted_temperature()
         precision = resolve_precision(self.precision, device)
         identity = {
             "live": self.fingerprints,
@@ -243,11 +263,12 @@ class LiveTeacher:
             "read_at": objective.read_temperature,
         }
         return LiveLogits(
-            identity,
+            identity | _fitted(fitted),
             [build_classifier(member).to(device).eval() for member in self.checkpoints],
             self.params,
-            objective.read_temperature or 1.0,
+            1.0 if fitted is not None else objective.read_temperature or 1.0,
             partial(torch.autocast, device, torch.bfloat16, precision == "bfloat16"),
+            fitted,
         )
 
 
@@ -262,6 +283,8 @@ class LiveLogits:
     temperature: float
     autocast: Callable[[], AbstractContextManager[Any]]
     """The precision in which the teacher computes."""
+    divisor: float | None = None
+    """Of all logits; None leaves them as they are."""
 
     def chunk(self, rows: Tensor, passes: Tensor) -> LogitsOfSteps:  # noqa: ARG002 - one interface
         """There is nothing to get ready: the pixels decide."""
@@ -272,7 +295,7 @@ class LiveLogits:
         with torch.no_grad(), self.autocast():
             logits = torch.stack([member(pixels).float() for member in self.members])
             average = average_logits(logits, self.params, temperature=self.temperature)
-        return TeacherLogits(average)
+        return TeacherLogits(average if self.divisor is None else average / self.divisor)
 
 
 def _warn_of_smoothing(smoothing: float, objective: ObjectiveParams) -> None:

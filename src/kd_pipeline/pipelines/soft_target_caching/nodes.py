@@ -32,20 +32,22 @@ def cache_soft_targets(
 ) -> SoftTargets:
     """Label every view of the transfer set with every member's logits.
 
-    Logits are kept, not probabilities, so that temperature stays the student's choice. Where a
-    least accuracy is set, the teacher is measured first, its members averaged as by
-    `soft_target_params`. Where its logits were computed elsewhere there are no `checkpoints`, and
+    Logits are kept, not probabilities, so that temperature stays the student's choice. The teacher
+    is first measured on validation, its members averaged as by `soft_target_params`: one below a
+    least accuracy is refused, and the temperature that fits it best is kept beside the logits.
+    Where its logits were computed elsewhere there are no `checkpoints`, and
     `teacher` names the file. The store is made in `parts`, from what an interrupted run has left.
     """
     from kd_pipeline.data.dataset import LabelledImages
-    from kd_pipeline.labelling.accuracy_gate import check_accuracy
     from kd_pipeline.labelling.members import read_given_logits
     from kd_pipeline.labelling.soft_targets import label_transfer_set
+    from kd_pipeline.labelling.validation import validate_teacher
 
     data = LabelledImages(images, examples, splits)
     members = checkpoints or read_given_logits(teacher.given_logits, data)
-    check_accuracy(members, data, caching, soft_target_params)
-    return label_transfer_set(members, data, parts, caching, views)
+    validated = validate_teacher(members, data, caching, soft_target_params)
+    calibration = None if validated is None else validated.calibration
+    return label_transfer_set(members, data, parts, caching, views, calibration)
 
 
 def summarise_soft_targets(

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -85,16 +86,19 @@ def train_on_live_teacher(
 ) -> tuple[list[ModelCheckpoint], DataFrame]:
     """Train, as `train_on_labels`, an arm beside which the teacher runs, batch by batch.
 
-    The teacher's precision and least accuracy are those of `caching`.
+    The teacher's precision and least accuracy are those of `caching`; its temperature is fitted on
+    validation, as before a caching.
     """
     from kd_pipeline.data.dataset import LabelledImages
-    from kd_pipeline.labelling.accuracy_gate import check_accuracy
+    from kd_pipeline.labelling.validation import validate_teacher
     from kd_pipeline.training.teacher_sources import LiveTeacher
 
     data = LabelledImages(images, examples, splits)
     # First, as it refuses imported logits, which the accuracy alone would not show.
     teacher = LiveTeacher(checkpoints, soft_target_params, caching.precision)
-    check_accuracy(checkpoints, data, caching, soft_target_params)
+    validated = validate_teacher(checkpoints, data, caching, soft_target_params)
+    if validated is not None:
+        teacher = replace(teacher, calibration=validated.calibration)
     return _train(data, student, arm, views, training_states, soft_target_params, teacher)
 
 

@@ -1,4 +1,4 @@
-"""The accuracy gate: a teacher worse than the bar on validation labels nothing."""
+"""The accuracy gate and the fitted temperature: what a teacher reaches on validation."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.errors import CheckpointError, DataError, TeacherTooWeakError
-from kd_pipeline.labelling.accuracy_gate import check_accuracy
 from kd_pipeline.labelling.settings import SoftTargetCachingParams
+from kd_pipeline.labelling.validation import fit_calibration, validate_teacher
 from kd_pipeline.models.checkpoint import ModelCheckpoint
+from kd_pipeline.soft_targets.ensemble import average_logits
 from kd_pipeline.soft_targets.imported import ImportedLogits
 from kd_pipeline.soft_targets.settings import SoftTargetsParams
 
@@ -32,7 +34,8 @@ def check(
     data: LabelledImages, *teacher: Any, bar: float | None, **soft_targets: Any
 ) -> float | None:
     caching = SoftTargetCachingParams(batch_size=7, device="cpu", min_validation_accuracy=bar)
-    return check_accuracy(teacher, data, caching, SoftTargetsParams(**soft_targets))
+    validated = validate_teacher(teacher, data, caching, SoftTargetsParams(**soft_targets))
+    return None if validated is None else validated.accuracy
 
 
 def test_the_bar_is_reached_or_the_run_stops(data: LabelledImages) -> None:
@@ -48,7 +51,7 @@ def test_the_bar_is_reached_or_the_run_stops(data: LabelledImages) -> None:
         check(data, teacher, bar=0.99)
 
 
-def test_without_a_bar_nothing_is_measured(data: LabelledImages) -> None:
+def test_imported_logits_without_validation_rows_need_no_bar(data: LabelledImages) -> None:
     assert check(data, oracle(data, num_wrong=0, role="transfer"), bar=None) is None
 
 
@@ -81,3 +84,54 @@ def test_only_labelled_validation_images_count(data: LabelledImages) -> None:
 def test_imported_logits_that_leave_validation_out_cannot_be_judged(data: LabelledImages) -> None:
     with pytest.raises(DataError, match="must cover the validation set, on which `soft_target"):
         check(data, oracle(data, num_wrong=0, role="transfer"), bar=0.5)
+
+
+def test_the_fitted_temperature_of_a_teacher_whose_logits_are_too_large(
+    data: LabelledImages,
+) -> None:
+    """Right on 8 of 9 with one strength: at the best temperature its confidence is 8/9."""
+    count = len(data.ids("validation"))
+    caching = SoftTargetCachingParams(batch_size=7, device="cpu")
+    teacher = oracle(data, num_wrong=1, strength=20.0)
+    validated = validate_teacher([teacher], data, caching, SoftTargetsParams())
+    assert validated is not None
+    assert validated.calibration is not None
+    accuracy, fitted = validated.accuracy, validated.calibration.temperatures
+    best = 20.0 / np.log(2 * accuracy / (1 - accuracy))
+    assert fitted == {"geometric": pytest.approx(best, rel=1e-3), "arithmetic": fitted["geometric"]}
+    assert validated.calibration.shares == (1.0,)
+    assert validated.calibration.num_examples == count
+
+
+@pytest.mark.parametrize("kind", ["geometric", "arithmetic"])
+def test_the_average_of_the_members_is_calibrated_and_not_each_of_them(kind: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(2, 500, 3, generator=generator)
+    labels = torch.randint(0, 3, (500,), generator=generator)
+    labels[:300] = logits.mean(0).argmax(-1)[:300]
+    params = SoftTargetsParams(ensemble_average=kind, member_weights=(3.0, 1.0))
+    fitted = fit_calibration(logits, labels, params)
+    assert fitted is not None
+    assert fitted.shares == (0.75, 0.25)
+    average = average_logits(logits, params, temperature=1.0).double()
+
+    def nll(temperature: float) -> float:
+        return torch.nn.functional.cross_entropy(average / temperature, labels).item()
+
+    best = fitted.temperatures[kind]
+    assert nll(best) < min(nll(0.95 * best), nll(1.05 * best), nll(1.0))
+
+
+def test_a_temperature_that_validation_does_not_determine_is_refused_where_it_is_asked_for(
+    data: LabelledImages,
+) -> None:
+    teacher, caching = oracle(data, num_wrong=0), SoftTargetCachingParams(device="cpu")
+    validated = validate_teacher([teacher], data, caching, SoftTargetsParams())
+    assert validated is not None
+    assert validated.calibration is None
+    asked = SoftTargetsParams(teacher_calibration="temperature")
+    with pytest.raises(DataError, match="some but not most of which"):
+        validate_teacher([teacher], data, caching, asked)
+    elsewhere = oracle(data, num_wrong=0, role="transfer")
+    with pytest.raises(DataError, match=r"on which `soft_targets\.teacher_calibration` is meas"):
+        validate_teacher([elsewhere], data, caching, asked)
