@@ -252,9 +252,9 @@ def test_the_cached_logits_of_a_view_meet_the_pixels_of_that_view(
     met: list[int] = []
 
     class Spy(engine.Objective):
-        def __call__(self, student, labels, teacher=None, has=None):  # type: ignore[no-untyped-def]
+        def __call__(self, student, labels, teacher, has, **rest):  # type: ignore[no-untyped-def]
             met.extend(teacher.logits[:, 0].int().tolist())
-            return super().__call__(student, labels, teacher.map(torch.zeros_like), has)
+            return super().__call__(student, labels, teacher.map(torch.zeros_like), has, **rest)
 
     monkeypatch.setattr(engine, "Objective", Spy)
     teacher = cached(names[:, :, None].expand(-1, -1, 3))

@@ -299,6 +299,16 @@ def test_only_length_learning_rate_precision_and_seed_differ(plan: TrainingPlan)
     assert ours.training.model_dump(exclude=kept) == plan.training.model_dump(exclude=kept)
 
 
+@pytest.mark.parametrize(("stop", "weight"), [(1.0, 0.8), (0.5, 0.0)])
+def test_fine_tuning_keeps_the_weight_of_the_soft_term_at_which_the_training_ended(
+    plan: TrainingPlan, stop: float, weight: float
+) -> None:
+    schedule = {"warmup_fraction": 0.5, "stop_fraction": stop}
+    objective = ObjectiveParams(soft_weight=0.8, soft_weight_schedule=schedule)
+    after = fine_tuning_plan(replace(plan, objective=objective), INT8, epochs_before=8)
+    assert after.objective == ObjectiveParams(soft_weight=weight)
+
+
 class _Branching(nn.Module):
     def __init__(self) -> None:
         super().__init__()

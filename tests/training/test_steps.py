@@ -126,8 +126,8 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
 
     class Spy(engine.Objective):
-        def __call__(self, student, labels, teacher=None, has=None):  # type: ignore[no-untyped-def]
-            terms = super().__call__(student, labels, teacher, has)
+        def __call__(self, student, labels, teacher, has, **rest):  # type: ignore[no-untyped-def]
+            terms = super().__call__(student, labels, teacher, has, **rest)
             calls.append(
                 {"student": student, "teacher": teacher, "has": has, "labels": labels}
                 | {"loss": terms.loss}
