@@ -19,7 +19,7 @@ TEST_METRICS = {
     f"test/{name}"
     for name in (
         "accuracy", "top5_accuracy", "errors", "nll", "ece", "brier", "teacher_agreement",
-        "teacher_kl",
+        "teacher_kl", "nll_calibrated", "ece_calibrated",
     )
 }  # fmt: skip
 COSTS = {"model/parameters", "model/macs", "model/size_bytes", "cost/train_seconds"}
@@ -27,7 +27,10 @@ TRAINING_METRICS = {
     "train/loss", "train/hard_loss", "train/soft_loss", "train/accuracy",
     "train/examples_per_second", "validation/loss", "validation/accuracy",
 }  # fmt: skip
-GAINS = {"accuracy", "accuracy_ci_low", "accuracy_ci_high", "p_value", "nll"}
+GAINS = {
+    "accuracy", "accuracy_ci_low", "accuracy_ci_high", "p_value", "p_value_holm", "nll",
+    "nll_calibrated",
+}  # fmt: skip
 
 Fetch = Callable[[Any], list[Any]]
 

@@ -44,6 +44,7 @@ def draw_result(
     seed: int = 0,
     data_known: bool = True,
     learnt_from: Mapping[str, str] | None = None,
+    calibrated: bool = True,
 ) -> Result:
     """Roles with about these accuracies; difficulty of examples is shared by all roles.
 
@@ -79,6 +80,11 @@ def draw_result(
                     }
                 )
             )
+            if calibrated:
+                # As far below the NLL as the confidence is off.
+                tables[-1]["nll_calibrated"] = tables[-1]["nll"] - abs(
+                    confidence.mean() - right.mean()
+                )
             rows.append(
                 {
                     "role": role,
@@ -91,10 +97,18 @@ def draw_result(
                     "test/errors": int((~right).sum()),
                     "test/nll": tables[-1]["nll"].mean(),
                     "test/ece": abs(confidence.mean() - right.mean()),
+                    "test/nll_calibrated": tables[-1]["nll_calibrated"].mean()
+                    if calibrated
+                    else np.nan,
+                    "test/ece_calibrated": 0.01 if calibrated else np.nan,
+                    "calibration/temperature": 1.5 if calibrated else np.nan,
+                    "calibration/examples": 100 if calibrated else np.nan,
                     "test/teacher_agreement": 1.0 if role == "teacher" else right.mean(),
                     "model/parameters": 66_000 if role == "teacher" else 2_410,
                     "model/macs": 65_000 if role == "teacher" else 2_368,
                     "architecture": 'mlp {"hidden": [32]}',
+                    "cost/train_seconds": 40.0 if role == "teacher" else 2.0 + replicate,
+                    "cost/caching_seconds": 1.5 if sources[role] == "teacher" else 0.0,
                 }
             )
     predictions, metrics = pd.concat(tables, ignore_index=True), pd.DataFrame(rows)

@@ -10,6 +10,7 @@ import pytest
 from kd_pipeline.errors import DataError
 from kd_pipeline.evaluation.comparison import compare
 from kd_pipeline.evaluation.settings import EvaluationParams
+from kd_pipeline.evaluation.significance import holm
 
 EXAMPLES = 40
 RUN = {"group": "g", "env": "base"}
@@ -33,6 +34,7 @@ def drawn(wrong: dict[str, list[int]]) -> tuple[pd.DataFrame, pd.DataFrame]:
                         "label": 0,
                         "predicted": predicted,
                         "nll": 0.1 + predicted,
+                        "nll_calibrated": 0.1 + predicted / 2,
                     }
                 )
             )
@@ -48,7 +50,13 @@ def drawn(wrong: dict[str, list[int]]) -> tuple[pd.DataFrame, pd.DataFrame]:
                     "test/accuracy": 1 - count / EXAMPLES,
                     "test/top5_accuracy": 1.0,
                     "test/nll": 0.1 + count / EXAMPLES,
+                    "test/nll_calibrated": 0.1 + count / EXAMPLES / 2,
                     "test/ece": 0.05,
+                    "test/ece_calibrated": 0.04,
+                    "calibration/temperature": 2.0,
+                    "calibration/examples": 10,
+                    "cost/train_seconds": 30.0 if role == "teacher" else 2.0 + replicate,
+                    "cost/caching_seconds": 0.0 if role == "student_baseline" else 1.0,
                     "test/errors": count,
                     "test/teacher_agreement": 0.9,
                 }
@@ -76,13 +84,18 @@ def test_has_the_shape_that_others_rely_on() -> None:
     assert list(comparison["arms"]) == ["student_kd", "student_baseline", "student_pseudo"]
     for spreads in [*comparison["arms"].values(), comparison["teacher"]]:
         assert set(spreads) == {
-            "accuracy", "top5_accuracy", "nll", "ece", "errors", "teacher_agreement"
+            "accuracy", "top5_accuracy", "nll", "ece", "errors", "teacher_agreement",
+            "nll_calibrated", "ece_calibrated", "calibration_temperature", "calibration_examples",
         }  # fmt: skip
         assert all(set(spread) == {"mean", "std", "values"} for spread in spreads.values())
     assert list(comparison["gains"]) == ["student_kd", "student_pseudo"]
     for gain in comparison["gains"].values():
-        assert set(gain) == {"accuracy", "nll", "gap_recovered"}
-        assert set(gain["nll"]) == {"mean", "ci95", "p_value", "wins", "replicates"}
+        assert set(gain) == {"accuracy", "nll", "nll_calibrated", "gap_recovered", "mcnemar"}
+        of_a_difference = {"mean", "ci95", "p_value", "wins", "replicates", "smallest_detectable"}
+        assert set(gain["nll"]) == set(gain["nll_calibrated"]) == of_a_difference
+        of_the_family = of_a_difference | {"p_value_holm", "num_comparisons"}
+        assert set(gain["accuracy"]) == of_the_family
+        assert len(gain["mcnemar"]) == 3
     assert list(comparison["distilled_over"]) == ["student_pseudo"]
     assert comparison["method"]["num_comparisons"] == 2
     assert comparison["method"]["num_test_examples"] == EXAMPLES
@@ -188,6 +201,37 @@ def test_pseudo_labels_are_a_control_though_a_teacher_made_them() -> None:
     assert comparison["learnt_from"]["student_pseudo"] == "teacher"
     assert comparison["distilled"] is None
     assert comparison["distilled_over"] == {}
+
+
+def test_the_p_values_of_the_gains_are_one_family() -> None:
+    wrong = {**USUAL, "student_smoothed": [13, 16, 15]}
+    gains = compared(wrong)["gains"]
+    plain = {arm: gain["accuracy"]["p_value"] for arm, gain in gains.items()}
+    adjusted = {arm: gain["accuracy"]["p_value_holm"] for arm, gain in gains.items()}
+    assert adjusted == pytest.approx(holm(plain))
+    assert adjusted["student_kd"] == pytest.approx(3 * plain["student_kd"])
+    assert adjusted["student_smoothed"] == plain["student_smoothed"]
+    assert {gain["accuracy"]["num_comparisons"] for gain in gains.values()} == {3}
+    assert all("num_comparisons" not in gain["nll"] for gain in gains.values())
+
+
+def test_discordant_images_are_counted_per_replicate() -> None:
+    """The arm errs on the first 4 images, the baseline on the first 14."""
+    tests = compared()["gains"]["student_kd"]["mcnemar"]
+    assert [(test["arm_only"], test["baseline_only"]) for test in tests] == [(10, 0)] * 3
+    assert tests[0]["p_value"] == pytest.approx(2 / 2**10)
+
+
+def test_calibrated_nll_is_compared_in_pairs_where_both_are_calibrated() -> None:
+    gain = compared()["gains"]["student_kd"]
+    assert gain["nll_calibrated"]["mean"] == pytest.approx(-10 / EXAMPLES / 2)
+    predictions, metrics = drawn(USUAL)
+    predictions.loc[predictions["role"] == "teacher", "nll_calibrated"] = np.nan
+    comparison = compare(predictions, metrics, PARAMS, RUN)
+    assert "nll_calibrated" not in comparison["teacher_gap"]
+    assert comparison["gains"]["student_kd"]["nll_calibrated"] == gain["nll_calibrated"]
+    comparison = compare(predictions.drop(columns="nll_calibrated"), metrics, PARAMS, RUN)
+    assert "nll_calibrated" not in comparison["gains"]["student_kd"]
 
 
 @pytest.mark.parametrize(

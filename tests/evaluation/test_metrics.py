@@ -1,6 +1,7 @@
 """Metrics of logits: values worked by hand, laws, what is refused."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from kd_pipeline.errors import DataError
 from kd_pipeline.evaluation.metrics import METRICS, LabelledLogits, example_table, measure
+from kd_pipeline.models.calibration import Calibration
 
 # Probabilities 3/4, 1/4 (right), 1/2, 1/2 with the first taken (wrong).
 TWO_EXAMPLES = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])
@@ -48,7 +50,26 @@ def test_matches_values_worked_by_hand() -> None:
 def test_agreement_is_nan_without_a_teacher() -> None:
     measured = measure(labelled(TWO_EXAMPLES, TWO_LABELS))
     unknown = {name for name, value in measured.items() if math.isnan(value)}
-    assert unknown == {"test/teacher_agreement", "test/teacher_kl"}
+    assert {name for name in unknown if "calibrat" not in name} == {
+        "test/teacher_agreement", "test/teacher_kl",
+    }  # fmt: skip
+    assert "nll_calibrated" not in example_table(labelled(TWO_EXAMPLES, TWO_LABELS))
+
+
+def test_calibrated_metrics_are_those_of_the_logits_divided_by_the_temperature() -> None:
+    """At temperature 1/2 odds of 3 are odds of 9."""
+    model = LabelledLogits(TWO_EXAMPLES, TWO_LABELS, None, 10, Calibration(0.5, 12))
+    measured, plain = measure(model), measure(labelled(TWO_EXAMPLES, TWO_LABELS, num_bins=10))
+    assert measured["test/nll_calibrated"] == pytest.approx((math.log(10 / 9) + math.log(2)) / 2)
+    assert measured["test/ece_calibrated"] == pytest.approx((0.1 + 0.5) / 2)
+    assert measured["calibration/temperature"] == 0.5
+    assert measured["calibration/examples"] == 12
+    assert {k: v for k, v in measured.items() if "calibrat" not in k} == pytest.approx(
+        {k: v for k, v in plain.items() if "calibrat" not in k}, nan_ok=True
+    )
+    table = example_table(model)
+    assert table["nll_calibrated"].tolist() == pytest.approx([math.log(10 / 9), math.log(2)])
+    assert table["nll"].tolist() == pytest.approx([math.log(4 / 3), math.log(2)])
 
 
 def test_agreement_matches_values_worked_by_hand() -> None:
@@ -85,12 +106,13 @@ def test_example_table_matches_values_worked_by_hand() -> None:
 
 @given(seed=st.integers(0, 2**16))
 def test_table_and_metrics_agree(seed: int) -> None:
-    model = drawn(seed)
+    model = replace(drawn(seed), calibration=Calibration(1.5, 20))
     table, measured = example_table(model), measure(model)
     for metric in METRICS:
         if metric.per_example is not None:
-            mean = metric.per_example(table).mean()
-            assert measured[metric.name] == pytest.approx(mean)
+            values = metric.per_example(table)
+            assert values is not None
+            assert measured[metric.name] == pytest.approx(values.mean())
     assert measured["test/errors"] == (table["predicted"] != table["label"]).sum()
     assert measured["test/top5_accuracy"] == pytest.approx(table["in_top5"].mean())
     assert measured["test/top5_accuracy"] >= measured["test/accuracy"]

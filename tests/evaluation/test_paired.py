@@ -252,6 +252,60 @@ def test_covers_the_truth(spreads: tuple[float, float, float], num_replicates: i
     assert rejected <= 0.065
 
 
+def share_shown(
+    spreads: tuple[float, float, float],
+    shape: tuple[int, int],
+    *,
+    true_difference: float,
+    num_comparisons: int,
+    experiments: int,
+) -> tuple[float, float]:
+    """How often a true difference is shown, and the mean of the smallest detectable ones."""
+    generator, shown, smallest = np.random.default_rng(0), 0, []
+    for _ in range(experiments):
+        params = EvaluationParams(num_bootstrap_samples=400, seed=int(generator.integers(2**31)))
+        cells = two_way(generator, spreads, shape) + true_difference
+        found = paired_difference(cells, np.zeros(shape), params, num_comparisons=num_comparisons)
+        shown += found["mean"] > 0 and found["p_value"] < 0.05 / num_comparisons
+        smallest.append(found["smallest_detectable"])
+    return shown / experiments, float(np.mean(smallest))
+
+
+@pytest.mark.parametrize(
+    ("spreads", "num_replicates", "num_comparisons"),
+    [((0.03, 0.1, 0.1), 5, 1), ((0.03, 0.1, 0.1), 5, 3), ((0.0, 0.3, 0.3), 5, 1)],
+)
+def test_the_smallest_detectable_difference_is_shown_in_about_80_of_100_runs(
+    spreads: tuple[float, float, float], num_replicates: int, num_comparisons: int
+) -> None:
+    shape = (num_replicates, 100)
+    family: dict[str, Any] = {"num_comparisons": num_comparisons}
+    _, smallest = share_shown(spreads, shape, true_difference=0.0, experiments=150, **family)
+    shown, _ = share_shown(spreads, shape, true_difference=smallest, experiments=250, **family)
+    assert 0.7 <= shown <= 0.9
+    half, _ = share_shown(spreads, shape, true_difference=smallest / 2, experiments=100, **family)
+    assert half < 0.5
+
+
+def test_the_smallest_detectable_difference_is_that_of_the_normal_where_examples_alone_vary() -> (
+    None
+):
+    cells = np.random.default_rng(0).normal(size=(1, 400))
+    params = EvaluationParams(num_bootstrap_samples=20_000)
+    for num_comparisons in (1, 3):
+        found = paired_difference(
+            cells, np.zeros_like(cells), params, num_comparisons=num_comparisons
+        )
+        in_errors = norm.ppf(1 - 0.025 / num_comparisons) + norm.ppf(0.8)
+        expected = in_errors * cells.std() / math.sqrt(400)
+        assert found["smallest_detectable"] == pytest.approx(expected, rel=0.03)
+        assert found.get("num_comparisons", 1) == num_comparisons
+
+
+def test_no_smallest_difference_is_known_where_nothing_varied() -> None:
+    assert paired(np.ones((3, 10)), np.ones((3, 10)))["smallest_detectable"] is None
+
+
 @pytest.mark.parametrize(
     ("arm", "baseline", "message"),
     [
@@ -272,7 +326,14 @@ def test_refuses_what_cannot_be_paired(arm: Cells, baseline: Cells, message: str
 
 def difference(mean: float, ci_low: float) -> PairedDifference:
     interval = [ci_low, 2 * mean - ci_low]
-    return {"mean": mean, "ci95": interval, "p_value": 0.01, "wins": 5, "replicates": 5}
+    return {
+        "mean": mean,
+        "ci95": interval,
+        "p_value": 0.01,
+        "smallest_detectable": 0.03,
+        "wins": 5,
+        "replicates": 5,
+    }
 
 
 def test_the_gap_recovered_is_a_share_of_a_gap_that_is_there() -> None:

@@ -81,13 +81,115 @@ def test_what_it_rests_on(result: Any) -> None:
         "5 replicate(s) per arm",
         "3 arm(s) were compared",
         "2 control(s)",
-        "not corrected",
+        "their gains in accuracy are one family of tests",
+        "p and the intervals are not corrected",
         "conditional on this split of the data and on this teacher",
         "figures/accuracy_figure.png",
         "| 66,000 |",
     ):
         assert fact in text
     assert "one replicate" not in text
+    assert "nan" not in text.lower()
+
+
+def with_gain(result: Any, **changes: Any) -> dict[str, Any]:
+    """The comparison with another gain of the distilled arm in accuracy."""
+    gain = result.comparison["gains"]["student_kd"]
+    changed = {**gain, "accuracy": gain["accuracy"] | changes}
+    return {
+        **result.comparison,
+        "gains": result.comparison["gains"] | {"student_kd": changed},
+    }
+
+
+def test_a_gain_that_holm_does_not_leave_is_not_shown(result: Any) -> None:
+    found = {"mean": 0.02, "ci95": [0.001, 0.039], "p_value": 0.04}
+    text = markdown_report(with_gain(result, **found, p_value_holm=0.12, smallest_detectable=0.03))
+    assert "**No evidence that distillation helped or hurt**: +2.00 points" in text
+    assert "By itself it would be shown (p = 0.040), but it is one of 3 gains" in text
+    assert "p = 0.120 after Holm's adjustment" in text
+    assert "could have shown is 3.00 points (power 80 %, level 5 % / 3 arms)" in text
+    text = markdown_report(with_gain(result, **found, p_value_holm=0.049))
+    assert "**Distillation helped**: +2.00 points" in text
+    assert "Holm's adjustment" not in text
+
+
+def test_beside_every_null_result_is_what_would_have_been_shown(draw: Draw) -> None:
+    arms = {"student_kd": 0.9, "student_smoothed": 0.9, "student_pseudo": 0.9}
+    text = reported({"teacher": 0.9, **arms}, draw)
+    could = "The smallest difference that this run could have shown is "
+    verdict = text.split("## Arms")[0].split("\n\n")
+    nulls = [line for line in verdict if "No evidence" in line or "not shown" in line
+             or "within noise" in line]  # fmt: skip
+    assert len(nulls) >= 4
+    assert all(could in line for line in nulls)
+    gained = reported({"student_kd": 0.95}, draw).split("## Arms")[0].split("\n\n")
+    assert all(could not in line for line in gained if "helped" in line)
+
+
+def test_discordant_images_of_each_replicate_are_tabled(result: Any) -> None:
+    text = markdown_report(result.comparison).split("## Replicate by replicate")[1]
+    test = result.comparison["gains"]["student_kd"]["mcnemar"][4]
+    assert "| replicate | distilled (student_kd) | label smoothing" in text
+    assert f"| 4 | {test['arm_only']} / {test['baseline_only']} (p " in text
+
+
+def test_costs_are_tabled(result: Any) -> None:
+    text = markdown_report(result.comparison).split("## Cost")[1]
+    assert "| distilled (student_kd) | 40.0 | 1.5 | 4.0 | 45.5 |" in text
+    assert "| hard labels (student_baseline) | 0.0 | 0.0 | 4.0 | 4.0 |" in text
+
+
+def in_nll(result: Any, raw: list[float], calibrated: list[float]) -> str:
+    """The section on calibration with these intervals of the two differences."""
+    gain = result.comparison["gains"]["student_kd"]
+    changed = {
+        key: gain[key] | {"mean": sum(ci95) / 2, "ci95": ci95, "smallest_detectable": 0.05}
+        for key, ci95 in (("nll", raw), ("nll_calibrated", calibrated))
+    }
+    gains = result.comparison["gains"] | {"student_kd": gain | changed}
+    text = markdown_report({**result.comparison, "gains": gains})
+    return text.split("## Calibration")[1].split("##")[0]
+
+
+BETTER, SAME, WORSE = [-0.3, -0.1], [-0.1, 0.1], [0.1, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("raw", "calibrated", "found"),
+    [
+        (BETTER, BETTER, "**The distilled student's advantage in NLL survives**"),
+        (BETTER, SAME, "**That the distilled student's advantage in NLL survives is not shown**"),
+        (BETTER, WORSE, "advantage in NLL turns into a disadvantage**"),
+        (SAME, BETTER, "NLL becomes better than that of hard labels**"),
+        (SAME, SAME, "NLL is not shown to differ from that of hard labels**"),
+        (WORSE, WORSE, "NLL is worse than that of hard labels**"),
+    ],
+)
+def test_what_one_temperature_leaves_of_the_advantage_is_stated(
+    result: Any, raw: list[float], calibrated: list[float], found: str
+) -> None:
+    text = in_nll(result, raw, calibrated)
+    assert found in text
+    assert ("could have shown is 0.050 nats" in text) is (calibrated == SAME)
+    assert "ECE goes from 0." in text
+    assert "to 0.010 for distilled and from" in text
+    assert "of 100 labelled validation examples" in text
+    assert "| arm | NLL | NLL, calibrated | ECE | ECE, calibrated | temperature |" in text
+    assert "end of the range" not in text
+
+
+def test_a_temperature_that_validation_does_not_determine_is_named(result: Any) -> None:
+    arms = result.comparison["arms"]
+    temperatures = arms["student_kd"]["calibration_temperature"] | {"values": [1.0, 0.05]}
+    changed = arms["student_kd"] | {"calibration_temperature": temperatures}
+    text = markdown_report({**result.comparison, "arms": arms | {"student_kd": changed}})
+    assert "Of distilled (student_kd) a temperature lies at the end of the range" in text
+
+
+def test_without_labels_in_validation_nothing_is_calibrated(draw: Draw) -> None:
+    text = reported({"student_kd": 0.95}, draw, calibrated=False)
+    assert "No model was calibrated: validation has no labelled example." in text
     assert "nan" not in text.lower()
 
 

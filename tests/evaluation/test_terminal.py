@@ -31,6 +31,13 @@ def test_a_gain_has_its_interval_and_the_baseline_none(result: Any) -> None:
     assert "[" not in lines[4]
 
 
+def test_p_values_are_adjusted_for_the_number_of_arms(result: Any) -> None:
+    head, _, _, _, _, smoothed, _, *_ = arms_table(result.comparison, PATH).splitlines()
+    assert head.endswith("p (Holm)")
+    adjusted = result.comparison["gains"]["student_smoothed"]["accuracy"]["p_value_holm"]
+    assert smoothed.endswith(f"{adjusted:.3f}")
+
+
 def test_a_report_that_is_not_kept_is_not_pointed_to(result: Any) -> None:
     assert "Report" not in arms_table(result.comparison, None)
 

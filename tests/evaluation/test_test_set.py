@@ -13,6 +13,7 @@ from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.errors import DataError
 from kd_pipeline.evaluation.settings import EvaluationParams
 from kd_pipeline.evaluation.test_set import read_test_set
+from kd_pipeline.models.calibration import calibrate
 from kd_pipeline.models.checkpoint import ModelCheckpoint, build_classifier
 from kd_pipeline.soft_targets.imported import ImportedLogits
 from kd_pipeline.soft_targets.settings import SoftTargetsParams
@@ -169,6 +170,66 @@ def test_imported_logits_without_the_test_set_leave_the_teacher_out(
     assert set(predictions["role"]) == set(metrics["role"]) == {"student_baseline", "student_kd"}
     assert metrics["test/teacher_agreement"].isna().all()
     assert metrics["learnt_from"].tolist() == ["labels"] * 2 + ["teacher"] * 2
+
+
+NUM_VALIDATION = 9
+
+
+def validated(stage: Any) -> Any:
+    """The first rows of the transfer set are validation, 9 of them with labels."""
+    splits = stage.data.splits.copy()
+    first = splits.index[splits["role"] == "transfer"][: NUM_VALIDATION + 1]
+    splits.loc[first, ["role", "for_student"]] = ["validation", False]
+    examples = stage.data.examples.copy()
+    without = splits.loc[first[3], "example_id"]
+    examples.loc[examples["example_id"] == without, ["label", "class_name"]] = pd.NA
+    return stage._replace(data=LabelledImages(stage.data.images, examples, splits))
+
+
+def test_a_temperature_per_model_is_fitted_on_the_labelled_validation_rows(stage: Any) -> None:
+    stage = validated(stage)
+    predictions, metrics = read(stage)
+    ids, labels = stage.data.labelled("validation")
+    assert metrics["calibration/examples"].tolist() == [NUM_VALIDATION] * 5
+    checkpoint = stage.students["student_kd"][1]
+    temperature = calibrate(logits_of(checkpoint, stage.data, ids), labels).temperature
+    row = metrics.iloc[-1]
+    assert row["calibration/temperature"] == pytest.approx(temperature)
+    rows = predictions.query("role == 'student_kd' and replicate == 1")
+    test_logits = logits_of(checkpoint, stage.data, stage.data.ids("test")).double()
+    test_labels = stage.data.labels_of(stage.data.ids("test"))
+    expected = torch.nn.functional.cross_entropy(
+        test_logits / temperature, test_labels, reduction="none"
+    )
+    np.testing.assert_allclose(rows["nll_calibrated"], expected, rtol=1e-5)
+    assert row["test/nll_calibrated"] == pytest.approx(expected.mean().item(), rel=1e-5)
+
+
+def test_calibration_changes_nothing_else(stage: Any) -> None:
+    plain, calibrated = read(stage), read(validated(stage))
+    pd.testing.assert_frame_equal(plain[0], calibrated[0].drop(columns="nll_calibrated"))
+    others = [column for column in plain[1] if "calibrat" not in column]
+    pd.testing.assert_frame_equal(plain[1][others], calibrated[1][others])
+    assert plain[1][[c for c in plain[1] if "calibrat" in c]].isna().all(axis=None)
+
+
+def test_the_average_of_an_ensemble_is_calibrated_as_one_model(staging: Callable[..., Any]) -> None:
+    stage = validated(staging(num_members=2))
+    _, metrics = read(stage)
+    ids, labels = stage.data.labelled("validation")
+    mean = torch.stack([logits_of(one, stage.data, ids) for one in stage.teacher]).mean(dim=0)
+    found = metrics.loc[0, "calibration/temperature"]
+    assert found == pytest.approx(calibrate(mean, labels).temperature, rel=1e-4)
+
+
+@pytest.mark.parametrize(("roles", "known"), [(("test", "validation"), True), (("test",), False)])
+def test_imported_logits_are_calibrated_where_they_cover_validation(
+    stage: Any, changed: Changed, roles: tuple[str, ...], known: bool
+) -> None:
+    _, metrics = read(with_imported_teacher(validated(stage), changed, *roles))
+    by_role = metrics.groupby("role")["calibration/temperature"].first()
+    assert pd.notna(by_role["teacher"]) is known
+    assert pd.notna(by_role["student_kd"])
 
 
 def test_a_test_row_without_label_is_refused(stage: Any) -> None:

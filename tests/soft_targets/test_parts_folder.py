@@ -135,7 +135,26 @@ def test_interrupted_at_any_step_it_ends_with_the_same_bytes(
         # At most the part under way is labelled twice.
         assert len(labelling.labelled) <= 12 - done + 1
         left = [path.name for path in labelling.target.parent.iterdir()]
-        assert sorted(left) == [".interrupted", "store"]
+        assert sorted(left) == [".interrupted", ".store.seconds.json", "store"]
+
+
+def test_what_caching_took_is_known_after_it_was_interrupted_and_when_it_is_used_again(
+    labelling: Labelling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(parts_folder, "write_manifest", _interrupt)
+        with pytest.raises(Interruption):
+            labelling.run()
+    assert len(labelling.labelled) == 12
+    taken = labelling.run().caching_seconds
+    assert taken is not None
+    assert taken > 0
+    assert labelling.labelled == []
+    assert labelling.run().caching_seconds == taken
+
+
+def test_a_store_that_is_used_elsewhere_may_have_no_record(store: SoftTargets) -> None:
+    assert store.caching_seconds is None
 
 
 def test_an_interruption_that_nothing_cleans_up_after_leaves_no_litter(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kd_pipeline.tracking.flatten import finite_numbers, flat_params, gain_metrics
+from kd_pipeline.tracking.flatten import cost_metrics, finite_numbers, flat_params, gain_metrics
 
 
 def test_params_are_flat_without_names_of_blocks_and_spelt_as_in_yaml() -> None:
@@ -56,20 +56,42 @@ def test_only_finite_numbers_are_drawn() -> None:
 
 def test_gains_of_the_distilled_student_have_the_plain_names() -> None:
     def gain(mean: float) -> dict[str, object]:
-        accuracy = {"mean": mean, "ci95": [mean - 0.01, mean + 0.02], "p_value": 0.25}
+        accuracy = {
+            "mean": mean,
+            "ci95": [mean - 0.01, mean + 0.02],
+            "p_value": 0.25,
+            "p_value_holm": 0.5,
+            "smallest_detectable": 0.125,
+        }
         return {"accuracy": accuracy, "nll": {"mean": -mean}, "gap_recovered": None}
 
-    gains = {"student_kd": gain(0.5) | {"gap_recovered": 0.75}, "student_smoothed": gain(0.25)}
+    calibrated = {"nll_calibrated": {"mean": -0.125, "ci95": [-0.25, 0.0]}}
+    gains = {
+        "student_kd": gain(0.5) | calibrated | {"gap_recovered": 0.75},
+        "student_smoothed": gain(0.25),
+    }
     assert gain_metrics({"gains": gains, "distilled": "student_kd"}) == {
         "gain/accuracy": 0.5,
         "gain/accuracy_ci_low": 0.49,
         "gain/accuracy_ci_high": 0.52,
         "gain/p_value": 0.25,
+        "gain/p_value_holm": 0.5,
+        "gain/smallest_detectable": 0.125,
         "gain/nll": -0.5,
+        "gain/nll_calibrated": -0.125,
+        "gain/nll_calibrated_ci_low": -0.25,
+        "gain/nll_calibrated_ci_high": 0.0,
         "gain/gap_recovered": 0.75,
         "gain/student_smoothed/accuracy": 0.25,
         "gain/student_smoothed/accuracy_ci_low": 0.24,
         "gain/student_smoothed/accuracy_ci_high": 0.27,
         "gain/student_smoothed/p_value": 0.25,
+        "gain/student_smoothed/p_value_holm": 0.5,
+        "gain/student_smoothed/smallest_detectable": 0.125,
         "gain/student_smoothed/nll": -0.25,
     }
+
+
+def test_costs_are_named_by_student_and_what_is_not_on_record_is_left_out() -> None:
+    cost = {"teacher_seconds": None, "train_seconds": 2.0}
+    assert cost_metrics({"costs": {"student_kd": cost}}) == {"cost/student_kd/train_seconds": 2.0}

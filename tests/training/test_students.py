@@ -22,6 +22,7 @@ from kd_pipeline.models.architectures import build_network
 from kd_pipeline.models.checkpoint import ModelCheckpoint
 from kd_pipeline.models.settings import Pretrained
 from kd_pipeline.models.state_folder import StateFolder
+from kd_pipeline.soft_targets.seconds import add_seconds
 from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.soft_targets.store import SoftTargets
 from kd_pipeline.training import students
@@ -198,6 +199,24 @@ def test_a_checkpoint_names_what_it_was_made_from_and_holds_no_teacher(
         "layers.3.bias",
     }
     assert list(history["replicate"]) == [0, 0, 1, 1]
+
+
+def test_what_the_cache_took_is_among_the_costs_and_nowhere_else(
+    data: LabelledImages, cache: Cache, tmp_path: Path
+) -> None:
+    soft_targets = cache(data.images, data.splits)
+    (before, *_), _ = run(data, tmp_path / "before", soft_targets)
+    for part in soft_targets.manifest.parts:
+        add_seconds(soft_targets.folder, part, 2.0)
+    (after, *_), _ = run(data, tmp_path / "after", soft_targets)
+    (untaught, *_), _ = run(data, tmp_path / "untaught")
+    costs = [one.facts["costs"].get("cost/caching_seconds") for one in (before, after, untaught)]
+    assert costs == [None, 2.0 * len(soft_targets.manifest.parts), 0.0]
+    of_training = [
+        {name: fact for name, fact in one.facts.items() if name != "costs"}
+        for one in (before, after)
+    ]
+    assert of_training[0] == of_training[1]
 
 
 @pytest.mark.parametrize(

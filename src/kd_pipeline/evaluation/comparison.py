@@ -9,18 +9,25 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kd_pipeline.errors import DataError
+from kd_pipeline.evaluation.costs import student_costs
 from kd_pipeline.evaluation.metrics import METRICS
-from kd_pipeline.evaluation.paired import PairedDifference, gap_recovered, paired_difference
+from kd_pipeline.evaluation.paired import (
+    POWER,
+    PairedDifference,
+    gap_recovered,
+    paired_difference,
+)
 from kd_pipeline.evaluation.roles import BASELINE, LABELS, PSEUDO, TEACHER, intermediate_students
 from kd_pipeline.evaluation.settings import EvaluationParams
+from kd_pipeline.evaluation.significance import holm, mcnemar
 
 _SUMMARISED = tuple(metric for metric in METRICS if metric.summarised)
 _PAIRED = {m.key: (m.per_example, m.lower_is_better) for m in METRICS if m.per_example}
 
 Cells = dict[str, NDArray[np.float64]]
-"""`accuracy` and `nll` of one role, each [num_replicates, num_examples]."""
+"""`accuracy`, `nll`, `nll_calibrated` of one role, each [num_replicates, num_examples]."""
 Pair = dict[str, PairedDifference]
-"""`accuracy` and `nll` of one role minus those of another."""
+"""The same of one role minus those of another, where both have them."""
 
 
 def compare(
@@ -35,11 +42,12 @@ def compare(
 
     Returns:
         `group`, `env`, `arms` (all students), `teacher`, `gains` (each compared student over the
-        baseline), and beside them `teacher_gap` (the teacher over the baseline), `distilled` (the
-        first compared student with a teacher, or null), `distilled_over` (that one over every
-        other), `learnt_from` (each student's teacher, or "labels"), `intermediate` (students that
-        others learnt from: measured, not compared in pairs), `models` (their architectures and
-        sizes) and `method`. What is not finite is null.
+        baseline; the p-values of their accuracy are one family of tests), and beside them
+        `teacher_gap` (the teacher over the baseline), `distilled` (the first compared student with
+        a teacher, or null), `distilled_over` (that one over every other), `learnt_from` (each
+        student's teacher, or "labels"), `intermediate` (students that others learnt from: measured,
+        not compared in pairs), `models` (their architectures and sizes), `costs` (seconds of each
+        student) and `method`. What is not finite is null.
 
     Raises:
         DataError: If the baseline is missing, or students differ in replicates or examples.
@@ -51,12 +59,7 @@ def compare(
     cells = _cells(predictions)
     if BASELINE not in cells:
         raise DataError(f"`predictions` must hold {BASELINE}, got {list(cells)}")
-    baseline = cells[BASELINE]
-    gains = {role: _pair(cells[role], baseline, params) for role in others}
-    gap = None
-    if TEACHER in cells:  # One model, paired with each replicate.
-        teacher = {k: np.broadcast_to(cells[TEACHER][k], baseline[k].shape) for k in baseline}
-        gap = _pair(teacher, baseline, params)
+    baseline, gap = cells[BASELINE], _teacher_gap(cells, params)
     distilled = next((r for r in others if learnt_from[r] != LABELS and r != PSEUDO), None)
     over = {}
     if distilled is not None:
@@ -67,17 +70,18 @@ def compare(
         "env": run_identity["env"],
         "arms": {role: _summary(metrics, role) for role in learnt_from},
         "teacher": _summary(metrics, TEACHER) if gap else None,
-        "gains": {role: _gain(pair, gap) for role, pair in gains.items()},
+        "gains": _gains({role: cells[role] for role in others}, baseline, gap, params),
         "teacher_gap": gap,
         "distilled": distilled,
         "distilled_over": over,
         "learnt_from": learnt_from,
         "intermediate": intermediate,
         "models": {str(role): _model(row) for role, row in first.iterrows()},
+        "costs": student_costs(metrics, learnt_from),
         "method": {
             **_method(baseline, params),
+            "num_comparisons": len(others),
             "num_classes": int(predictions[["label", "predicted"]].to_numpy().max()) + 1,
-            "num_comparisons": len(gains),
             "teacher_measured": gap is not None,
             "teacher_data_known": gap is not None and bool(first.loc[TEACHER, "data_known"]),
         },
@@ -88,11 +92,46 @@ def _cells(predictions: pd.DataFrame) -> dict[str, Cells]:
     """Each role's values; columns are the examples of all roles by id, NaN where one has none."""
     cells: dict[str, Cells] = {role: {} for role in predictions["role"].unique()}
     for key, (value_of, _) in _PAIRED.items():
-        rows = predictions.assign(value=value_of(predictions).astype(np.float64))
+        if (per_example := value_of(predictions)) is None:
+            continue
+        rows = predictions.assign(value=per_example.astype(np.float64))
         table = rows.pivot(index=["role", "replicate"], columns="example_id", values="value")
-        for role, values in cells.items():
-            values[key] = table.loc[role].to_numpy()
+        for role, of_role in cells.items():
+            values = table.loc[role].to_numpy()
+            if not np.isnan(values).all():  # As where one role alone is not calibrated.
+                of_role[key] = values
     return cells
+
+
+def _teacher_gap(cells: Mapping[str, Cells], params: EvaluationParams) -> Pair | None:
+    """The teacher over the baseline: one model, paired with each replicate."""
+    if TEACHER not in cells:
+        return None
+    baseline = cells[BASELINE]
+    shape = baseline["accuracy"].shape
+    teacher = {key: np.broadcast_to(values, shape) for key, values in cells[TEACHER].items()}
+    return _pair(teacher, baseline, params)
+
+
+def _gains(
+    arms: Mapping[str, Cells], baseline: Cells, gap: Pair | None, params: EvaluationParams
+) -> dict[str, dict[str, Any]]:
+    """Each arm over the baseline; p-values of accuracy are adjusted for the number of arms."""
+    pairs = {
+        role: _pair(cells, baseline, params, num_comparisons=len(arms))
+        for role, cells in arms.items()
+    }
+    adjusted = holm({role: pair["accuracy"]["p_value"] for role, pair in pairs.items()})
+    for role, pair in pairs.items():
+        pair["accuracy"]["p_value_holm"] = adjusted[role]
+    return {
+        role: {
+            **pair,
+            "gap_recovered": gap and gap_recovered(pair["accuracy"], gap["accuracy"]),
+            "mcnemar": mcnemar(arms[role]["accuracy"], baseline["accuracy"]),
+        }
+        for role, pair in pairs.items()
+    }
 
 
 def _method(baseline: Cells, params: EvaluationParams) -> dict[str, Any]:
@@ -102,19 +141,25 @@ def _method(baseline: Cells, params: EvaluationParams) -> dict[str, Any]:
         "num_test_examples": num_test_examples,
         "num_bootstrap_samples": params.num_bootstrap_samples,
         "confidence_level": params.confidence_level,
+        "power": POWER,
     }
 
 
-def _pair(arm: Cells, baseline: Cells, params: EvaluationParams) -> Pair:
+def _pair(
+    arm: Cells, baseline: Cells, params: EvaluationParams, *, num_comparisons: int = 1
+) -> Pair:
+    """Compare by each metric that both have; `num_comparisons` is the family of the accuracies."""
     return {
-        key: paired_difference(arm[key], baseline[key], params, lower_is_better=lower_is_better)
+        key: paired_difference(
+            arm[key],
+            baseline[key],
+            params,
+            lower_is_better=lower_is_better,
+            num_comparisons=num_comparisons if key == "accuracy" else 1,
+        )
         for key, (_, lower_is_better) in _PAIRED.items()
+        if key in arm and key in baseline
     }
-
-
-def _gain(pair: Pair, gap: Pair | None) -> dict[str, Any]:
-    recovered = None if gap is None else gap_recovered(pair["accuracy"], gap["accuracy"])
-    return {**pair, "gap_recovered": recovered}
 
 
 def _summary(metrics: pd.DataFrame, role: str) -> dict[str, Any]:

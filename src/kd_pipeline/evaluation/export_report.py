@@ -73,7 +73,7 @@ def _difference(kind: str, int8: _Json) -> str:
         1: "int8 costs the distilled student less than the baseline",
         -1: "int8 costs the distilled student more than the baseline",
         0: "that int8 costs the distilled student more or less than the baseline is not shown",
-    }[numbers.side_of_zero(difference)]
+    }[numbers.shown_sign(difference)]
     return (
         f"**As {kind}, {answer}**: the difference of the two changes is "
         f"{numbers.points(difference)} points ({numbers.points_interval(difference)}). The gain "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,11 @@ from kd_pipeline.evaluation import numbers
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kd_pipeline.models.calibration import Calibration
+
 TOP_K = 5
+ARMS, CALIBRATION = "arms", "calibration"
+"""The tables of the report that have a column per metric."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +36,7 @@ class LabelledLogits:
     labels: Tensor  # int64 [num_examples]
     teacher_logits: Tensor | None  # as `logits`; None where there is no agreement to measure
     num_bins: int  # of the calibration error
+    calibration: Calibration | None = None  # fitted on validation; None where it was not
 
     def __post_init__(self) -> None:
         """Refuse logits that are not finite."""
@@ -48,6 +53,14 @@ class LabelledLogits:
         """float64 [num_examples, num_classes]."""
         return self.logits.double().softmax(dim=1)
 
+    @cached_property
+    def calibrated(self) -> LabelledLogits | None:
+        """The same with the logits divided by the fitted temperature; None without one."""
+        if self.calibration is None:
+            return None
+        logits = self.logits.double() / self.calibration.temperature
+        return replace(self, logits=logits, calibration=None)
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -56,19 +69,21 @@ class Metric:
     name: str  # as in MLflow
     compute: Callable[[LabelledLogits], float]
     show: Callable[[Mapping[str, Any]], str] = numbers.decimals
-    heading: str = ""  # in the report's table, where it has one
+    heading: str = ""  # in the report's tables, where it has one
     short_heading: str = ""  # in the terminal's
+    tables: tuple[str, ...] = (ARMS,)  # of the report, that have the heading
     summarised: bool = False  # in comparison.json, as tables need it
     lower_is_better: bool = False
     against_teacher: bool = False  # NaN without the teacher's logits
     min_classes: int = 2  # of tables that show it
-    per_example: Callable[[pd.DataFrame], pd.Series] | None = None
-    """Its value per row of `predictions`, where students are compared by it in pairs."""
+    per_example: Callable[[pd.DataFrame], pd.Series | None] | None = None
+    """Its value per row of `predictions`, where students are compared by it in pairs; the function
+    returns None for predictions that do not have it."""
 
     @property
     def key(self) -> str:
         """The name in comparison.json."""
-        return self.name.removeprefix("test/")
+        return self.name.removeprefix("test/").replace("/", "_")
 
 
 def _accuracy(model: LabelledLogits) -> float:
@@ -136,6 +151,21 @@ def _teacher_kl(model: LabelledLogits) -> float:
     return max(0.0, kl_div(student, teacher, reduction="batchmean", log_target=True).item())
 
 
+def _if_calibrated(
+    compute: Callable[[LabelledLogits], float],
+) -> Callable[[LabelledLogits], float]:
+    """A metric of the calibrated logits; NaN where no temperature was fitted."""
+    return lambda model: math.nan if model.calibrated is None else compute(model.calibrated)
+
+
+def _calibration_temperature(model: LabelledLogits) -> float:
+    return math.nan if model.calibration is None else model.calibration.temperature
+
+
+def _calibration_examples(model: LabelledLogits) -> float:
+    return math.nan if model.calibration is None else model.calibration.num_examples
+
+
 METRICS = (
     Metric("test/accuracy", _accuracy, numbers.percent, "accuracy %", "accuracy %", summarised=True,
            per_example=lambda rows: rows["predicted"] == rows["label"]),
@@ -143,8 +173,17 @@ METRICS = (
            "top-5 %", "top-5 %", summarised=True, min_classes=2 * TOP_K),
     Metric("test/errors", _errors, numbers.count, "errors", summarised=True),
     Metric("test/nll", _nll, numbers.decimals, "NLL", "NLL", summarised=True,
-           per_example=lambda rows: rows["nll"], lower_is_better=True),
-    Metric("test/ece", _ece, numbers.decimals, "ECE", "ECE", summarised=True),
+           tables=(ARMS, CALIBRATION), per_example=lambda rows: rows["nll"], lower_is_better=True),
+    Metric("test/nll_calibrated", _if_calibrated(_nll), numbers.decimals, "NLL, calibrated",
+           summarised=True, tables=(CALIBRATION,),
+           per_example=lambda rows: rows.get("nll_calibrated"), lower_is_better=True),
+    Metric("test/ece", _ece, numbers.decimals, "ECE", "ECE", summarised=True,
+           tables=(ARMS, CALIBRATION)),
+    Metric("test/ece_calibrated", _if_calibrated(_ece), numbers.decimals, "ECE, calibrated",
+           summarised=True, tables=(CALIBRATION,)),
+    Metric("calibration/temperature", _calibration_temperature, numbers.decimals, "temperature",
+           summarised=True, tables=(CALIBRATION,)),
+    Metric("calibration/examples", _calibration_examples, summarised=True),
     Metric("test/brier", _brier),
     Metric("test/teacher_agreement", _teacher_agreement, numbers.percent,
            "agreement with the teacher %", "agreement %", summarised=True, against_teacher=True),
@@ -158,12 +197,15 @@ def measure(model: LabelledLogits) -> dict[str, float]:
 
 
 def example_table(model: LabelledLogits) -> pd.DataFrame:
-    """One row per example: label, predicted class, its probability, NLL in nats, in the top 5."""
+    """One row per example: label, predicted class, its probability, NLL in nats, in the top 5.
+
+    Where a temperature was fitted, also the NLL of the calibrated logits.
+    """
     log_probs = model.logits.double().log_softmax(dim=1)
     confidence, predicted = log_probs.exp().max(dim=1)
     best = log_probs.topk(min(TOP_K, model.num_classes), dim=1).indices
     labels = model.labels[:, None]
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "label": model.labels.numpy(),
             "predicted": predicted.numpy(),
@@ -172,3 +214,7 @@ def example_table(model: LabelledLogits) -> pd.DataFrame:
             "in_top5": (best == labels).any(dim=1).numpy(),
         }
     )
+    if model.calibrated is not None:
+        log_probs = model.calibrated.logits.log_softmax(dim=1)
+        table["nll_calibrated"] = -log_probs.gather(1, labels)[:, 0].numpy()
+    return table

@@ -5,8 +5,8 @@ from functools import partial
 from typing import Any
 
 from kd_pipeline.evaluation import numbers, tables
-from kd_pipeline.evaluation.report import too_few_replicates, verdict
 from kd_pipeline.evaluation.roles import label
+from kd_pipeline.evaluation.verdict import too_few_replicates, verdict
 
 
 def arms_table(comparison: Mapping[str, Any], report_path: str | None) -> str:
@@ -20,7 +20,7 @@ def arms_table(comparison: Mapping[str, Any], report_path: str | None) -> str:
         **(tables.model_columns(comparison) if comparison["intermediate"] else {}),
         **tables.metric_columns(comparison, short=True),
         f"gain in points [{numbers.level(comparison['method'])} interval]": gained(_gain),
-        "p": gained(numbers.p_value),
+        "p (Holm)": gained(numbers.p_value_holm),
     }
     lines = _aligned(tables.table_rows(comparison, columns))
     if comparison["intermediate"]:

@@ -1,4 +1,4 @@
-"""The single reading of the test set."""
+"""The single reading of the test set, with temperatures that are fitted on validation."""
 
 import hashlib
 import json
@@ -18,6 +18,7 @@ from kd_pipeline.evaluation.freshness import Students, find_sources
 from kd_pipeline.evaluation.metrics import LabelledLogits, example_table, measure
 from kd_pipeline.evaluation.roles import LABELS, TEACHER
 from kd_pipeline.evaluation.settings import EvaluationParams
+from kd_pipeline.models.calibration import calibrate
 from kd_pipeline.models.checkpoint import ModelCheckpoint, build_classifier
 from kd_pipeline.models.predict import predict_batches
 from kd_pipeline.soft_targets.ensemble import average_logits
@@ -26,7 +27,13 @@ from kd_pipeline.soft_targets.settings import SoftTargetsParams
 
 logger = logging.getLogger(__name__)
 
-_SUMMED_COSTS = ("model/parameters", "model/macs", "model/size_bytes", "cost/train_seconds")
+_SUMMED_COSTS = (
+    "model/parameters",
+    "model/macs",
+    "model/size_bytes",
+    "cost/train_seconds",
+    "cost/caching_seconds",
+)
 
 TeacherOnTest: TypeAlias = Sequence[ModelCheckpoint | ImportedLogits]
 
@@ -43,10 +50,12 @@ def read_test_set(
     The teacher's members are averaged to one model, replicate 0, under the first one's fingerprint;
     where imported logits leave out test rows it has no row, and agreement with it is NaN. Agreement
     is with the role that a student learnt from, whose models are averaged, and with the teacher for
-    those that learnt from labels.
+    those that learnt from labels. A temperature per model is fitted on those validation rows that
+    have a label; without any, or where imported logits leave some out, it is not calibrated.
 
     Returns:
-        predictions: role, replicate, example_id, label, predicted, confidence, nll, in_top5.
+        predictions: role, replicate, example_id, label, predicted, confidence, nll, in_top5 and,
+            where a model is calibrated, nll_calibrated.
         metrics: role, replicate, learnt_from, checkpoint, data_known (whether the model's training
             data are on record), a column per metric named as in MLflow, architecture.
 
@@ -54,15 +63,26 @@ def read_test_set(
         DataError: If there is no test example, or one has no label: before any forward pass.
     """
     ids, labels = labelled_test_rows(data)
+    _, validation_labels = data.labelled("validation")
     tables, rows = [], []
     num_bins = params.num_calibration_bins
     for model in _read(data, teacher, students, params, soft_targets):
-        read = LabelledLogits(model.logits, labels, model.teacher_logits, num_bins)
+        seen = model.logits.validation
+        fitted = None if seen is None else calibrate(seen, validation_labels)
+        followed = None if model.teacher_logits is None else model.teacher_logits.test
+        read = LabelledLogits(model.logits.test, labels, followed, num_bins, fitted)
         identity = {"role": model.role, "replicate": model.replicate}
         tables.append(pd.DataFrame({**identity, "example_id": ids}).join(example_table(read)))
         origin = {"learnt_from": model.learnt_from, "checkpoint": model.checkpoint}
         rows.append({**identity, **origin, **_describe(model.members, measure(read))})
     return pd.concat(tables, ignore_index=True), pd.DataFrame(rows)
+
+
+class _Logits(NamedTuple):
+    """Of one model, each float32 [n, num_classes] in the order of the ids."""
+
+    test: Tensor
+    validation: Tensor | None  # of the rows with labels; None where there is none
 
 
 class _Model(NamedTuple):
@@ -71,8 +91,8 @@ class _Model(NamedTuple):
     learnt_from: str | None
     checkpoint: str
     members: Sequence[ModelCheckpoint]  # empty for imported logits
-    logits: Tensor
-    teacher_logits: Tensor | None  # that agreement is measured with
+    logits: _Logits
+    teacher_logits: _Logits | None  # that agreement is measured with
 
 
 def _read(
@@ -101,14 +121,14 @@ def _read_teacher(
     teacher: TeacherOnTest,
     params: EvaluationParams,
     soft_targets: SoftTargetsParams,
-) -> tuple[list[str], Sequence[ModelCheckpoint], Tensor | None]:
+) -> tuple[list[str], Sequence[ModelCheckpoint], _Logits | None]:
     """Its fingerprints, models and logits; None if imported ones leave out test rows."""
     fingerprints, ids = [one.fingerprint for one in teacher], data.ids("test")
     models = [one for one in teacher if isinstance(one, ModelCheckpoint)]
     imported = [one for one in teacher if isinstance(one, ImportedLogits)]
     if all(one.covers(ids) for one in imported):
         read = [_predict(one, data, params, role=TEACHER) for one in models]
-        read += [torch.from_numpy(one.rows(ids)) for one in imported]
+        read += [_take(one, data) for one in imported]
         return fingerprints, models, _average(read, soft_targets)
     logger.warning(
         "the teacher's imported logits do not cover the test set: it is not measured, nor is the "
@@ -119,16 +139,33 @@ def _read_teacher(
 
 def _predict(
     checkpoint: ModelCheckpoint, data: LabelledImages, params: EvaluationParams, *, role: str
-) -> Tensor:
-    """Logits of the clean test images in the order of their ids, float32 [n, num_classes]."""
-    ids, size, classifier = data.ids("test"), params.batch_size, build_classifier(checkpoint)
-    batches = data.images.batches(ids, size)
-    name = f"test: {role}"
-    return predict_batches(classifier, batches, params, num_images=len(ids), description=name)
+) -> _Logits:
+    """Logits of the clean images."""
+    classifier = build_classifier(checkpoint)
+
+    def predict(ids: NDArray[np.int64], split: str) -> Tensor:
+        batches, name = data.images.batches(ids, params.batch_size), f"{split}: {role}"
+        return predict_batches(classifier, batches, params, num_images=len(ids), description=name)
+
+    validation, _ = data.labelled("validation")
+    seen = predict(validation, "validation") if len(validation) else None
+    return _Logits(predict(data.ids("test"), "test"), seen)
 
 
-def _average(members: Sequence[Tensor], soft_targets: SoftTargetsParams) -> Tensor:
-    return average_logits(torch.stack(list(members)), soft_targets, temperature=1.0)
+def _take(imported: ImportedLogits, data: LabelledImages) -> _Logits:
+    test, (validation, _) = data.ids("test"), data.labelled("validation")
+    known = len(validation) > 0 and imported.covers(validation)
+    seen = torch.from_numpy(imported.rows(validation)) if known else None
+    return _Logits(torch.from_numpy(imported.rows(test)), seen)
+
+
+def _average(members: Sequence[_Logits], soft_targets: SoftTargetsParams) -> _Logits:
+    def average(logits: Sequence[Tensor]) -> Tensor:
+        return average_logits(torch.stack(list(logits)), soft_targets, temperature=1.0)
+
+    seen = [one.validation for one in members if one.validation is not None]
+    validation = average(seen) if len(seen) == len(members) else None
+    return _Logits(average([one.test for one in members]), validation)
 
 
 def describe_test_set(data: LabelledImages) -> dict[str, Any]:

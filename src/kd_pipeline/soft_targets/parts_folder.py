@@ -7,6 +7,7 @@ written last, and then the folder is moved to its place.
 import logging
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +22,7 @@ from kd_pipeline.atomic import move_folder
 from kd_pipeline.errors import DataError, StaleArtefactError
 from kd_pipeline.soft_targets.manifest import Manifest, Part
 from kd_pipeline.soft_targets.parts import checked_bytes, read_head, recover_part, write_part
+from kd_pipeline.soft_targets.seconds import add_seconds, keep_seconds
 from kd_pipeline.soft_targets.store import SoftTargets, read_manifest, write_manifest
 
 logger = logging.getLogger(__name__)
@@ -45,7 +47,7 @@ class PartsFolder:
 
         A part of the same store (provenance, encoding, examples, layout and facts) is taken from
         here, where an interrupted run has left it, or from `finished`. Killed at any instant and
-        called again, this ends with the same bytes.
+        called again, this ends with the same bytes. What each part took is noted beside the store.
 
         `logits_of` is called for missing and damaged parts only, in order; the manifest is that
         of `plan_store`, and `example_ids` are int64 [num_examples], ascending.
@@ -54,6 +56,7 @@ class PartsFolder:
             DataError: If another run is caching into this folder, or a logit is not finite or
                 too large for float16.
         """
+        store = self.finished or self.folder
         with self._only_run():
             self.folder.mkdir(exist_ok=True)
             self._discard_others(manifest)
@@ -66,7 +69,9 @@ class PartsFolder:
                     counts["of the finished cache"] += 1
                 else:
                     ids = example_ids[manifest.rows_of(part.shard)]
+                    started = time.perf_counter()
                     made = write_part(self.folder, part, manifest, ids, logits_of(part, ids))
+                    add_seconds(store, made, time.perf_counter() - started)
                     counts["made"] += 1
                 parts.append(made)
             shown = ", ".join(f"{count} {what}" for what, count in counts.items())
@@ -74,7 +79,8 @@ class PartsFolder:
             written = write_manifest(self.folder, manifest, parts)
             if self.finished is not None:
                 move_folder(self.folder, self.finished)
-        return SoftTargets(self.finished or self.folder, written)
+            keep_seconds(store, parts)
+        return SoftTargets(store, written)
 
     def _only_run(self) -> AbstractContextManager[object]:
         """Two runs at once would discard or move each other's parts."""

@@ -15,6 +15,7 @@ from kd_pipeline.provenance import check_provenance
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.manifest import Manifest, Part, Provenance, digest_of_ids
 from kd_pipeline.soft_targets.parts import PartRows, part_problem, read_head, read_part, write_part
+from kd_pipeline.soft_targets.seconds import total_seconds
 
 MANIFEST_FILE = "manifest.json"
 ROWS_PER_PART = 65_536
@@ -37,6 +38,11 @@ class SoftTargets:
     def check(self, at_hand: Mapping[str, Any], *, name: str = "soft_targets") -> None:
         """Refuse a store that was made from something else: `provenance.check_provenance`."""
         check_provenance(name, self.manifest.provenance.facts(), at_hand, remedy=_REMEDY)
+
+    @property
+    def caching_seconds(self) -> float | None:
+        """What its parts took to make, together; None where that is not on record."""
+        return total_seconds(self.folder, self.manifest.parts)
 
     @cached_property
     def example_ids(self) -> NDArray[np.int64]:

@@ -103,7 +103,8 @@ def gain_metrics(comparison: Mapping[str, Any]) -> dict[str, float]:
     """Name each student's gain over the baseline in comparison.json.
 
     The distilled student has the plain names `gain/accuracy`, `gain/accuracy_ci_low`,
-    `gain/accuracy_ci_high`, `gain/p_value` (of the accuracy), `gain/nll` and
+    `gain/accuracy_ci_high`, `gain/p_value`, `gain/p_value_holm` and `gain/smallest_detectable` (of
+    the accuracy), `gain/nll`, `gain/nll_calibrated` with its `_ci_low` and `_ci_high`, and
     `gain/gap_recovered`; the others have `gain/<name>/accuracy` and so on.
     """
     metrics: dict[str, Any] = {}
@@ -115,7 +116,27 @@ def gain_metrics(comparison: Mapping[str, Any]) -> dict[str, float]:
             f"{prefix}/accuracy_ci_low": low,
             f"{prefix}/accuracy_ci_high": high,
             f"{prefix}/p_value": gain["accuracy"]["p_value"],
+            f"{prefix}/p_value_holm": gain["accuracy"]["p_value_holm"],
+            f"{prefix}/smallest_detectable": gain["accuracy"]["smallest_detectable"],
             f"{prefix}/nll": gain["nll"]["mean"],
             f"{prefix}/gap_recovered": gain["gap_recovered"],
         }
+        if "nll_calibrated" in gain:
+            low, high = gain["nll_calibrated"]["ci95"]
+            metrics |= {
+                f"{prefix}/nll_calibrated": gain["nll_calibrated"]["mean"],
+                f"{prefix}/nll_calibrated_ci_low": low,
+                f"{prefix}/nll_calibrated_ci_high": high,
+            }
     return finite_numbers(metrics)
+
+
+def cost_metrics(comparison: Mapping[str, Any]) -> dict[str, float]:
+    """Name the cost of one student of each arm: `cost/student_kd/total_seconds`."""
+    return finite_numbers(
+        {
+            f"cost/{student}/{name}": seconds
+            for student, cost in comparison["costs"].items()
+            for name, seconds in cost.items()
+        }
+    )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kd_pipeline.events import EpochEnded, TrainingEnded, TrainingStarted
 from kd_pipeline.tracking.flatten import (
+    cost_metrics,
     export_comparison_metrics,
     export_metrics,
     finite_numbers,
@@ -132,7 +133,7 @@ class RunBook:
         rows: Iterable[Mapping[str, Any]],
         settings: Mapping[str, Any],
     ) -> None:
-        """Log the gains over the baseline with the settings that they were measured under.
+        """Log gains over the baseline and costs, with the settings that they were measured under.
 
         Args:
             comparison: As in comparison.json, which is logged too.
@@ -142,7 +143,7 @@ class RunBook:
         for row in rows:
             self._find_row(row)
         self._journal.put(Sender.log_params, COMPARISON, params=flat_params(settings))
-        self._log(COMPARISON, gain_metrics(comparison))
+        self._log(COMPARISON, gain_metrics(comparison) | cost_metrics(comparison))
         self.log_file(f"{COMPARISON}.json", json.dumps(comparison, indent=2).encode())
 
     def log_exports(self, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -83,6 +83,7 @@ def train_students(
             "views": _views(plan),
         },
     }
+    caching = teacher.caching_seconds if teacher else 0.0
     numbers = range(student.num_replicates)
     seeds = (derive_seed(student.seed, "replicate", number) for number in numbers)
     plans = [replace(plan, seed=own, replicate=number) for number, own in enumerate(seeds)]
@@ -94,6 +95,7 @@ def train_students(
         facts=facts,
         states=states,
         quantisation=student.quantisation,
+        costs={} if caching is None else {"cost/caching_seconds": caching},
     )
 
 
@@ -150,12 +152,13 @@ def train_each(
     facts: Mapping[str, Any],
     states: StateFolder,
     quantisation: Quantisation | None = None,
+    costs: Mapping[str, float] | None = None,
 ) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
     """Train one model after another: an arm's replicates, or a teacher's members.
 
     `initial` builds a model from the seed of its weights; `facts` are what each checkpoint holds
-    beside those of its training; a killed run resumes from `states`, also while it fine-tunes for
-    `quantisation`.
+    beside those of its training, and `costs` beside those of its own; a killed run resumes from
+    `states`, also while it fine-tunes for `quantisation`.
 
     Returns:
         One checkpoint per plan, and the history: a row per model and epoch, those of fine-tuning
@@ -173,8 +176,9 @@ def train_each(
         emit(TrainingStarted(plan.replicate, parameters, epochs, plan.steps_per_epoch))
         key = _training_key(classifier, plan, own, model)
         record = train_classifier(classifier, plan, states=states, key=key)
-        costs = {**count_costs(classifier), "cost/train_seconds": record.seconds}
-        own |= {**_length(plan, record), "costs": costs}
+        of_model = {**count_costs(classifier), "cost/train_seconds": record.seconds}
+        of_model |= costs or {}
+        own |= {**_length(plan, record), "costs": of_model}
         history += record.history
         state = None
         if quantisation is not None and simulation is not None:
@@ -182,13 +186,13 @@ def train_each(
             state, record = fine_tune(simulation, classifier, after, states=states, key=key)
             own |= {part: {**own[part], **chosen} for part in ("parameters", "shared")}
             own["quantisation"] = _length(plan, record)
-            costs["cost/quantisation_seconds"] = record.seconds
+            of_model["cost/quantisation_seconds"] = record.seconds
             history += record.history
         names = data.images.class_names
         checkpoint = snapshot(
             classifier, model, class_names=names, facts=own, quantised_state=state
         )
-        emit(TrainingEnded(plan.replicate, checkpoint.fingerprint, costs))
+        emit(TrainingEnded(plan.replicate, checkpoint.fingerprint, of_model))
         checkpoints.append(checkpoint)
     return checkpoints, pd.DataFrame(history)
 

@@ -72,6 +72,10 @@ class Teacher(Protocol):
     def fingerprints(self) -> tuple[str, ...]:
         """One per member."""
 
+    @property
+    def caching_seconds(self) -> float | None:
+        """What its cache took to make; None where that is not on record."""
+
     def check(self, data: LabelledImages, objective: ObjectiveParams, views: ViewsParams) -> None:
         """Refuse, before anything trains, what does not fit the run."""
 
@@ -92,6 +96,11 @@ class CachedTeacher:
     def fingerprints(self) -> tuple[str, ...]:
         """One per member."""
         return self.soft_targets.manifest.provenance.teacher_fingerprints
+
+    @property
+    def caching_seconds(self) -> float | None:
+        """Those that lie beside the cache."""
+        return self.soft_targets.caching_seconds
 
     def check(self, data: LabelledImages, objective: ObjectiveParams, views: ViewsParams) -> None:
         """Refuse a cache of other images, splits, classes or views, or one that cannot serve.
@@ -225,6 +234,11 @@ class LiveTeacher:
     def fingerprints(self) -> tuple[str, ...]:
         """One per member."""
         return tuple(member.fingerprint for member in self.checkpoints)
+
+    @property
+    def caching_seconds(self) -> float | None:
+        """None are spent: labelling is part of the training's own seconds."""
+        return 0.0
 
     def check(
         self,
