@@ -176,9 +176,12 @@ def test_the_report_says_what_int8_costs_which_student(comparison: dict[str, Any
         ([1.0, 2.0], "costs the distilled student less than the baseline"),
         ([-1.0, 1.0], "is not shown"),
     ):
+        changed = {**difference, "ci95": interval, "smallest_detectable": 0.02}
         found = {**comparison, "int8": {"onnx int8": {**comparison["int8"]["onnx int8"],
-                 "cost_difference": {**difference, "ci95": interval}}}}  # fmt: skip
-        assert answer in "\n".join(sentences(found))
+                 "cost_difference": changed}}}  # fmt: skip
+        text = "\n".join(sentences(found))
+        assert answer in text
+        assert ("could have shown is 2.00 points" in text) is (answer == "is not shown")
 
 
 def test_the_table_has_a_row_per_file(comparison: dict[str, Any]) -> None:

@@ -73,5 +73,5 @@ def test_what_would_have_been_shown_stands_beside_null_results_alone() -> None:
     for other in (difference(0.01, 0.02), null | {"smallest_detectable": None}):
         assert numbers.detectable_points(other) == numbers.detectable_nats(other) == ""
     beyond = null | {"smallest_detectable": 1.2}
-    assert "none would have been shown, however large" in numbers.detectable_points(beyond)
+    assert "no difference would have been shown, however large" in numbers.detectable_points(beyond)
     assert "1.200 nats" in numbers.detectable_nats(beyond)

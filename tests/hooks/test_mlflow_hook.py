@@ -119,11 +119,18 @@ def run_training(hook: MLflowHook, replicate: int = 0) -> None:
 
 def comparison() -> dict[str, Any]:
     gain = {
-        "accuracy": {"mean": 0.05, "ci95": [0.04, 0.06], "p_value": 0.5},
+        "accuracy": {
+            "mean": 0.05,
+            "ci95": [0.04, 0.06],
+            "p_value": 0.5,
+            "p_value_holm": 0.5,
+            "smallest_detectable": 0.02,
+        },
         "nll": {"mean": -1.0},
         "gap_recovered": None,
     }
-    return {"group": "g", "env": "smoke", "gains": {"student_kd": gain}, "distilled": "student_kd"}
+    gains = {"student_kd": gain}
+    return {"group": "g", "env": "smoke", "gains": gains, "distilled": "student_kd", "costs": {}}
 
 
 def drawn() -> Figure:

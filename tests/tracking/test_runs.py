@@ -24,11 +24,21 @@ FetchRuns = Callable[[], dict[str, Any]]
 DIGITS = DatasetFacts("digits", "0123", "training", "images", {})
 TEST = DatasetFacts("digits-test", "0123", "evaluation", "images", {})
 GAIN = {
-    "accuracy": {"mean": 0.05, "ci95": [0.04, 0.06], "p_value": 0.01},
+    "accuracy": {
+        "mean": 0.05,
+        "ci95": [0.04, 0.06],
+        "p_value": 0.01,
+        "p_value_holm": 0.03,
+        "smallest_detectable": 0.02,
+    },
     "nll": {"mean": -0.2},
     "gap_recovered": 0.8,
 }
-COMPARED = {"gains": {"student_kd": GAIN}, "distilled": "student_kd"}
+COMPARED = {
+    "gains": {"student_kd": GAIN},
+    "distilled": "student_kd",
+    "costs": {"student_kd": {"total_seconds": 12.5}},
+}
 
 
 def start(book: RunBook, role: str, replicate: int, temperature: float = 1.0) -> None:
@@ -98,6 +108,8 @@ def test_a_whole_run_is_flat_and_alike_for_every_student(
     assert contexts == ["evaluation", "training"]
     assert comparison.data.params == {"num_bootstrap_samples": "100"}
     assert comparison.data.metrics["gain/accuracy_ci_low"] == 0.04
+    assert comparison.data.metrics["gain/p_value_holm"] == 0.03
+    assert comparison.data.metrics["cost/student_kd/total_seconds"] == 12.5
     assert comparison.data.tags["mlflow.note.content"] == "# It helped"
     folder = Path(comparison.info.artifact_uri.removeprefix("file://"))
     assert json.loads((folder / "comparison.json").read_text()) == COMPARED

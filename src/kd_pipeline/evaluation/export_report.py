@@ -74,12 +74,12 @@ def _difference(kind: str, int8: _Json) -> str:
         -1: "int8 costs the distilled student more than the baseline",
         0: "that int8 costs the distilled student more or less than the baseline is not shown",
     }[numbers.shown_sign(difference)]
-    return (
+    return numbers.running_text(
         f"**As {kind}, {answer}**: the difference of the two changes is "
-        f"{numbers.points(difference)} points ({numbers.points_interval(difference)}). The gain "
-        f"over the baseline, both in int8: {numbers.points(gain)} points "
-        f"({numbers.points_interval(gain)}), better in {gain['wins']} of {gain['replicates']} "
-        "replicates."
+        f"{numbers.points(difference)} points ({numbers.points_interval(difference)}).",
+        numbers.detectable_points(difference),
+        f"The gain over the baseline, both in int8: {numbers.points(gain)} points "
+        f"({numbers.points_interval(gain)}), better in {numbers.wins(gain)} replicates.",
     )
 
 

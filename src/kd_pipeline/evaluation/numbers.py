@@ -95,7 +95,8 @@ def detectable_points(difference: _Json) -> str:
     """Beside a null result, the smallest difference of shares that would have been shown."""
     smallest = difference["smallest_detectable"]
     if smallest is not None and smallest >= 1 and not shown_sign(difference):
-        return f"With this spread none would have been shown, however large ({_power(difference)})."
+        found = "With this spread no difference would have been shown, however large"
+        return f"{found} ({_power(difference)})."
     return _detectable(difference, lambda value: f"{100 * value:.2f} points")
 
 

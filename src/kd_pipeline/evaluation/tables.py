@@ -60,7 +60,7 @@ def cost_rows(comparison: _Json) -> Rows:
         [label(role), *(numbers.seconds(cost[part]) for part in parts)]
         for role, cost in comparison["costs"].items()
     ]
-    return [["arm", "teacher", "caching", "one student", "together"], *rows]
+    return [["arm", "its teacher", "caching", "one student", "together"], *rows]
 
 
 def model_columns(comparison: _Json) -> Columns:
