@@ -42,6 +42,23 @@ class TrainingEnded:
 
 
 @dataclass(frozen=True)
+class TrialEnded:
+    """One trial of a sweep is over: the replicates of an arm under the values that were drawn."""
+
+    sweep: str
+    """Id of what all its trials have in common: data, shared settings, objective."""
+    number: int
+    state: str
+    """`complete` or `pruned`."""
+    parameters: Mapping[str, Any]
+    """Settings of its trainings, as those of `TrainingStarted`."""
+    curves: Mapping[int, Mapping[str, float]]
+    """Metrics by epoch, means over the replicates."""
+    metrics: Mapping[str, float]
+    """`cost/train_seconds`."""
+
+
+@dataclass(frozen=True)
 class Progress:
     """Progress of a long loop; the last one has done == total."""
 
@@ -52,7 +69,7 @@ class Progress:
     detail: str = ""
 
 
-Event = TrainingStarted | EpochEnded | TrainingEnded | Progress
+Event = TrainingStarted | EpochEnded | TrainingEnded | TrialEnded | Progress
 Listener = Callable[[Event], None]
 
 _listeners: list[Listener] = []
@@ -82,6 +99,17 @@ def part_of(description: str, *, done: int, total: int) -> Iterator[None]:
         yield
     finally:
         _longer_loops.pop()
+
+
+@contextmanager
+def listening_alone(listener: Listener) -> Iterator[None]:
+    """Pass every event inside the block to this listener and to no other."""
+    others = _listeners.copy()
+    _listeners[:] = [listener]
+    try:
+        yield
+    finally:
+        _listeners[:] = others
 
 
 @contextmanager

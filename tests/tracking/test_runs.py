@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from kd_pipeline.events import EpochEnded, TrainingEnded, TrainingStarted
+from kd_pipeline.events import EpochEnded, TrainingEnded, TrainingStarted, TrialEnded
 from kd_pipeline.tracking.operations import DatasetFacts
 from kd_pipeline.tracking.runs import RunBook, new_group
 from kd_pipeline.tracking.sender import Sender
@@ -276,3 +276,28 @@ def test_no_password_reaches_a_tag_a_file_or_a_message(
 
 def test_groups_are_unique_within_a_second() -> None:
     assert len({new_group() for _ in range(5)}) == 5
+
+
+def test_a_trial_of_a_sweep_is_a_flat_run_of_its_own(
+    begin_book: BeginBook, fetch_runs: FetchRuns
+) -> None:
+    book = begin_book("monday")
+    parameters = {"training": {"optimiser": {"arguments": {"lr": 1e-3}}}, "temperature": 2.0}
+    curves = {1: {"validation/accuracy": 0.5}, 2: {"validation/accuracy": 0.75}}
+    costs = {"cost/train_seconds": 30.0}
+    for number, state in enumerate(("complete", "pruned")):
+        trial = TrialEnded("s1", number, state, parameters, curves, costs)
+        book.log_trial("student_kd", trial, [DIGITS])
+    book.end("FINISHED")
+    link = book.link()
+    assert link is not None
+    runs = fetch_runs()
+    assert sorted(runs) == ["student_kd-trial-0", "student_kd-trial-1"]
+    run = runs["student_kd-trial-1"]
+    assert run.info.run_id in link
+    wanted = {"role": "student_kd", "sweep": "s1", "trial": "1", "trial_state": "pruned"}
+    assert {name: run.data.tags[f"kd.{name}"] for name in wanted} == wanted
+    assert run.data.params == {"optimiser.arguments.lr": "0.001", "temperature": "2.0"}
+    assert run.data.metrics == {"validation/accuracy": 0.75, "cost/train_seconds": 30.0}
+    assert run.info.status == "FINISHED"
+    assert run.info.end_time - run.info.start_time >= 29_000

@@ -30,7 +30,7 @@ from kd_pipeline.hooks.inputs import describe_inputs
 from kd_pipeline.hooks.parameters import check_parameters
 from kd_pipeline.tracking.journal import Journal
 from kd_pipeline.tracking.operations import DatasetFacts
-from kd_pipeline.tracking.runs import MODEL_EXPORT, SOFT_TARGETS, RunBook, new_group
+from kd_pipeline.tracking.runs import MODEL_EXPORT, SOFT_TARGETS, SWEEP, RunBook, new_group
 from kd_pipeline.tracking.sender import Sender
 from kd_pipeline.tracking.settings import MLflowParams
 from kd_pipeline.tracking.store import Store, locate_store
@@ -50,7 +50,9 @@ EXPORT_METRICS = "export_metrics"
 EXPORT_COMPARISON = "export_comparison"
 EXPORT_REPORT = "export_report"
 SOFT_TARGET_SUMMARY = "soft_target_summary"
-SOFT_TARGET_TABLES = (SOFT_TARGET_SUMMARY, "soft_target_confusions")
+SWEEP_TRIALS = "sweep_trials"
+SWEEP_PRESET = "sweep_preset"
+TABLES = (SOFT_TARGET_SUMMARY, "soft_target_confusions", SWEEP_TRIALS, "sweep_best_values")
 EVALUATION = "params:evaluation"
 UNSENT_FOLDER = Path("data", "09_tracking")
 
@@ -105,14 +107,16 @@ class MLflowHook:
         self._abandon()
         self._catalog = catalog
         outputs = pipeline.all_outputs()
-        tracked = not outputs.isdisjoint((METRICS, COMPARISON, EXPORT_METRICS)) or any(
+        logged = (METRICS, COMPARISON, EXPORT_METRICS, SWEEP_TRIALS)
+        tracked = not outputs.isdisjoint(logged) or any(
             name.endswith(CHECKPOINTS) or _last(name) == SOFT_TARGET_SUMMARY for name in outputs
         )
         if not self._params.enabled or not tracked:
             return
         pipeline_name = ",".join(run_params.get("pipeline_names") or ["__default__"])
         identity = catalog.load(RUN_IDENTITY)
-        stage = MODEL_EXPORT if EXPORT_METRICS in outputs else SOFT_TARGETS
+        pages = {EXPORT_METRICS: MODEL_EXPORT, SWEEP_TRIALS: SWEEP}
+        stage = next((pages[name] for name in pages if name in outputs), SOFT_TARGETS)
         self._book = self._begin(pipeline_name, identity, catalog.load(TRACKING_STORE), stage)
         if COMPARISON in outputs:
             self._book.open_comparison()
@@ -170,7 +174,7 @@ class MLflowHook:
             self._book.log_report(outputs[REPORT])
         self._log_exports(self._book, outputs)
         for name, value in outputs.items():
-            _log_soft_targets(self._book, name, value)
+            _log_tables(self._book, name, value)
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
@@ -214,6 +218,8 @@ class MLflowHook:
                 self._book.epoch_ended(self._role, event)
             case events.TrainingEnded():
                 self._book.training_ended(self._role, event)
+            case events.TrialEnded():
+                self._book.log_trial(self._role, event, self._describe_inputs("training"))
 
     def _describe_inputs(self, context: str) -> list[DatasetFacts]:
         if self._datasets is None:
@@ -255,16 +261,18 @@ class MLflowHook:
         book.end(status, error=error)
 
 
-def _log_soft_targets(book: RunBook, name: str, value: Any) -> None:
-    """Log the tables of soft targets."""
+def _log_tables(book: RunBook, name: str, value: Any) -> None:
+    """Log the tables of soft targets and of sweeps, and the preset of a sweep."""
     if _last(name) == SOFT_TARGET_SUMMARY:
         # The last row is what the students learn from: the ensemble, or its one member.
         row = value.to_dict("records")[-1]
         book.log_soft_targets(row, namespace=name.rpartition(".")[0])
-    if _last(name) in SOFT_TARGET_TABLES:
+    if _last(name) in TABLES:
         from kd_pipeline.data.spreadsheets import escape_formulas
 
         book.log_file(f"{name}.csv", escape_formulas(value).to_csv(index=False).encode())
+    if name == SWEEP_PRESET:
+        book.log_file("sweep_preset.yml", value.encode())
 
 
 def _is_figure(value: object) -> bool:

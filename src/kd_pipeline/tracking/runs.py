@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kd_pipeline.events import EpochEnded, TrainingEnded, TrainingStarted
+from kd_pipeline.events import EpochEnded, TrainingEnded, TrainingStarted, TrialEnded
 from kd_pipeline.tracking.flatten import (
     cost_metrics,
     export_comparison_metrics,
@@ -31,6 +31,10 @@ SOFT_TARGETS = "soft_targets"
 """Role and key of the run that describes a cache made without a comparison."""
 MODEL_EXPORT = "model_export"
 """Role and key of the run that compares exported files made without a comparison of students."""
+SWEEP = "sweep"
+"""Role and key of the run that holds the tables and figures of a sweep."""
+_MAX_COMPARED = 50
+"""Runs in a link: more make it too long for a line."""
 LATEST_VIEW = "latest"
 """Key of the saved view of the newest comparison, whose address `make ui` prints."""
 
@@ -44,7 +48,8 @@ class RunBook:
     """Turns the events and results of a Kedro run into operations on flat MLflow runs.
 
     There is one run per (role, replicate), with the key and name `<role>-<replicate>`, and one
-    named `comparison`; where nothing is compared, `soft_targets` or `model_export`.
+    named `comparison`; where nothing is compared, `soft_targets`, `model_export` or `sweep`. The
+    key and name of a sweep's trial are `<role>-trial-<number>`.
     Runs of models trained earlier are found by `kd.role`, `kd.replicate` and `kd.checkpoint`.
     """
 
@@ -70,6 +75,8 @@ class RunBook:
         """Fingerprint of each known run's model, by key."""
         self._accuracies: dict[str, float] = {}
         """Each model's last accuracy on validation, by key."""
+        self._trials: list[str] = []
+        """Keys of the runs of trials."""
         self._open: list[str] = []
         self._compared = False
         journal.put(Sender.close_dead_runs, "")
@@ -99,6 +106,20 @@ class RunBook:
         self._checkpoints[key] = event.fingerprint
         self._log(key, event.metrics)
         self._journal.put(Sender.set_tags, key, tags={"kd.checkpoint": event.fingerprint})
+        self._close(key, "FINISHED")
+
+    def log_trial(self, role: str, event: TrialEnded, datasets: Sequence[DatasetFacts]) -> None:
+        """Log a trial of a sweep as a run of its own, which has ended."""
+        key, ended = f"{role}-trial-{event.number}", now_ms()
+        started = ended - int(1000 * event.metrics["cost/train_seconds"])
+        tags = {"kd.role": role, "kd.sweep": event.sweep, "kd.trial": str(event.number)}
+        self._open_run(key, {**tags, "kd.trial_state": event.state}, time_ms=started)
+        self._trials.append(key)
+        self._journal.put(Sender.log_params, key, params=flat_params(event.parameters))
+        self._journal.put(Sender.log_inputs, key, datasets=datasets)
+        for epoch, metrics in event.curves.items():
+            self._log(key, metrics, step=epoch)
+        self._log(key, event.metrics)
         self._close(key, "FINISHED")
 
     def log_models(self, role: str, checkpoints: Sequence["ModelCheckpoint"]) -> None:
@@ -206,7 +227,7 @@ class RunBook:
 
         After a comparison this is its saved view of the charts, else MLflow's plain comparison.
         """
-        sender, run_ids = self._journal.sender, self._run_ids()
+        sender, run_ids = self._journal.sender, self._run_ids()[:_MAX_COMPARED]
         if not run_ids:
             return None
         if self._compared:
@@ -215,7 +236,7 @@ class RunBook:
 
     def _run_ids(self) -> list[str]:
         ids = self._journal.sender.run_ids
-        return [ids[key] for key in self._checkpoints if key in ids]
+        return [ids[key] for key in (*self._checkpoints, *self._trials) if key in ids]
 
     def _page(self) -> str:
         """The run for figures and summaries."""
@@ -236,13 +257,15 @@ class RunBook:
             self._put_open(key, tags, find=True)
         return key
 
-    def _open_run(self, key: str, tags: Mapping[str, str]) -> None:
+    def _open_run(self, key: str, tags: Mapping[str, str], *, time_ms: int | None = None) -> None:
         self._open.append(key)
-        self._put_open(key, tags, find=False)
+        self._put_open(key, tags, find=False, time_ms=time_ms)
 
-    def _put_open(self, key: str, tags: Mapping[str, str], *, find: bool) -> None:
-        tags = {**self._tags, **tags}
-        self._journal.put(Sender.open_run, key, tags=tags, time_ms=now_ms(), find=find)
+    def _put_open(
+        self, key: str, tags: Mapping[str, str], *, find: bool, time_ms: int | None = None
+    ) -> None:
+        tags, time_ms = {**self._tags, **tags}, time_ms or now_ms()
+        self._journal.put(Sender.open_run, key, tags=tags, time_ms=time_ms, find=find)
 
     def _close(self, key: str, status: str) -> None:
         self._open.remove(key)
