@@ -84,6 +84,8 @@ BLOCKS = (
     "soft_targets",
     "soft_target_verification",
     "evaluation",
+    "sweep",
+    "sweep.pruner",
 )
 
 
@@ -231,6 +233,16 @@ def test_an_unknown_key_is_refused_by_name(block: str, kinds: Kinds, base: dict[
         ("evaluation.confidence_level", 95),
         ("evaluation.num_calibration_bins", 0),
         ("evaluation.device", None),
+        ("sweep.num_trials", 0),
+        ("sweep.num_trials", 10**9),
+        ("sweep.num_processes", 10**9),
+        ("sweep.metric", "test/accuracy"),
+        ("sweep.sampler", "grid"),
+        ("sweep.pruner", "best"),
+        ("sweep.parameters", {"student_kd.temperature": {"low": 4.0, "high": 1.0}}),
+        ("sweep.parameters", {"student_kd.temperature": {"low": 1.0}}),
+        ("sweep.shared_from", "student_pseudo"),
+        ("sweep.preset", "base"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(

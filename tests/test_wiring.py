@@ -31,7 +31,12 @@ from kd_pipeline.settings import CONFIG_LOADER_ARGS
 from kd_pipeline.training.settings import OF_TEACHING_STUDENTS, ArmParams
 
 CONF = Path(__file__).parents[1] / "conf"
-PRESETS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "local")
+# A preset that a sweep has written is its user's: it has that run's seeds as numbers.
+PRESETS = sorted(
+    path.name
+    for path in CONF.iterdir()
+    if path.is_dir() and path.name != "local" and not path.name.startswith("sweep_best")
+)
 LAYERS = ("raw", "primary", "teacher", "soft targets", "student", "reporting", "export")
 FIGURES = {"accuracy_figure", "reliability_figure", "confusion_figure", "class_gain_figure"}
 CACHE = {"soft_targets", "soft_target_summary", "soft_target_confusions"}
@@ -40,6 +45,10 @@ EXPORTS = {
     f"export_{what}" for what in ("predictions", "metrics", "comparison", "figure", "report")
 }
 REPORT = {"predictions", "metrics", "comparison", "report"} | FIGURES
+
+PARAMETERS = ("params:", "parameters")
+SWEEP = {f"sweep_{what}" for what in ("trials", "best_values", "preset")}
+SWEEP |= {f"sweep_{what}_figure" for what in ("history", "importance", "slice")}
 
 STUDENTS: dict[str, tuple[Student, ...]] = {
     "distill": DISTILL,
@@ -76,9 +85,13 @@ STAGES: dict[str, tuple[set[str], set[str]]] = {
         {"teacher.checkpoints", "images", "examples", "splits", "soft_targets"},
         {"soft_target_verification"},
     ),
+    "sweep": (
+        {"images", "examples", "splits", "soft_targets", "teacher.card"},
+        {f"{arm}.search" for arm in ARMS} | SWEEP,
+    ),
 }
-# Registered as a stage, and no part of `distill`.
-BESIDE_DISTILL = "verify_soft_targets"
+# Registered as stages, and no part of `distill`.
+BESIDE_DISTILL = ("verify_soft_targets", "sweep")
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +119,8 @@ def everything(pipelines: dict[str, Pipeline]) -> Pipeline:
 def data_of(names: set[str]) -> set[str]:
     """Data sets that cross between nodes: no parameters, resumed work, or facts of the run."""
     others = (".training_states", "soft_target_parts", "tracking_store", "run_identity")
-    others += ("trained_models", "export_folder")  # Folders.
+    others += ("trained_models", "export_folder", "trial_folder", "presets")  # Folders.
+    others += ("parameters",)
     return {n for n in names if not n.startswith("params:") and not n.endswith(others)}
 
 
@@ -140,7 +154,7 @@ def test_a_stage_takes_and_gives_what_the_design_lists(
 
 
 def test_distill_is_all_stages(pipelines: dict[str, Pipeline]) -> None:
-    stages = [stage for stage in STAGES if stage != BESIDE_DISTILL]
+    stages = [stage for stage in STAGES if stage not in BESIDE_DISTILL]
     assert {node.name for node in pipelines["distill"].nodes} == {
         node.name for stage in stages for node in pipelines[stage].nodes
     }
@@ -228,13 +242,15 @@ def test_node_names_are_unique_and_name_what_runs(pipelines: dict[str, Pipeline]
 def test_every_data_set_has_a_catalog_entry_with_a_layer(pipelines: dict[str, Pipeline]) -> None:
     config = catalog_config()
     resolver = CatalogConfigResolver(config)
-    data = {n for n in everything(pipelines).datasets() if not n.startswith("params:")}
+    data = {n for n in everything(pipelines).datasets() if not n.startswith(PARAMETERS)}
     for name in data:
         entry = config.get(name) or resolver.resolve_pattern(name)
         assert entry, f"{name} would live in memory only"
         assert entry["metadata"]["kedro-viz"]["layer"] in LAYERS, name
         if entry["type"] != "MemoryDataset":
-            assert str(entry["filepath"]).startswith("data/0"), name
+            assert str(entry["filepath"]).startswith("conf" if name == "presets" else "data/0"), (
+                name
+            )
     unused = {name for name in config if "{" not in name} - data
     assert unused == set()
 
@@ -242,7 +258,7 @@ def test_every_data_set_has_a_catalog_entry_with_a_layer(pipelines: dict[str, Pi
 def test_no_two_data_sets_share_a_file(pipelines: dict[str, Pipeline]) -> None:
     config = catalog_config()
     resolver = CatalogConfigResolver(config)
-    data = sorted(n for n in everything(pipelines).datasets() if not n.startswith("params:"))
+    data = sorted(n for n in everything(pipelines).datasets() if not n.startswith(PARAMETERS))
     entries = [config.get(n) or resolver.resolve_pattern(n) for n in data]
     files = [entry["filepath"] for entry in entries if entry["type"] != "MemoryDataset"]
     assert len(set(files)) == len(files)

@@ -15,11 +15,12 @@ from kd_pipeline.pipelines import (
     model_export,
     soft_target_caching,
     student_distillation,
+    sweep,
     teacher_training,
     transfer_split,
     verify_soft_targets,
 )
-from kd_pipeline.pipelines.student_distillation import Student
+from kd_pipeline.pipelines.student_distillation import TEACHER, Student
 
 # Stages read the data of other namespaces: the dots in their names are meant.
 warnings.filterwarnings("ignore", message="One or more dataset names contain '.'")
@@ -80,6 +81,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "evaluation": evaluation.create_pipeline(student.name for student in DISTILL),
         "model_export": model_export.create_pipeline(),
         "verify_soft_targets": verify_soft_targets.create_pipeline(),
+        "sweep": sweep.create_pipeline({one.name: one.learns_from == TEACHER for one in DISTILL}),
     }
     return {"__default__": experiments["distill"], **experiments, **stages}
 

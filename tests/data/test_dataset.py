@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kd_pipeline.data.dataset import NO_LABEL, LabelledImages
+from kd_pipeline.data.dataset import NO_LABEL, LabelledImages, without_test_labels
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import split_fingerprint
 from kd_pipeline.errors import DataError
@@ -83,3 +83,13 @@ def test_provenance_is_of_classes_images_and_splits(data: LabelledImages) -> Non
         "images": data.images.fingerprint,
         "splits": split_fingerprint(data.splits),
     }
+
+
+def test_labels_of_the_test_set_and_no_others_are_taken_out(data: LabelledImages) -> None:
+    hidden = without_test_labels(data.examples, data.splits)
+    in_test = hidden["example_id"].isin(data.ids("test"))
+    assert hidden.loc[in_test, "label"].isna().all()
+    rest = data.examples.loc[~in_test]
+    pd.testing.assert_frame_equal(hidden.loc[~in_test], rest)
+    assert list(data.ids("test")) == [2]
+    assert data.examples["label"].isna().sum() == 1

@@ -18,6 +18,12 @@ NO_LABEL = -1
 """In place of the label of an example that has none; `losses.hard` has the same constant."""
 
 
+def without_test_labels(examples: pd.DataFrame, splits: pd.DataFrame) -> pd.DataFrame:
+    """The table `examples` with no label in the rows of the test set: for a search of settings."""
+    in_test = examples["example_id"].isin(ids_with_role(splits, "test"))
+    return examples.assign(label=examples["label"].mask(in_test))
+
+
 @dataclass(frozen=True)
 class LabelledImages:
     """Images with the tables `examples` and `splits`.

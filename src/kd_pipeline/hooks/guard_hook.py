@@ -21,6 +21,7 @@ from kd_pipeline.hooks.guards import (
     training_nodes,
 )
 from kd_pipeline.hooks.parameters import check_given, check_parameters, typed_blocks
+from kd_pipeline.hooks.sweeps import check_sweep, check_swept_students
 
 DATA_FOLDER = "data"
 
@@ -69,6 +70,7 @@ class GuardHook:
         if self._training:
             check_runner(str(run_params.get("runner")))
         check_settings(pipeline, catalog)
+        check_sweep(pipeline, catalog)
         self._exports = exports_models(pipeline, catalog)
         check_caches(pipeline, catalog)
         check_checkpoints(pipeline, catalog)
@@ -85,6 +87,8 @@ class GuardHook:
         if node in self._training:
             nodes, self._training = self._training, []
             check_trainings(nodes, catalog, exports=self._exports)
+            if "params:sweep" in node.inputs:
+                check_swept_students(catalog)
 
 
 def output_folders(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> set[Path]:

@@ -29,6 +29,7 @@ Block = TypeVar("Block", bound=Params)
 
 _TEACHER = "teacher"
 _CHECKPOINTS = ".checkpoints"
+_SEARCH = ".search"
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,9 @@ class StudentNode:
 
 
 def training_nodes(pipeline: Pipeline) -> list[Node]:
-    """The nodes that train, in the order in which they run."""
-    return [node for node in pipeline.nodes if any(o.endswith(_CHECKPOINTS) for o in node.outputs)]
+    """The nodes that train, in the order in which they run; those of a sweep train many times."""
+    ends = (_CHECKPOINTS, _SEARCH)
+    return [node for node in pipeline.nodes if any(o.endswith(ends) for o in node.outputs)]
 
 
 def student_nodes(pipeline: Pipeline) -> list[StudentNode]:

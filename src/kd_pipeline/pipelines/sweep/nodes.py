@@ -1,0 +1,162 @@
+"""Nodes of a sweep: one search per arm, then what all of them came to."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from kd_pipeline.soft_targets.settings import SoftTargetsParams
+from kd_pipeline.sweep.settings import SweepParams
+from kd_pipeline.training.settings import ArmParams, StudentParams
+from kd_pipeline.views.settings import ViewsParams
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from kd_pipeline.data.dataset import LabelledImages
+    from kd_pipeline.data.images import ImageSet
+    from kd_pipeline.models.state_folder import StateFolder
+    from kd_pipeline.soft_targets.store import SoftTargets
+    from kd_pipeline.sweep.search import ArmSearch
+    from kd_pipeline.training.teacher_sources import Teacher
+else:  # Kedro resolves every hint of a node to validate its parameters; these would import torch.
+    Figure = ImageSet = SoftTargets = ArmSearch = object
+
+Searches = list[ArmSearch]
+"""One, or none for an arm that `sweep.arms` leaves out."""
+
+
+def make_search(name: str, *, taught: bool) -> Callable[..., Searches]:
+    """Make the node function that searches the settings of an arm, which has its name.
+
+    Args:
+        name: Of the arm.
+        taught: Whether it learns from the teacher's cache.
+    """
+
+    def search_on_labels(
+        images: ImageSet,
+        examples: pd.DataFrame,
+        splits: pd.DataFrame,
+        trial_folder: Path,
+        sweep: SweepParams,
+        student: StudentParams,
+        arm: ArmParams,
+        views: ViewsParams,
+        soft_target_params: SoftTargetsParams,
+    ) -> Searches:
+        """Search the settings of an arm that has no teacher; no row of the test set is read."""
+        data = _without_test(images, examples, splits)
+        return _search(name, data, trial_folder, sweep, student, arm, views, soft_target_params)
+
+    def search_on_soft_targets(
+        images: ImageSet,
+        examples: pd.DataFrame,
+        splits: pd.DataFrame,
+        soft_targets: SoftTargets,
+        teacher_card: Mapping[str, Any],
+        trial_folder: Path,
+        sweep: SweepParams,
+        student: StudentParams,
+        arm: ArmParams,
+        views: ViewsParams,
+        soft_target_params: SoftTargetsParams,
+    ) -> Searches:
+        """Search the settings of an arm that learns from the teacher's cached logits."""
+        from kd_pipeline.training.teacher_sources import CachedTeacher
+
+        teacher = CachedTeacher(soft_targets, soft_target_params, teacher_card["fingerprints"])
+        data = _without_test(images, examples, splits)
+        return _search(
+            name, data, trial_folder, sweep, student, arm, views, soft_target_params, teacher
+        )
+
+    return search_on_soft_targets if taught else search_on_labels
+
+
+def _without_test(
+    images: ImageSet, examples: pd.DataFrame, splits: pd.DataFrame
+) -> "LabelledImages":
+    """All data but the labels of the test set, whose pixels no training asks for."""
+    from kd_pipeline.data.dataset import LabelledImages, without_test_labels
+
+    return LabelledImages(images, without_test_labels(examples, splits), splits)
+
+
+def _search(
+    name: str,
+    data: "LabelledImages",
+    trial_folder: Path,
+    sweep: SweepParams,
+    student: StudentParams,
+    arm: ArmParams,
+    views: ViewsParams,
+    soft_target_params: SoftTargetsParams,
+    teacher: "Teacher | None" = None,
+) -> Searches:
+    if name not in sweep.arms:
+        return []
+    from functools import partial
+
+    from kd_pipeline.sweep.search import search_arm
+    from kd_pipeline.sweep.trials import ArmTrials
+
+    logged = {"soft_targets": soft_target_params.model_dump(mode="json")}
+    train = partial(_train, data, views, teacher, logged)
+    facts = {**data.labelled_provenance, "views": views.model_dump(mode="json"), **logged}
+    taught_by = {"teacher": teacher.fingerprints if teacher else ()}
+    return [search_arm(ArmTrials(name, sweep, student, arm, facts, taught_by, train, trial_folder))]
+
+
+def _train(
+    data: "LabelledImages",
+    views: ViewsParams,
+    teacher: "Teacher | None",
+    logged: Mapping[str, Any],
+    student: StudentParams,
+    arm: ArmParams,
+    states: "StateFolder",
+) -> Any:
+    """Train as the stage `student_distillation` does, with the last three arguments of a trial."""
+    from kd_pipeline.training.students import train_students
+
+    return train_students(
+        data, student, arm, views, teacher=teacher, states=states, parameters=logged
+    )
+
+
+def tabulate_trials(sweep: SweepParams, **searches: Searches) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """List all trials, and the best values of each arm beside those of the preset."""
+    from kd_pipeline.sweep.results import best_values_table, trial_table
+
+    found = _flat(searches)
+    return trial_table(found), best_values_table(found, sweep)
+
+
+def draw_sweep(sweep: SweepParams, **searches: Searches) -> tuple[Figure, Figure, Figure]:
+    """Draw the history of each search, the parameters' importances, and slices through them."""
+    from kd_pipeline.evaluation import sweep_figures
+    from kd_pipeline.sweep.results import trial_table
+
+    found = _flat(searches)
+    trials, ranges = trial_table(found), sweep.parameters
+    log = [name for name, span in ranges.items() if span.log]
+    return (
+        sweep_figures.history_figure(trials, sweep.metric, maximised=sweep.maximised),
+        sweep_figures.importance_figure({one.arm: one.importances for one in found}),
+        sweep_figures.slice_figure(trials, sweep.metric, list(ranges), log=log),
+    )
+
+
+def write_sweep_preset(
+    parameters: Mapping[str, Any], presets: Path, sweep: SweepParams, **searches: Searches
+) -> str:
+    """Write the best values as a preset, and return its text."""
+    from kd_pipeline.sweep.results import write_preset
+
+    return write_preset(presets, parameters, _flat(searches), sweep)
+
+
+def _flat(searches: Mapping[str, Searches]) -> Searches:
+    return [one for found in searches.values() for one in found]
