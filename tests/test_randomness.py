@@ -49,6 +49,12 @@ def test_a_shuffle_is_a_permutation_keyed_by_ids(seed: int) -> None:
     assert torch.equal(shuffled, again)
 
 
+def test_several_shuffles_at_once_are_those_of_each_seed() -> None:
+    ids, seeds = torch.tensor([5, 900, 17, -3, 44]), [derive_seed(0, number) for number in range(3)]
+    together = shuffled_order(ids, stream=torch.tensor(seeds)[:, None])
+    assert torch.equal(together, torch.stack([shuffled_order(ids, stream=one) for one in seeds]))
+
+
 def test_signs_of_bits_are_fair() -> None:
     assert (random_bits(torch.arange(10_000), stream=1) < 0).double().mean() == pytest.approx(
         0.5, abs=0.03

@@ -25,12 +25,13 @@ def derive_seed(seed: int, *keys: object) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def random_bits(example_ids: Tensor, *, stream: int) -> Tensor:
+def random_bits(example_ids: Tensor, *, stream: int | Tensor) -> Tensor:
     """Draw 64 pseudorandom bits per example id.
 
     Args:
         example_ids: int64, any shape, any device.
-        stream: Seed of this family of draws, from `derive_seed`.
+        stream: Seed of this family of draws, from `derive_seed`; or several, int64 of a shape
+            that broadcasts with that of the ids.
 
     Returns:
         int64 of the same shape; all 64 bits are random, the sign included.
@@ -45,15 +46,15 @@ def uniform(example_ids: Tensor, *, stream: int) -> Tensor:
     return _shift_right(random_bits(example_ids, stream=stream), 11).double() * 2.0**-53
 
 
-def shuffled_order(example_ids: Tensor, *, stream: int) -> Tensor:
+def shuffled_order(example_ids: Tensor, *, stream: int | Tensor) -> Tensor:
     """Positions that shuffle example ids into an order that does not depend on their storage order.
 
     Args:
         example_ids: int64 [num_examples], unique.
-        stream: Seed of this shuffle, from `derive_seed`.
+        stream: Seed of this shuffle, from `derive_seed`; or those of several, int64 [shuffles, 1].
 
     Returns:
-        int64 [num_examples], a permutation of the positions.
+        int64 [num_examples], a permutation of the positions; or [shuffles, num_examples].
     """
     by_id = torch.argsort(example_ids)
     keys = random_bits(example_ids[by_id], stream=stream)

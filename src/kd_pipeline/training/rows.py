@@ -155,8 +155,9 @@ class BatchOrder:
         num_rows = len(self.example_ids)
         start, stop = first * self.batch_size, (first + count) * self.batch_size
         passes = range(start // num_rows, (stop - 1) // num_rows + 1)
-        streams = (derive_seed(self.seed, "batch order", number) for number in passes)
-        shuffled = torch.cat([shuffled_order(self.example_ids, stream=s) for s in streams])
+        seeds = [[derive_seed(self.seed, "batch order", number)] for number in passes]
+        streams = torch.tensor(seeds, device=self.example_ids.device)
+        shuffled = shuffled_order(self.example_ids, stream=streams).flatten()
         offset = start - passes.start * num_rows
         positions = shuffled[offset : offset + stop - start]
         numbers = torch.arange(start, stop, device=positions.device) // num_rows
