@@ -1,4 +1,4 @@
-"""Print all speeds that matter as ratios: training, rendering views, loading a cache.
+"""Print all speeds that matter as ratios: training, stacks of replicates, views, a cache.
 
 Absolute figures depend on the machine and on what else runs; the ratios are taken from rounds that
 alternate between the contenders in one process, and their median is shown.
@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from bench import loading, training, views
+from bench import loading, stacked, training, views
 
 
 def main() -> None:
@@ -20,6 +20,8 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {rounds} rounds")
     print("\n== Training")
     training.main(rounds)
+    print("\n== Replicates that train together")
+    stacked.main(min(rounds, 5))
     print("\n== Rendering views")
     views.main()
     print("\n== Loading a cache")

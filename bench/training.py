@@ -130,7 +130,9 @@ def _cache(rows: Rows) -> CachedLogits:
     return CachedLogits(TeacherLogits(logits), torch.arange(len(rows)), identity={}, device="cpu")
 
 
-def _engine(setting: Setting, rows: Rows, *, soft_weight: float) -> float:
+def make_plan(setting: Setting, rows: Rows | None = None, *, soft_weight: float) -> TrainingPlan:
+    """One epoch of a setting's steps, on rows of noise unless others are given."""
+    rows = rows or _rows(setting)
     training = Training(
         num_epochs=1,
         batch_size=setting.batch_size,
@@ -138,7 +140,7 @@ def _engine(setting: Setting, rows: Rows, *, soft_weight: float) -> float:
         precision=setting.precision,
         device="cpu",
     )
-    plan = TrainingPlan(
+    return TrainingPlan(
         rows=rows,
         validation=Rows(random_pixels(1, setting.shape), rows.labels[:1]),
         objective=ObjectiveParams(soft_weight=soft_weight, temperature=4.0),
@@ -148,6 +150,10 @@ def _engine(setting: Setting, rows: Rows, *, soft_weight: float) -> float:
         teacher=_cache(rows) if soft_weight > 0 else None,
         num_views=1,
     )
+
+
+def _engine(setting: Setting, rows: Rows, *, soft_weight: float) -> float:
+    plan = make_plan(setting, rows, soft_weight=soft_weight)
     with tempfile.TemporaryDirectory() as folder:
         states = StateFolder(Path(folder))
         record = train_classifier(setting.classifier(), plan, states=states, key="bench")

@@ -63,6 +63,25 @@ def test_the_rate_beside_the_seconds_is_that_of_the_whole_training(
     assert logged(caplog)[-1] == "  replicate 0: 150 examples/s, 8.0 s"
 
 
+def test_replicates_that_train_together_have_one_bar_and_a_line_each(
+    hook: TerminalHook, caplog: pytest.LogCaptureFixture
+) -> None:
+    for replicate in range(2):
+        events.emit(events.TrainingStarted(replicate, {}, 2, 10))
+    assert hook._progress is not None
+    assert hook._progress.description == "replicates 0 to 1"
+    for replicate, loss in enumerate((0.5, 0.25)):
+        events.emit(events.EpochEnded(replicate, 1, {"train/loss": loss}))
+    for replicate in range(2):
+        assert hook._progress is not None
+        events.emit(events.TrainingEnded(replicate, "c0ffee"))
+    assert hook._progress is None
+    assert logged(caplog) == [
+        "  replicate 0: train loss 0.5",
+        "  replicate 1: train loss 0.25",
+    ]
+
+
 def test_a_loop_that_ends_is_no_longer_shown(hook: TerminalHook) -> None:
     events.emit(events.Progress("decode images", 1, 2, "images"))
     assert hook._progress is not None

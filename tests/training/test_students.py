@@ -1,7 +1,7 @@
 """Arms: paired by construction, each learning from just the rows it may."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -87,13 +87,14 @@ def run(
 def plans(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainingPlan, dict[str, torch.Tensor]]]:
     """Every plan that is trained, with the initial weights it starts from."""
     found: list[tuple[TrainingPlan, dict[str, torch.Tensor]]] = []
-    real = students.train_classifier
+    real = students.train_together
 
-    def spy(classifier: Any, plan: TrainingPlan, **rest: Any) -> Any:
-        found.append((plan, {k: v.clone() for k, v in classifier.network.state_dict().items()}))
-        return real(classifier, plan, **rest)
+    def spy(classifiers: Any, plans: Sequence[TrainingPlan], **rest: Any) -> Any:
+        for classifier, plan in zip(classifiers, plans, strict=True):
+            found.append((plan, {k: v.clone() for k, v in classifier.network.state_dict().items()}))
+        return real(classifiers, plans, **rest)
 
-    monkeypatch.setattr(students, "train_classifier", spy)
+    monkeypatch.setattr(students, "train_together", spy)
     return found
 
 

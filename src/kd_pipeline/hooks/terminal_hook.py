@@ -45,8 +45,9 @@ class TerminalHook:
         self._comparison: dict[str, Any] | None = None
         self._exports: dict[str, Any] = {"files": []}
         self._started_at = time.monotonic()
-        self._metrics: dict[str, float] = {}
-        self._rates: list[float] = []
+        # Of the trainings that have begun and not ended, by replicate.
+        self._metrics: dict[int, dict[str, float]] = {}
+        self._rates: dict[int, list[float]] = {}
 
     # First, so that what other hooks refuse about settings is shown in short as well.
     @hook_impl(tryfirst=True)
@@ -112,17 +113,21 @@ class TerminalHook:
     def _show(self, event: events.Event) -> None:
         match event:
             case events.TrainingStarted(replicate=replicate, num_epochs=num_epochs):
-                self._metrics, self._rates = {}, []
-                self._begin_progress(f"replicate {replicate}", num_epochs, "epochs")
-            case events.EpochEnded(epoch=epoch, metrics=metrics):
-                self._metrics |= metrics
+                self._metrics[replicate], self._rates[replicate] = {}, []
+                first = min(self._metrics)
+                numbers = f"s {first} to {replicate}" if first < replicate else f" {replicate}"
+                self._begin_progress(f"replicate{numbers}", num_epochs, "epochs")
+            case events.EpochEnded(replicate=replicate, epoch=epoch, metrics=metrics):
+                self._metrics[replicate] |= metrics
                 if _RATE in metrics:
-                    self._rates.append(metrics[_RATE])
+                    self._rates[replicate].append(metrics[_RATE])
                 if self._progress is not None:
                     self._progress.advance(epoch, _in_short(metrics))
-            case events.TrainingEnded():
-                self._end_progress()
-                logger.info("  replicate %d: %s", event.replicate, self._result(event))
+            case events.TrainingEnded(replicate=replicate):
+                result = self._result(event)
+                if not self._metrics:
+                    self._end_progress()
+                logger.info("  replicate %d: %s", replicate, result)
             case events.Progress():
                 self._show_progress(event)
 
@@ -150,8 +155,9 @@ class TerminalHook:
     def _result(self, event: events.TrainingEnded) -> str:
         seconds = event.metrics.get("cost/train_seconds")
         # Of the whole training, as the seconds beside: epochs are of equal size.
-        rate = {_RATE: harmonic_mean(self._rates)} if self._rates else {}
-        parts = [_in_short(self._metrics | rate), "" if seconds is None else f"{seconds:.1f} s"]
+        metrics, rates = self._metrics.pop(event.replicate), self._rates.pop(event.replicate)
+        rate = {_RATE: harmonic_mean(rates)} if rates else {}
+        parts = [_in_short(metrics | rate), "" if seconds is None else f"{seconds:.1f} s"]
         return ", ".join(part for part in parts if part) or "trained"
 
 

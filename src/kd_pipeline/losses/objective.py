@@ -20,7 +20,7 @@ from kd_pipeline.teacher_logits import TeacherLogits
 
 
 class ObjectiveTerms(NamedTuple):
-    """Batch means, scalars."""
+    """Batch means: scalars, or [replicates]."""
 
     loss: Tensor
     """What is minimised."""
@@ -38,6 +38,8 @@ class Objective:
     """
 
     params: ObjectiveParams
+    num_replicates: int = 1
+    """Where above 1, a batch holds the batches of so many students, one after another."""
 
     def __call__(
         self,
@@ -64,7 +66,7 @@ class Objective:
         terms = self._weigh(weight, student_logits, labels, teacher_logits, has_soft_target)
         if params.confidence_penalty == 0:
             return terms
-        penalty = params.confidence_penalty * confidence_penalty(student_logits).mean()
+        penalty = params.confidence_penalty * self._mean(confidence_penalty(student_logits))
         return terms._replace(loss=terms.loss + penalty)
 
     def _weigh(
@@ -78,13 +80,19 @@ class Objective:
         smoothing = self.params.label_smoothing
         # A term without weight is not computed: it would cost a step and build a graph.
         if weight == 0:
-            loss = hard_label_loss(student_logits, labels, label_smoothing=smoothing).mean()
+            hard = hard_label_loss(student_logits, labels, label_smoothing=smoothing)
+            loss = self._mean(hard)
             return ObjectiveTerms(loss, torch.zeros_like(loss))
-        soft = self._soft(student_logits, labels, teacher_logits, has_soft_target).mean()
+        soft = self._mean(self._soft(student_logits, labels, teacher_logits, has_soft_target))
         if weight == 1:
             return ObjectiveTerms(soft, soft.detach())
         hard = hard_label_loss(student_logits, labels, label_smoothing=smoothing)
-        return ObjectiveTerms(weight * soft + (1 - weight) * hard.mean(), soft.detach())
+        return ObjectiveTerms(weight * soft + (1 - weight) * self._mean(hard), soft.detach())
+
+    def _mean(self, losses: Tensor) -> Tensor:
+        if self.num_replicates == 1:
+            return losses.mean()
+        return torch.unflatten(losses, 0, (self.num_replicates, -1)).mean(dim=1)
 
     def _soft(
         self,

@@ -7,7 +7,7 @@ the state at the end of any epoch equals an unbroken one, bit for bit on a CPU.
 import math
 import operator
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,6 +28,7 @@ from kd_pipeline.randomness import derive_seed, seeded
 from kd_pipeline.training.optimisation import build_optimiser, build_schedule, step_on_validation
 from kd_pipeline.training.rows import BatchOrder, Rows, measure_validation
 from kd_pipeline.training.settings import Training
+from kd_pipeline.training.stacked import stack, unstack
 from kd_pipeline.training.teacher_sources import BatchLogits
 from kd_pipeline.views import DrawnViews, ViewPolicy, ViewRenderer
 
@@ -69,7 +70,7 @@ class TrainingPlan:
 
 @dataclass
 class TrainingRecord:
-    """How far a training is."""
+    """How far a training is; of several replicates, their rows and the seconds of all."""
 
     epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -93,24 +94,45 @@ def train_classifier(
     Raises:
         TrainingDivergedError: If the loss becomes NaN or infinite.
     """
-    loop = _Loop(classifier, plan)
+    return train_together([classifier], [plan], states=states, key=key)
+
+
+def train_together(
+    classifiers: Sequence[Classifier],
+    plans: Sequence[TrainingPlan],
+    *,
+    states: StateFolder,
+    key: str,
+) -> TrainingRecord:
+    """Train classifiers of one architecture as one network, each as `train_classifier` would.
+
+    Args:
+        classifiers: Several only where `stacked.why_alone` has nothing against it.
+        plans: One per classifier; they differ in seed and number alone.
+        states: Where the state is kept from which a killed run resumes.
+        key: Names this training among the states.
+
+    Raises:
+        TrainingDivergedError: If the loss of one becomes NaN or infinite.
+    """
+    training, loop = plans[0].training, _Loop(classifiers, plans)
     record = loop.resume(states.load(key))
     for past in record.history:
-        _announce(plan, past)
-    while not _is_over(record, plan.training):
-        record.history.append(loop.epoch(record))
-        _announce(plan, record.history[-1])
-        if record.epoch % plan.training.checkpoint_every == 0 or _is_over(record, plan.training):
+        _announce(past)
+    while not _is_over(record, training):
+        rows = loop.epoch(record)
+        record.history += rows
+        for row in rows:
+            _announce(row)
+        if record.epoch % training.checkpoint_every == 0 or _is_over(record, training):
             states.save(key, loop.state(record))
-    if record.best_state is not None:
-        classifier.network.load_state_dict(record.best_state)
-    classifier.cpu().eval()
+    loop.finish(record)
     return record
 
 
-def _announce(plan: TrainingPlan, row: Mapping[str, float]) -> None:
+def _announce(row: Mapping[str, float]) -> None:
     metrics = {k: v for k, v in row.items() if "/" in k and not math.isnan(v)}
-    emit(EpochEnded(plan.replicate, int(row["epoch"]), metrics))
+    emit(EpochEnded(int(row["replicate"]), int(row["epoch"]), metrics))
 
 
 def _is_over(record: TrainingRecord, training: Training) -> bool:
@@ -121,12 +143,15 @@ def _is_over(record: TrainingRecord, training: Training) -> bool:
 
 
 class _Loop:
-    """One model, its optimiser and its schedule on a device."""
+    """One model, or several stacked, with its optimiser and its schedule on a device."""
 
-    def __init__(self, classifier: Classifier, plan: TrainingPlan) -> None:
-        training = plan.training
-        self.plan, self.classifier = plan, classifier
-        self.objective = Objective(plan.objective)
+    def __init__(self, classifiers: Sequence[Classifier], plans: Sequence[TrainingPlan]) -> None:
+        # What they share is read from the first plan.
+        self.classifiers, self.plans, self.plan = classifiers, plans, plans[0]
+        plan, training = plans[0], plans[0].training
+        classifier = classifiers[0] if len(classifiers) == 1 else stack(classifiers)
+        self.classifier = classifier
+        self.objective = Objective(plan.objective, len(plans))
         self.device = resolve_device(training.device)
         precision = resolve_precision(training.precision, self.device)
         self.autocast = partial(
@@ -139,12 +164,13 @@ class _Loop:
         self.schedule = build_schedule(self.optimiser, training.schedule, num_steps=self.num_steps)
         partners = None if plan.partners is None else plan.partners.pixels
         self.renderer = ViewRenderer(plan.policy, plan.rows.pixels, partners)
-        self.order = BatchOrder(
-            plan.rows.example_ids, derive_seed(plan.seed, "order"), training.batch_size
-        )
+        self.orders = [
+            BatchOrder(plan.rows.example_ids, derive_seed(one.seed, "order"), training.batch_size)
+            for one in plans
+        ]
 
-    def epoch(self, record: TrainingRecord) -> dict[str, float]:
-        """Train one epoch and measure validation; returns the epoch's row of the history."""
+    def epoch(self, record: TrainingRecord) -> list[dict[str, float]]:
+        """Train one epoch and measure validation; returns the epoch's rows of the history."""
         plan, number = self.plan, record.epoch
         started = time.perf_counter()
         with seeded(derive_seed(plan.seed, "dropout", number)):
@@ -152,22 +178,45 @@ class _Loop:
         seconds = time.perf_counter() - started
         record.seconds += seconds
         record.epoch += 1
-        examples = plan.steps_per_epoch * plan.training.batch_size
-        metrics["train/examples_per_second"] = examples / seconds
+        examples = len(self.plans) * plan.steps_per_epoch * plan.training.batch_size
+        for own in metrics:
+            own["train/examples_per_second"] = examples / seconds
         if record.epoch % plan.training.evaluate_every == 0 or _is_over(record, plan.training):
-            metrics |= measure_validation(self.classifier, plan.validation, device=self.device)
-            self._note_best(record, metrics)
-            step_on_validation(self.schedule, metrics)
-        return plan.row(record.epoch, metrics)
+            self._validate(record, metrics)
+        rows = zip(self.plans, metrics, strict=True)
+        return [own_plan.row(record.epoch, own) for own_plan, own in rows]
 
-    def _train(self, number: int) -> dict[str, float]:
+    def _validate(self, record: TrainingRecord, metrics: Sequence[dict[str, float]]) -> None:
+        self._unstack()
+        for classifier, own in zip(self.classifiers, metrics, strict=True):
+            found = measure_validation(classifier, self.plan.validation, device=self.device)
+            own.update(found)
+        # Never with several: neither goes with a stack.
+        self._note_best(record, metrics[0])
+        step_on_validation(self.schedule, metrics[0])
+
+    def _unstack(self) -> None:
+        if len(self.classifiers) > 1:
+            unstack(self.classifier, self.classifiers)
+
+    def finish(self, record: TrainingRecord) -> None:
+        """Leave the trained, or best, weights in the classifiers, on the CPU and in eval mode."""
+        self._unstack()
+        if record.best_state is not None:
+            self.classifier.network.load_state_dict(record.best_state)
+        for classifier in self.classifiers:
+            classifier.cpu().eval()
+
+    def _train(self, number: int) -> list[dict[str, float]]:
         plan = self.plan
         # Batch norm and dropout are switched here and nowhere else: validation switches back.
         self.classifier.train()
         for norm in self.frozen_norms:
             norm.eval()
-        positions, passes = self.order.steps(number * plan.steps_per_epoch, plan.steps_per_epoch)
-        meter = _Meter(number, plan.objective.label_smoothing)
+        first, count = number * plan.steps_per_epoch, plan.steps_per_epoch
+        steps = zip(*(order.steps(first, count) for order in self.orders), strict=True)
+        positions, passes = (torch.cat(parts, dim=1) for parts in steps)
+        meter = _Meter(number, plan.objective.label_smoothing, len(self.plans))
         for start in range(0, len(positions), STEPS_PER_CHUNK):
             chunk = slice(start, start + STEPS_PER_CHUNK)
             self._train_chunk(positions[chunk], passes[chunk], meter)
@@ -191,7 +240,8 @@ class _Loop:
             soft = None if has is None else has[step]
             terms = self.objective(logits, label, targets, soft, progress=done / self.num_steps)
             self.optimiser.zero_grad(set_to_none=True)
-            terms.loss.backward()  # type: ignore[no-untyped-call]
+            # Of several replicates, the gradients of the sum: each has a loss of its own.
+            terms.loss.backward(torch.ones_like(terms.loss))  # type: ignore[no-untyped-call]
             if training.max_gradient_norm is not None:
                 nn.utils.clip_grad_norm_(self.classifier.parameters(), training.max_gradient_norm)
             self.optimiser.step()
@@ -241,13 +291,13 @@ class _Loop:
 
 
 class _Meter:
-    """Sums over an epoch."""
+    """Sums over an epoch, per replicate."""
 
-    def __init__(self, epoch: int, label_smoothing: float) -> None:
+    def __init__(self, epoch: int, label_smoothing: float, num_replicates: int) -> None:
         self.epoch, self.label_smoothing = epoch, label_smoothing
         self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
         self.steps = 0
-        self.sums = torch.zeros(5, dtype=torch.float64)
+        self.sums = torch.zeros(num_replicates, 5, dtype=torch.float64)
 
     def add(self, terms: ObjectiveTerms, logits: Tensor) -> None:
         self.pending.append((terms.loss.detach(), terms.soft_loss, logits.detach()))
@@ -263,15 +313,24 @@ class _Meter:
         sums = [torch.stack(losses), torch.stack(softs), hard]
         sums += [(score.argmax(dim=1) == dominant) & known, known]
         self.steps += len(losses)
-        self.sums += torch.stack([values.sum(dtype=torch.float64) for values in sums]).cpu()
+        # Each [steps x replicates x (1 or batch)], as they were added.
+        shape = (len(losses), len(self.sums), -1)
+        added = [values.view(shape).sum(dim=(0, 2), dtype=torch.float64) for values in sums]
+        self.sums += torch.stack(added, dim=1).cpu()
         if not torch.isfinite(self.sums).all():
             raise TrainingDivergedError(
-                f"the training loss became {self.sums[0].item()} in epoch {self.epoch + 1}; "
-                "lower `training.optimiser.arguments.lr` or set `training.max_gradient_norm`"
+                f"the training loss became {self.sums[:, 0].sum().item()} in epoch "
+                f"{self.epoch + 1}; lower `training.optimiser.arguments.lr` or set "
+                "`training.max_gradient_norm`"
             )
 
-    def means(self) -> dict[str, float]:
-        loss, soft, hard, correct, labelled = self.sums.tolist()
+    def means(self) -> list[dict[str, float]]:
+        """One dictionary per replicate."""
+        return [self._means(*sums) for sums in self.sums.tolist()]
+
+    def _means(
+        self, loss: float, soft: float, hard: float, correct: float, labelled: float
+    ) -> dict[str, float]:
         return {
             "train/loss": loss / self.steps,
             # Over the rows that have a label, so that it means the same in every arm.

@@ -67,6 +67,9 @@ class Training(Params):
     memory_budget_mb: PositiveInt = 4096
     """More MiB than this are read from disk, batch by batch. The bound is for each of training
     pixels, validation pixels, soft targets, and the pixels of mixing partners by itself."""
+    stack_replicates: Literal["auto", "never"] = Field(default="auto", exclude=True)
+    """auto: replicates of a network that is small enough train as one. No part of a training's
+    identity: whether it was stacked is."""
 
     @property
     def memory_budget_bytes(self) -> int:

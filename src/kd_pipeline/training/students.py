@@ -1,9 +1,10 @@
 """Students: one arm's replicates, alike in everything but seed, and alike between arms."""
 
 import json
+import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -23,7 +24,7 @@ from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.settings import Model
 from kd_pipeline.models.state_folder import StateFolder
 from kd_pipeline.randomness import derive_seed
-from kd_pipeline.training.engine import TrainingPlan, TrainingRecord, train_classifier
+from kd_pipeline.training.engine import TrainingPlan, TrainingRecord, train_together
 from kd_pipeline.training.initial import initial_model
 from kd_pipeline.training.quantisation import fake_quantise, fine_tune, fine_tuning_plan
 from kd_pipeline.training.rows import arm_rows, make_rows, transfer_partners
@@ -33,8 +34,11 @@ from kd_pipeline.training.settings import (
     Quantisation,
     StudentParams,
 )
+from kd_pipeline.training.stacked import why_alone
 from kd_pipeline.training.teacher_sources import Teacher
 from kd_pipeline.views.settings import ViewsParams
+
+logger = logging.getLogger(__name__)
 
 
 def train_students(
@@ -144,7 +148,7 @@ def _views(plan: TrainingPlan) -> dict[str, Any]:
 
 
 def train_each(
-    plans: Iterable[TrainingPlan],
+    plans: Sequence[TrainingPlan],
     *,
     initial: Callable[[int], Classifier],
     data: LabelledImages,
@@ -154,47 +158,117 @@ def train_each(
     quantisation: Quantisation | None = None,
     costs: Mapping[str, float] | None = None,
 ) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
-    """Train one model after another: an arm's replicates, or a teacher's members.
+    """Train one model per plan: an arm's replicates, or a teacher's members.
 
-    `initial` builds a model from the seed of its weights; `facts` are what each checkpoint holds
-    beside those of its training, and `costs` beside those of its own; a killed run resumes from
-    `states`, also while it fine-tunes for `quantisation`.
+    Small ones train stacked, as one network, others one after another. `initial` builds a model
+    from the seed of its weights; `facts` are what each checkpoint holds beside those of its
+    training, and `costs` beside those of its own; a killed run resumes from `states`, also while
+    it fine-tunes for `quantisation`.
 
     Returns:
         One checkpoint per plan, and the history: a row per model and epoch, those of fine-tuning
         after the others with columns of their own.
     """
-    checkpoints, history = [], []
-    chosen = {} if quantisation is None else {"quantisation": quantisation.model_dump(mode="json")}
     # Once for all: it takes seconds.
     simulation = None if quantisation is None else fake_quantise(initial(0))
-    for plan in plans:
-        own = _facts(plan, data, facts)
-        classifier = initial(derive_seed(plan.seed, "weights"))
-        parameters = {**facts["parameters"], **chosen, "num_training_rows": len(plan.rows)}
-        epochs = plan.training.num_epochs + (quantisation.num_epochs if quantisation else 0)
+    trainer = _Trainer(
+        initial, data, model, facts, states, quantisation, simulation, costs or {}
+    )
+    groups = [plans] if _can_stack(plans, initial) else [[plan] for plan in plans]
+    models = [trained for group in groups for trained in trainer.train(group)]
+    history = [row for _, rows in models for row in rows]
+    return [checkpoint for checkpoint, _ in models], pd.DataFrame(history)
+
+
+def _can_stack(plans: Sequence[TrainingPlan], initial: Callable[[int], Classifier]) -> bool:
+    training = plans[0].training
+    if len(plans) == 1 or training.stack_replicates == "never":
+        return False
+    reason = why_alone(initial(0), training)
+    if any(plan.policy != plans[0].policy for plan in plans):
+        reason = "each has views of its own"
+    if plans[0].teacher is not None and plans[0].objective.soft_loss.record.over_batch:
+        reason = "their loss compares the examples of a batch"
+    if reason is not None:
+        logger.info("  %d models train one by one: %s", len(plans), reason)
+    return reason is None
+
+
+_Trained = tuple[ModelCheckpoint, list[dict[str, float]]]
+"""A checkpoint and its rows of the history."""
+
+
+@dataclass(frozen=True)
+class _Trainer:
+    """What `train_each` takes, for all of its models."""
+
+    initial: Callable[[int], Classifier]
+    data: LabelledImages
+    model: Model
+    facts: Mapping[str, Any]
+    states: StateFolder
+    quantisation: Quantisation | None
+    simulation: Classifier | None
+    costs: Mapping[str, float]
+
+    def train(self, plans: Sequence[TrainingPlan]) -> list[_Trained]:
+        """Train one model, or several stacked."""
+        classifiers = [self.initial(derive_seed(plan.seed, "weights")) for plan in plans]
+        facts = [_facts(plan, self.data, self.facts) for plan in plans]
+        keys = []
+        for plan, classifier, own in zip(plans, classifiers, facts, strict=True):
+            self._announce(plan)
+            keys.append(_training_key(classifier, plan, own, self.model))
+        key = keys[0]
+        if len(plans) > 1:
+            # It rounds otherwise than each alone, and so is another training.
+            key = tensors_digest({}, json.dumps({"stacked": keys}))
+            facts = [{**own, "stacked_replicates": len(plans)} for own in facts]
+        record = train_together(classifiers, plans, states=self.states, key=key)
+        own_record = replace(record, seconds=record.seconds / len(plans))
+        each = zip(plans, classifiers, facts, keys, strict=True)
+        return [self._finish(*of_one, own_record) for of_one in each]
+
+    @property
+    def _chosen(self) -> dict[str, Any]:
+        own = self.quantisation
+        return {} if own is None else {"quantisation": own.model_dump(mode="json")}
+
+    def _announce(self, plan: TrainingPlan) -> None:
+        counted = {"num_training_rows": len(plan.rows)}
+        parameters = {**self.facts["parameters"], **self._chosen, **counted}
+        after = self.quantisation.num_epochs if self.quantisation else 0
+        epochs = plan.training.num_epochs + after
         emit(TrainingStarted(plan.replicate, parameters, epochs, plan.steps_per_epoch))
-        key = _training_key(classifier, plan, own, model)
-        record = train_classifier(classifier, plan, states=states, key=key)
-        of_model = {**count_costs(classifier), "cost/train_seconds": record.seconds}
-        of_model |= costs or {}
-        own |= {**_length(plan, record), "costs": of_model}
-        history += record.history
+
+    def _finish(
+        self,
+        plan: TrainingPlan,
+        classifier: Classifier,
+        facts: dict[str, Any],
+        key: str,
+        record: TrainingRecord,
+    ) -> _Trained:
+        """Fine-tune a trained model, where that is asked for, and make its checkpoint."""
+        costs = {**count_costs(classifier), "cost/train_seconds": record.seconds, **self.costs}
+        facts |= {**_length(plan, record), "costs": costs}
+        history = [row for row in record.history if row["replicate"] == plan.replicate]
         state = None
-        if quantisation is not None and simulation is not None:
-            after = fine_tuning_plan(plan, quantisation, epochs_before=record.epoch)
-            state, record = fine_tune(simulation, classifier, after, states=states, key=key)
-            own |= {part: {**own[part], **chosen} for part in ("parameters", "shared")}
-            own["quantisation"] = _length(plan, record)
-            of_model["cost/quantisation_seconds"] = record.seconds
+        if self.quantisation is not None and self.simulation is not None:
+            after = fine_tuning_plan(plan, self.quantisation, epochs_before=record.epoch)
+            state, record = fine_tune(
+                self.simulation, classifier, after, states=self.states, key=key
+            )
+            facts |= {part: {**facts[part], **self._chosen} for part in ("parameters", "shared")}
+            facts["quantisation"] = _length(plan, record)
+            costs["cost/quantisation_seconds"] = record.seconds
             history += record.history
-        names = data.images.class_names
+        names = self.data.images.class_names
         checkpoint = snapshot(
-            classifier, model, class_names=names, facts=own, quantised_state=state
+            classifier, self.model, class_names=names, facts=facts, quantised_state=state
         )
-        emit(TrainingEnded(plan.replicate, checkpoint.fingerprint, of_model))
-        checkpoints.append(checkpoint)
-    return checkpoints, pd.DataFrame(history)
+        emit(TrainingEnded(plan.replicate, checkpoint.fingerprint, costs))
+        return checkpoint, history
 
 
 def _facts(plan: TrainingPlan, data: LabelledImages, facts: Mapping[str, Any]) -> dict[str, Any]:
