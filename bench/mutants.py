@@ -114,6 +114,7 @@ def report(package: str, folder: Path) -> None:
 
 def main() -> None:
     """Try the mutants of the named packages, or of all, and print what survives."""
+    sys.stdout.reconfigure(line_buffering=True)  # Beside what mutmut prints.
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
     parser.add_argument("packages", nargs="*", help=f"of {', '.join(PACKAGES)}; default: all")
     parser.add_argument("--processes", default="1", help="mutants tried at once (default 1)")

@@ -172,16 +172,20 @@ def test_the_interval_of_two_accuracies_ends_where_their_difference_can_lie() ->
     assert paired(2 * arm, 2 * baseline)["ci95"][1] > 2.0  # A loss has no such bound.
 
 
-def test_the_number_of_replicates_that_would_do_is_by_students_t() -> None:
-    """Gains of 0, 4 and 8 points; no example differs from another in the mean over replicates."""
+@pytest.mark.parametrize(
+    ("gains", "needed"), [(np.array([0.0, 0.04, 0.08]), 7), (np.array([0.012, 0.052, 0.092]), 5)]
+)
+def test_the_number_of_replicates_that_would_do_is_by_students_t(gains: Cells, needed: int) -> None:
+    """Mean gains of 4 and 5.2 points, of deviation 4, and far more examples than matter."""
     generator = np.random.default_rng(0)
-    num_examples, gains = 20_000, np.array([0.0, 0.04, 0.08])
+    num_examples = 20_000
     baseline = np.zeros((3, num_examples))
     arm = (generator.random(baseline.shape) < gains[:, None]).astype(float)
     found = paired(arm, baseline)
     assert found["ci95"][0] < 0
     # t(5) = 2.571: 2.571 * 4 / sqrt(6) = 4.2 points; t(6) = 2.447: 2.447 * 4 / sqrt(7) = 3.7.
-    assert found["replicates_needed"] == 7
+    # t(3) = 3.182: 3.182 * 4 / sqrt(4) = 6.4 points; t(4) = 2.776: 2.776 * 4 / sqrt(5) = 5.0.
+    assert found["replicates_needed"] == needed
 
 
 def test_with_few_test_images_replicates_are_asked_for_until_these_matter_more() -> None:

@@ -70,6 +70,17 @@ def test_equal_logits_give_k_classes_all_the_same() -> None:
     assert made.tail_logits[0] == np.float16(np.log(3))
 
 
+def test_many_rows_are_encoded_as_each_alone() -> None:
+    """More than two blocks of 8,192 rows."""
+    logits = np.random.default_rng(0).normal(size=(17_000, 4)) * 4
+    together, encoding = encode(logits, Encoding(2, 4.0)), Encoding(2, 4.0)
+    for start in (0, 8_191, 8_192, 16_384, 16_999):
+        alone = encode(logits[start : start + 1], encoding)
+        for name, values in vars(alone).items():
+            np.testing.assert_array_equal(values[0], getattr(together, name)[start])
+    assert together.logits.shape == (17_000, 2)
+
+
 @pytest.mark.parametrize("encoding", [Encoding(), Encoding(1, 4.0)])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 65_536.0, -70_000.0])
 def test_what_float16_cannot_hold_is_refused_by_name(value: float, encoding: Encoding) -> None:

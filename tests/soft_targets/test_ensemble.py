@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.soft_targets.ensemble import average_logits
+from kd_pipeline.soft_targets.ensemble import EnsembleAverage, average_logits
 from kd_pipeline.soft_targets.settings import SoftTargetsParams
 
 
@@ -90,6 +90,23 @@ def test_a_lone_member_and_a_weight_of_one_are_the_member(kind: str) -> None:
     ):
         averaged = average_logits(given_, how, temperature=2.0)
         np.testing.assert_allclose(softmax(averaged, 2.0), softmax(logits[0], 2.0), atol=1e-6)
+
+
+def test_half_precision_is_averaged_in_float32() -> None:
+    """From 4,096 on float16 has every fourth number only."""
+    logits = torch.tensor([[[4096.0]], [[4100.0]], [[4096.0]]], dtype=torch.float16)
+    for kind in ("geometric", "arithmetic"):
+        averaged = average_logits(logits, params(kind), temperature=2.0)
+        assert averaged.dtype == torch.float32
+    geometric = average_logits(logits, params(), temperature=2.0)
+    assert geometric.item() == pytest.approx(4096 + 4 / 3, abs=1e-3)
+
+
+def test_an_average_of_no_member_is_refused() -> None:
+    average = EnsembleAverage("geometric", temperature=1.0)
+    average.add(torch.zeros(1, 2), 0.0)
+    with pytest.raises(ValueError, match=r"^no member was added to the average$"):
+        average.logits()
 
 
 def test_tensors_stay_tensors() -> None:
