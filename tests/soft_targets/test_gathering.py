@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,26 @@ def test_above_the_budget_the_rows_lie_in_a_file_without_a_name(kept: SoftTarget
     assert not isinstance(in_memory.logits, np.memmap)
     assert isinstance(mapped.logits, np.memmap)
     np.testing.assert_array_equal(in_memory.logits, mapped.logits)
+
+
+def test_a_budget_counts_logits_class_ids_and_tails(top_k: SoftTargets) -> None:
+    size = 2 * 5 * (2 * 2 + 2 * 2 + 2)
+    in_memory, mapped = (gather(top_k, temperature=4.0, budget=b) for b in (size, size - 1))
+    assert not isinstance(in_memory.logits, np.memmap)
+    assert all(isinstance(values, np.memmap) for values in vars(mapped).values())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_the_file_lies_where_the_user_wants_temporary_files(
+    kept: SoftTargets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # Where Python remembers an earlier answer.
+    mapped = gather(kept, budget=0)
+    assert mapped.logits.size
+    assert f"{tmp_path}/" in Path("/proc/self/maps").read_text()
+    del mapped
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("budget", [0, PLENTY])
