@@ -1,5 +1,6 @@
 """Operations carried out against a real store."""
 
+import json
 import os
 import socket
 import sqlite3
@@ -49,6 +50,10 @@ def test_a_run_holds_all_that_was_sent(sender: Sender, fetch_runs: FetchRuns) ->
     (used,) = run.inputs.dataset_inputs
     assert used.dataset.name == "digits"
     assert facts.digest.startswith(used.dataset.digest)
+    assert len(used.dataset.digest) == 36, "MLflow's limit"
+    assert used.dataset.source_type == "code"
+    assert json.loads(used.dataset.source) == {"tags": {"catalog_entry": "images"}}
+    assert json.loads(used.dataset.profile) == {"n": 9}
     assert used.tags[0].value == "training"
     path = run.info.artifact_uri.removeprefix("file://") + "/figures/accuracy.png"
     assert Path(path).read_bytes() == b"png"
@@ -140,6 +145,7 @@ def test_runs_of_killed_processes_do_not_run_for_ever(
     }
     for name, (host, pid) in owners.items():
         sender.open_run(name, tags={"kd.host": host, "kd.pid": str(pid)}, time_ms=1000)
+    sender.open_run("without a pid", tags={"kd.host": here}, time_ms=1000)
     sender.send(Operation("CloseDeadRuns", "", {}))
     statuses = {name: run.info.status for name, run in fetch_runs().items()}
     assert statuses == {
@@ -147,6 +153,7 @@ def test_runs_of_killed_processes_do_not_run_for_ever(
         "older": "KILLED",
         "alive": "RUNNING",
         "unknown": "KILLED",
+        "without a pid": "KILLED",
         "elsewhere": "RUNNING",
     }
 
