@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "mutants.md"
 
 _ENGINE = ("engine", "steps", "fairness")
+_SENDER = ("sender", "runs", "models", "unsent")
 PACKAGES = {
     "losses": (["losses/*"], ["losses"]),
     "paired": (["evaluation/paired.py"], ["evaluation/test_paired.py"]),
@@ -27,7 +28,7 @@ PACKAGES = {
     "soft_targets": (["soft_targets/*"], ["soft_targets"]),
     "views": (["views/*"], ["views"]),
     "engine": (["training/engine.py"], [f"training/test_{name}.py" for name in _ENGINE]),
-    "tracking": (["tracking/sender.py"], ["tracking/test_sender.py", "tracking/test_runs.py"]),
+    "tracking": (["tracking/sender.py"], [f"tracking/test_{name}.py" for name in _SENDER]),
 }
 """What is mutated, below src/kd_pipeline, and the tests that must notice, below tests."""
 

@@ -68,6 +68,17 @@ def test_a_run_is_found_again_by_its_checkpoint(store: Store, fetch_runs: FetchR
     assert len(fetch_runs()) == 1
 
 
+def test_metrics_are_sent_where_only_the_id_of_the_run_is_at_hand(
+    store: Store, fetch_runs: FetchRuns
+) -> None:
+    """As by a later process, which has the ids in a file."""
+    first, later = Sender(store), Sender(store)
+    first.open_run("student_kd-0", tags=checkpoint_tags("monday"), time_ms=1000)
+    later.run_ids.update(first.run_ids)
+    later.log_metrics("student_kd-0", points=[Point("test/accuracy", 0.9, 0, 1000)])
+    assert fetch_runs()["student_kd-0"].data.metrics == {"test/accuracy": 0.9}
+
+
 @pytest.mark.parametrize(
     "other", [{"kd.role": "student_baseline"}, {"kd.replicate": "1"}, {"kd.checkpoint": "stale"}]
 )

@@ -18,6 +18,7 @@ def test_sides_have_the_area_and_the_ratio() -> None:
     first, second = whole_sides(torch.tensor([[36.0, 36.0]]), torch.tensor([[4.0, 1.0]]))
     assert first.tolist() == [[12, 6]]
     assert second.tolist() == [[3, 6]]
+    assert first.dtype == second.dtype == torch.int64
 
 
 def test_inside_counts_the_pixels_of_a_box() -> None:
