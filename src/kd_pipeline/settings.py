@@ -7,7 +7,18 @@ from typing import Any
 
 from kedro.config import OmegaConfigLoader
 
-from kd_pipeline.hooks import GuardHook, MLflowHook, ResumeHook, RunLockHook, TerminalHook
+from kd_pipeline.hooks import (
+    GuardHook,
+    MLflowHook,
+    ResumeHook,
+    RunLockHook,
+    TerminalHook,
+    ThreadsHook,
+)
+
+# Before torch is imported. OpenMP's threads else spin while they wait for each other: beside other
+# busy processes two of them trained at a tenth of the speed of one (docs/decisions/0027).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _environment(name: str, default: str = "") -> str:
@@ -47,7 +58,8 @@ def _lay_over(below: Any, above: Any) -> Any:
     return {**below, **{name: _lay_over(below.get(name), above[name]) for name in above}}
 
 
-HOOKS = (RunLockHook(), GuardHook(), TerminalHook(), MLflowHook(), ResumeHook())
+# Kedro calls those that ask for no order of their own from the last to the first.
+HOOKS = (RunLockHook(), GuardHook(), TerminalHook(), MLflowHook(), ResumeHook(), ThreadsHook())
 
 CONFIG_LOADER_CLASS = LayeredConfigLoader
 CONFIG_LOADER_ARGS = {

@@ -109,6 +109,22 @@ def test_points_arrive_while_training_goes_on(
     assert fake.num_tries < 20  # 200 epochs are not 200 calls
 
 
+def test_the_first_operation_is_awaited_for_a_while(
+    journal: Journal, fake: FakeSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, send = threading.Event(), fake.send
+    monkeypatch.setattr(fake, "send", lambda operation: opened.wait(5) and send(operation))
+    monkeypatch.setattr("kd_pipeline.tracking.journal.FIRST_WAIT_SECONDS", 0.1)
+    open_run(journal)
+    journal.wait_for_first()
+    assert fake.sent == []
+    opened.set()
+    monkeypatch.setattr("kd_pipeline.tracking.journal.FIRST_WAIT_SECONDS", 60)
+    close_run(journal)
+    journal.wait_for_first()
+    assert fake.sent
+
+
 def test_a_store_that_is_away_is_said_once_and_all_is_kept(
     journal: Journal, fake: FakeSender, unsent: Unsent, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -68,6 +68,7 @@ class MLflowHook:
         self._catalog: CatalogProtocol[Any, Any] | None = None
         self._book: RunBook | None = None
         self._journal: Journal | None = None
+        self._has_trained = False
         self._clear_node()
 
     def _clear_node(self) -> None:
@@ -105,7 +106,7 @@ class MLflowHook:
     ) -> None:
         """Begin a group of runs, if this pipeline makes anything that belongs into MLflow."""
         self._abandon()
-        self._catalog = catalog
+        self._catalog, self._has_trained = catalog, False
         outputs = pipeline.all_outputs()
         logged = (METRICS, COMPARISON, EXPORT_METRICS, SWEEP_TRIALS)
         tracked = not outputs.isdisjoint(logged) or any(
@@ -124,6 +125,8 @@ class MLflowHook:
     def _begin(
         self, pipeline_name: str, identity: Mapping[str, str], store: Store, stage: str
     ) -> RunBook:
+        import torch
+
         folder = self._project / UNSENT_FOLDER
         if waiting := find_unsent(folder):
             hint = "`python -m kd_pipeline.tracking` sends them"
@@ -139,6 +142,7 @@ class MLflowHook:
             "kd.pipeline": pipeline_name,
             "kd.env": identity["env"],
             "kd.group": identity["group"],
+            "kd.num_threads": str(torch.get_num_threads()),
             **describe_process(self._project),
         }
         return RunBook(self._journal, tags, models=self._params.models, stage=stage)
@@ -214,12 +218,22 @@ class MLflowHook:
         match event:
             case events.TrainingStarted():
                 self._book.training_started(self._role, event, self._describe_inputs("training"))
+                self._wait_for_start()
             case events.EpochEnded():
                 self._book.epoch_ended(self._role, event)
             case events.TrainingEnded():
                 self._book.training_ended(self._role, event)
             case events.TrialEnded():
                 self._book.log_trial(self._role, event, self._describe_inputs("training"))
+
+    def _wait_for_start(self) -> None:
+        """Let mlflow be imported and the store opened before the first epoch.
+
+        Both hold Python's lock: beside them the first epoch of a training runs at half speed.
+        """
+        if self._journal is not None and not self._has_trained:
+            self._has_trained = True
+            self._journal.wait_for_first()
 
     def _describe_inputs(self, context: str) -> list[DatasetFacts]:
         if self._datasets is None:

@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 FLUSH_SECONDS = 1.0
 """Between two sendings of points: a call costs 10 ms, be it for one point or for a hundred."""
 
+FIRST_WAIT_SECONDS = 10.0
+"""Enough to import mlflow and to make a new database."""
+
 _CLOSE_DEAD_RUNS = kind_of(Sender.close_dead_runs)
 
 Values = ParamSpec("Values")
@@ -81,6 +84,19 @@ class Journal:
             self._is_awaited = True
             self._await(lambda: not self._left)
             self._is_awaited = False
+
+    def wait_for_first(self) -> None:
+        """Return when the next operation is sent or kept on disk, or after some seconds.
+
+        No part of the time that `wait` may take.
+        """
+        self.start()
+        with self._changed:
+            first = self._left[0] if self._left else None
+            self._changed.wait_for(
+                lambda: not self._left or self._left[0] is not first,
+                min(FIRST_WAIT_SECONDS, self._max_wait),
+            )
 
     def close(self) -> None:
         """Send or keep what is left and end the thread."""
