@@ -44,7 +44,7 @@ format: $(STAMP)  ## Format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## Measure training speed as ratios
+bench: $(STAMP)  ## Measure the default run by stage, and training speed as ratios
 	$(BIN)/python -m bench
 
 mutants: $(STAMP)  ## Print small mistakes in the code that no test finds; PACKAGE=losses tries one package

@@ -22,20 +22,22 @@ CACHES = ((10, None), (100, None), (1000, 10))
 """Number of classes, and the top k that is kept."""
 
 
-def main(rounds: int) -> None:
-    """Measure every cache against one epoch of each larger student, and print a table."""
+def main(rounds: int) -> dict[str, dict[str, float]]:
+    """Measure every cache against an epoch of each larger student, print a table, return it."""
     print(f"{NUM_EXAMPLES:,} examples; checksums included. Every arm gathers once for all views,")
     print("and a run that trains from a cache that it did not make reads it once more before, to")
     print("refuse damage early (guard). The share is that of both in as many epochs as views: with")
     print("one view, and more epochs, it is paid in the first epoch only.\n")
     head = f"{'cache':20}{'views':>6}{'gather s':>10}{'guard s':>9}"
     print(head + "".join(f"{s.name[:26]:>28}" for s in SETTINGS[1:]))
+    table = {}
     epochs = [NUM_EXAMPLES / speed(setting, rounds) for setting in SETTINGS[1:]]
     for num_classes, top_k in CACHES:
         for num_views in VIEWS:
             gather, guard = _loading(num_classes, top_k, num_views, rounds)
             name = f"{num_classes} classes" + ("" if top_k is None else f", top {top_k}")
             shares = [(gather + guard) / num_views / epoch for epoch in epochs]
+            table[f"{name}, {num_views} views"] = {"gather": gather, "guard": guard}
             row = f"{name:20}{num_views:>6}{gather:>10.3f}{guard:>9.3f}"
             print(row + "".join(f"{share:>28.2%}" for share in shares))
     checksums = [_checksum(setting.shape, rounds) for setting in SETTINGS[1:]]
@@ -45,6 +47,8 @@ def main(rounds: int) -> None:
     print(row + "".join(f"{share:>28.2%}" for share in shares))
     print(f"\nThat of the pixels is taken when a process first opens them, at {rate:.1f} GB/s; the")
     print("seconds are those of the last column, the share is of one epoch.")
+    table["checksum of pixels"] = {"seconds": checksums[-1]}
+    return table
 
 
 def _loading(

@@ -56,14 +56,17 @@ SETTINGS = (
 )
 
 
-def main(rounds: int) -> None:
-    """Measure every setting and print a table."""
+def main(rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Measure every setting and print a table; returns the examples per second of every round."""
     header = f"{'student':28}{'precision':>10}{'examples/s':>12}{'cached/hard':>13}"
     print(header + f"{'hard/bare':>11}{'cached/bare':>13}")
+    measured = {}
     for setting in SETTINGS:
-        print(_row(setting, rounds), flush=True)
+        measured[setting.name] = _speeds(setting, rounds)
+        print(_row(setting, measured[setting.name]), flush=True)
     print("\ncached: soft targets from the cache; hard: the same engine on labels; bare: a plain")
     print("PyTorch loop over the same tensors at the same precision. Above 1 is faster.")
+    return measured
 
 
 def speed(setting: Setting, rounds: int) -> float:
@@ -98,14 +101,18 @@ def plain_step(
     return step
 
 
-def _row(setting: Setting, rounds: int) -> str:
+def _speeds(setting: Setting, rounds: int) -> dict[str, list[float]]:
     rows, precision = _rows(setting), resolve_precision(setting.precision, "cpu")
     contenders: dict[str, Callable[[], float]] = {
         "cached": lambda: _engine(setting, rows, soft_weight=1.0),
         "hard": lambda: _engine(setting, rows, soft_weight=0.0),
         "bare": lambda: _bare(setting, rows, precision),
     }
-    speeds = alternate(contenders, rounds)
+    return alternate(contenders, rounds)
+
+
+def _row(setting: Setting, speeds: dict[str, list[float]]) -> str:
+    precision = resolve_precision(setting.precision, "cpu")
 
     def ratio(first: str, second: str) -> float:
         pairs = zip(speeds[first], speeds[second], strict=True)

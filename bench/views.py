@@ -47,8 +47,8 @@ POLICIES = {
 }  # fmt: skip
 
 
-def main() -> None:
-    """Measure every transform and a few usual policies, and print a table."""
+def main() -> dict[str, dict[str, float]]:
+    """Measure every transform and a few usual policies, and print a table; returns its rows."""
     device = resolve_device("auto")
     named = {name: (name,) for name in SINGLE} | POLICIES
     step = _training_step(device)
@@ -59,9 +59,12 @@ def main() -> None:
     print(f"{batch} images of {side} px on {device}, {torch.get_num_threads()} threads;")
     print("share: of a training step of small_cnn 16-32-64 on the same batch\n")
     print(f"{'views':38}{'ms':>8}{'share':>9}")
+    table = {}
     for name, rounds in measured.items():
         part, share = (statistics.median(values) for values in zip(*rounds, strict=True))
+        table[name] = {"seconds": part, "share": share}
         print(f"{name:38}{1000 * part:>8.2f}{share:>9.1%}")
+    return table
 
 
 def _beside(step: Callable[[], object], render: Callable[[], object]) -> tuple[float, float]:
