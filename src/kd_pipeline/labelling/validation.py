@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -94,8 +94,8 @@ def fit_calibration(
         is_right = average.argmax(dim=1) == labels
         if is_right.all() or temperatures[kind] > 0.99 * MAX_TEMPERATURE:
             return None
-    shown: dict[str, Any] = {kind: f"{value:.3f}" for kind, value in temperatures.items()}
-    logger.info("temperature of the teacher with the least NLL on validation: %s", shown)
+    shown = ", ".join(f"{value:.3f} ({kind} average)" for kind, value in temperatures.items())
+    logger.info("the teacher's NLL on validation is least at temperature %s", shown)
     return Calibration(temperatures, soft_targets.shares(len(logits)), len(labels))
 
 
