@@ -171,9 +171,7 @@ def train_each(
     """
     # Once for all: it takes seconds.
     simulation = None if quantisation is None else fake_quantise(initial(0))
-    trainer = _Trainer(
-        initial, data, model, facts, states, quantisation, simulation, costs or {}
-    )
+    trainer = _Trainer(initial, data, model, facts, states, quantisation, simulation, costs or {})
     groups = [plans] if _can_stack(plans, initial) else [[plan] for plan in plans]
     models = [trained for group in groups for trained in trainer.train(group)]
     history = [row for _, rows in models for row in rows]
