@@ -147,6 +147,8 @@ class ImagePixels:
     def __call__(self, positions: "Tensor") -> "Tensor":
         """Pixels of these positions, uint8 [batch, channels, height, width], on the device."""
         if self.loaded is not None:
-            return self.loaded[positions]
+            # Ten times faster on a CPU than indexing.
+            taken = self.loaded.index_select(0, positions.flatten())
+            return taken.view(*positions.shape, *taken.shape[1:])
         rows = self.rows[positions.cpu().numpy()]
         return self.images.take_rows(rows).to(self.example_ids.device)
