@@ -176,6 +176,14 @@ def test_events_belong_to_the_namespace_that_runs(begin: Begin, sent: list[Opera
     assert runs_and_statuses(sent) == {"student_kd-0": "FINISHED"}
 
 
+def test_runs_of_an_arm_have_its_name_and_its_colour(begin: Begin, sent: list[Operation]) -> None:
+    run_training(begin(COMPARES))
+    tags = {op.run: op.values["tags"] for op in of_kind(sent, "OpenRun")}
+    assert tags["student_kd-0"]["kd.arm"].rstrip() == "distilled (student_kd)"
+    assert tags["student_kd-0"]["mlflow.runColor"] == "#137dae"
+    assert not {"kd.arm", "mlflow.runColor"} & set(tags["comparison"])
+
+
 class Settings(BaseModel):
     num_bootstrap_samples: int = 100
 

@@ -17,7 +17,7 @@ def state(search_filter: str) -> dict[str, Any]:
 
 def test_the_arms_are_grouped_and_every_chart_has_its_section() -> None:
     view = state(group_filter("g"))
-    assert view["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "kd.role"}]
+    assert view["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "kd.arm"}]
     sections = {section["uuid"] for section in view["compareRunSections"]}
     assert {chart["metricSectionId"] for chart in view["compareRunCharts"]} == sections
     metrics = {chart["metricKey"] for chart in view["compareRunCharts"]}

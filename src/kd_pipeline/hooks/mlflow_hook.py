@@ -26,8 +26,10 @@ from kedro.pipeline.node import Node
 
 from kd_pipeline import events
 from kd_pipeline.errors import our_cause
+from kd_pipeline.evaluation.roles import colours, label
 from kd_pipeline.hooks.inputs import describe_inputs
 from kd_pipeline.hooks.parameters import check_parameters
+from kd_pipeline.tracking.chart_colours import arm_tags
 from kd_pipeline.tracking.journal import Journal
 from kd_pipeline.tracking.operations import DatasetFacts
 from kd_pipeline.tracking.runs import MODEL_EXPORT, SOFT_TARGETS, SWEEP, RunBook, new_group
@@ -118,12 +120,18 @@ class MLflowHook:
         identity = catalog.load(RUN_IDENTITY)
         pages = {EXPORT_METRICS: MODEL_EXPORT, SWEEP_TRIALS: SWEEP}
         stage = next((pages[name] for name in pages if name in outputs), SOFT_TARGETS)
-        self._book = self._begin(pipeline_name, identity, catalog.load(TRACKING_STORE), stage)
+        store, arms = catalog.load(TRACKING_STORE), tags_of_arms(pipeline)
+        self._book = self._begin(pipeline_name, identity, store, stage, arms)
         if COMPARISON in outputs:
             self._book.open_comparison()
 
     def _begin(
-        self, pipeline_name: str, identity: Mapping[str, str], store: Store, stage: str
+        self,
+        pipeline_name: str,
+        identity: Mapping[str, str],
+        store: Store,
+        stage: str,
+        arms: Mapping[str, Mapping[str, str]],
     ) -> RunBook:
         import torch
 
@@ -145,7 +153,8 @@ class MLflowHook:
             "kd.num_threads": str(torch.get_num_threads()),
             **describe_process(self._project),
         }
-        return RunBook(self._journal, tags, models=self._params.models, stage=stage)
+        models = self._params.models
+        return RunBook(self._journal, tags, models=models, stage=stage, arm_tags=arms)
 
     @hook_impl
     def before_dataset_loaded(self, node: Node) -> None:
@@ -302,6 +311,13 @@ def read_files(folder: Path) -> dict[str, bytes]:
 def _last(name: str) -> str:
     """A data set's name without its namespace."""
     return name.rpartition(".")[2]
+
+
+def tags_of_arms(pipeline: Pipeline) -> dict[str, Mapping[str, str]]:
+    """Tags of each role's runs: its name in charts, and its colour in all figures."""
+    names = pipeline.inputs() | pipeline.all_outputs()
+    roles = sorted(name.removesuffix(CHECKPOINTS) for name in names if name.endswith(CHECKPOINTS))
+    return {role: arm_tags(label(role), colour) for role, colour in colours(roles).items()}
 
 
 def exit_on_sigterm() -> None:

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
+from kd_pipeline.tracking.chart_colours import GROUPED_BY
 from kd_pipeline.tracking.operations import now_ms
 
 TAG_PREFIX = "mlflow.sharedViewState."
@@ -60,7 +61,7 @@ def _state(search_filter: str) -> dict[str, Any]:
         "hideEmptyCharts": True,
         "groupBy": {
             "aggregateFunction": "average",
-            "groupByKeys": [{"mode": "tag", "groupByData": "kd.role"}],
+            "groupByKeys": [{"mode": "tag", "groupByData": GROUPED_BY}],
         },
         "groupsExpanded": {},
         "globalLineChartConfig": {

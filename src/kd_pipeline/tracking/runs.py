@@ -60,6 +60,7 @@ class RunBook:
         *,
         models: Models,
         stage: str = SOFT_TARGETS,
+        arm_tags: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         """Begin a group of runs.
 
@@ -68,9 +69,10 @@ class RunBook:
             tags: Tags that all runs have, `kd.group` among them.
             models: Whose models are uploaded.
             stage: Key of the run for figures and summaries where there is no comparison.
+            arm_tags: More tags of a role's runs, by role: see `chart_colours.arm_tags`.
         """
         self._journal, self._stage = journal, stage
-        self._tags, self._models = tags, models
+        self._tags, self._arm_tags, self._models = tags, arm_tags or {}, models
         self._checkpoints: dict[str, str] = {}
         """Fingerprint of each known run's model, by key."""
         self._accuracies: dict[str, float] = {}
@@ -90,7 +92,8 @@ class RunBook:
     ) -> None:
         """Open a run and log the model's settings and data."""
         key = _key(role, event.replicate)
-        self._open_run(key, {"kd.role": role, "kd.replicate": str(event.replicate)})
+        tags = {"kd.role": role, "kd.replicate": str(event.replicate)}
+        self._open_run(key, {**tags, **self._arm_tags.get(role, {})})
         self._journal.put(Sender.log_params, key, params=flat_params(event.parameters))
         self._journal.put(Sender.log_inputs, key, datasets=datasets)
 
@@ -254,7 +257,7 @@ class RunBook:
         if self._checkpoints.get(key) != checkpoint:
             self._checkpoints[key] = checkpoint
             tags = {"kd.role": role, "kd.replicate": str(replicate), "kd.checkpoint": checkpoint}
-            self._put_open(key, tags, find=True)
+            self._put_open(key, {**tags, **self._arm_tags.get(role, {})}, find=True)
         return key
 
     def _open_run(self, key: str, tags: Mapping[str, str], *, time_ms: int | None = None) -> None:
