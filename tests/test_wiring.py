@@ -42,9 +42,10 @@ FIGURES = {"accuracy_figure", "reliability_figure", "confusion_figure", "class_g
 CACHE = {"soft_targets", "soft_target_summary", "soft_target_confusions"}
 CACHE |= {f"soft_target_{what}_figure" for what in ("entropy", "confidence", "grid")}
 EXPORTS = {
-    f"export_{what}" for what in ("predictions", "metrics", "comparison", "figure", "report")
+    f"export_{what}"
+    for what in ("predictions", "metrics", "comparison", "figure", "report", "report_page")
 }
-REPORT = {"predictions", "metrics", "comparison", "report"} | FIGURES
+REPORT = {"predictions", "metrics", "comparison", "report", "report_page"} | FIGURES
 
 PARAMETERS = ("params:", "parameters")
 SWEEP = {f"sweep_{what}" for what in ("trials", "best_values", "preset")}

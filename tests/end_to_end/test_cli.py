@@ -34,9 +34,9 @@ def test_the_main_job_ends_with_a_table_of_arms_and_the_reports_path(finished_ru
         assert column.lower() in out.lower(), column
     rows = [line for line in out.splitlines() if re.search(r"\d\d?\.\d", line)]
     assert len(rows) >= 1 + len(ARMS)
-    (path,) = re.findall(r"\S*08_reporting/report\.md", out)
+    (path,) = re.findall(r"\S*08_reporting/report\.html", out)
     report = finished_run.path / path
-    assert report.read_text(encoding="utf-8").startswith("# ")
+    assert report.read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 def test_the_main_job_logs_its_stages_and_draws_no_bar_without_a_terminal(
@@ -44,9 +44,9 @@ def test_the_main_job_logs_its_stages_and_draws_no_bar_without_a_terminal(
 ) -> None:
     lines = finished_run.stderr
     for stage in ("ingest", "split_transfer_set", "train_teacher", "cache_soft_targets"):
-        assert re.search(rf"\[\d+/18\] .*{stage}", lines), stage
+        assert re.search(rf"\[\d+/19\] .*{stage}", lines), stage
     for arm in ARMS:
-        assert re.search(rf"\[\d+/18\] {arm}: train_student", lines), arm
+        assert re.search(rf"\[\d+/19\] {arm}: train_student", lines), arm
     assert "\r" not in lines
     assert "it/s" not in lines
     assert "█" not in lines

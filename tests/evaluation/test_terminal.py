@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from kd_pipeline.evaluation.terminal import arms_table
+from kd_pipeline.evaluation.terminal import arms_table, exports_table
 
-PATH = "data/08_reporting/report.md"
+PATH = "data/08_reporting/report.html"
 
 
 def test_shows_every_role_aligned_and_where_the_report_is(result: Any) -> None:
@@ -64,3 +64,8 @@ def test_students_between_are_shown_with_the_verdict(draw: Callable[..., Any]) -
     assert assistant.split()[:2] == ["assistant", "teacher"]
     assert "Learning through assistant helped: +" in text
     assert "**" not in text
+
+
+def test_exported_files_end_with_their_folder_and_report() -> None:
+    lines = exports_table({"files": []}, "data/06_models/export", "export_report.html").splitlines()
+    assert lines[-2:] == ["Exported: data/06_models/export", "Report: export_report.html"]

@@ -199,6 +199,7 @@ def test_the_comparison_holds_its_settings_gains_figures_and_report(
     outputs = {"metrics": metrics(), "comparison": result, "report": "# Yes"}
     hook.after_node_run(outputs)
     hook.after_dataset_saved("bars", drawn())
+    hook.after_node_run({"report_page": "<h1>Yes</h1>"})
     hook.after_pipeline_run()
     assert result == comparison()
     values = values_of(sent)
@@ -210,7 +211,8 @@ def test_the_comparison_holds_its_settings_gains_figures_and_report(
         {"params": {"num_bootstrap_samples": "100"}},
     )
     files = {op.values["path"]: op.values["content"] for op in of_kind(sent, "LogArtifact")}
-    assert sorted(files) == ["comparison.json", "figures/bars.png", "report.md"]
+    assert sorted(files) == ["comparison.json", "figures/bars.png", "report.html", "report.md"]
+    assert files["report.html"] == b"<h1>Yes</h1>"
     assert files["figures/bars.png"].startswith(b"\x89PNG")
     assert [end.run for end in of_kind(sent, "CloseRun")] == ["student_kd-0", "comparison"]
 
@@ -357,7 +359,7 @@ def test_what_int8_costs_and_the_files_that_ship_are_logged(
     hook.before_node_run(SimpleNamespace(namespace=None, name="publish_exports"), inputs)
     hook.after_node_run({"export_comparison": comparison})
     hook.after_dataset_saved("export_figure", drawn())
-    hook.after_node_run({"export_report": "# Exported files"})
+    hook.after_node_run({"export_report": "# Exported files", "export_report_page": "<h1>"})
     hook.after_pipeline_run()
     assert values_of(sent) == {
         "export/onnx_int8/cost/student_kd": -0.01,
@@ -368,6 +370,7 @@ def test_what_int8_costs_and_the_files_that_ship_are_logged(
     group = of_kind(sent, "OpenRun")[0].values["tags"]["kd.group"]
     assert files == {
         ("model_export", "export_comparison.json"),
+        ("model_export", "export_report.html"),
         ("model_export", "export_report.md"),
         ("model_export", "figures/export_figure.png"),
         ("student_kd-1", f"export/{group}/model.onnx"),
@@ -381,7 +384,7 @@ def test_a_run_that_exports_nothing_logs_nothing_of_it(begin: Begin, sent: list[
     hook.before_node_run(node, {"exported_models": []})
     nothing = {"files": [], "int8": {}}
     hook.after_node_run({"export_metrics": pd.DataFrame(), "export_comparison": nothing})
-    hook.after_node_run({"export_report": "nothing"})
+    hook.after_node_run({"export_report": "nothing", "export_report_page": "nothing"})
     hook.after_dataset_saved("export_figure", Figure())
     hook.after_pipeline_run()
     assert not of_kind(sent, "LogArtifact") + of_kind(sent, "LogMetrics")

@@ -99,13 +99,13 @@ def test_the_table_of_arms_stays_on_the_screen(
         return f"table of {comparison['arms']}, report in {report_path}"
 
     monkeypatch.setattr("kd_pipeline.evaluation.terminal.arms_table", table)
-    config = {"report": {"type": "text.TextDataset", "filepath": "data/report.md"}}
+    config = {"report_page": {"type": "text.TextDataset", "filepath": "data/report.html"}}
     hook.after_node_run({"comparison": {"arms": "two arms"}})
     hook.after_node_run({"report": "words"})
     hook.after_pipeline_run(DataCatalog.from_config(config))
     out = capsys.readouterr().out.strip()
     assert out.startswith("table of two arms, report in ")
-    assert out.endswith("data/report.md")
+    assert out.endswith("data/report.html")
     assert logged(caplog)[-1].startswith("Done in ")
 
 

@@ -33,14 +33,14 @@ def markdown_report(comparison: _Json, *, about_labels: Sequence[str] = ()) -> s
         "\n\n".join(verdict(comparison)),
         "## Arms",
         _markdown(tables.arms_rows(comparison)),
+        "## Figures",
+        "\n\n".join(f"![{title}]({file})" for title, file in _FIGURES.items()),
         *calibration_section(comparison),
         *replicates_section(comparison),
         *cost_section(comparison),
         "## What this rests on",
         "\n".join(f"- {line}" for line in [*method_lines(comparison), *about_labels]),
         "Files for devices, where a run has exported any, are in export_report.md.",
-        "## Figures",
-        "\n\n".join(f"![{title}]({file})" for title, file in _FIGURES.items()),
     ]
     return "\n\n".join(sections) + "\n"
 

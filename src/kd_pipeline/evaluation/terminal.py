@@ -32,12 +32,16 @@ def arms_table(comparison: Mapping[str, Any], report_path: str | None) -> str:
     return "\n".join(lines)
 
 
-def exports_table(comparison: Mapping[str, Any], folder: str) -> str:
-    """The table of exported files as plain text; the last line is the folder of those that ship."""
+def exports_table(comparison: Mapping[str, Any], folder: str, report_path: str | None) -> str:
+    """The table of exported files as plain text, and the folder of those that ship.
+
+    The last line is the path of the report; None leaves it out.
+    """
     head = ["", "file", "accuracy %", "bytes", "ms per image"]
-    return "\n".join(
-        [*_aligned([head, *map(_file_row, comparison["files"])]), "", f"Exported: {folder}"]
-    )
+    lines = [*_aligned([head, *map(_file_row, comparison["files"])]), "", f"Exported: {folder}"]
+    if report_path is not None:
+        lines.append(f"Report: {report_path}")
+    return "\n".join(lines)
 
 
 def _file_row(file: Mapping[str, Any]) -> list[str]:

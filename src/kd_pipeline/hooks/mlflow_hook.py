@@ -48,9 +48,11 @@ CHECKPOINTS = ".checkpoints"
 METRICS = "metrics"
 COMPARISON = "comparison"
 REPORT = "report"
+REPORT_PAGE = "report_page"
 EXPORT_METRICS = "export_metrics"
 EXPORT_COMPARISON = "export_comparison"
 EXPORT_REPORT = "export_report"
+EXPORT_REPORT_PAGE = "export_report_page"
 SOFT_TARGET_SUMMARY = "soft_target_summary"
 SWEEP_TRIALS = "sweep_trials"
 SWEEP_PRESET = "sweep_preset"
@@ -183,8 +185,7 @@ class MLflowHook:
             self._book.log_test_metrics(rows, self._describe_inputs("evaluation"))
         if COMPARISON in outputs:
             self._log_comparison(self._book, outputs[COMPARISON])
-        if REPORT in outputs:
-            self._book.log_report(outputs[REPORT])
+        _log_report(self._book, outputs)
         self._log_exports(self._book, outputs)
         for name, value in outputs.items():
             _log_tables(self._book, name, value)
@@ -261,6 +262,7 @@ class MLflowHook:
             book.log_export_comparison(outputs[EXPORT_COMPARISON])
         if EXPORT_REPORT in outputs and self._inputs["exported_models"]:
             book.log_file("export_report.md", outputs[EXPORT_REPORT].encode())
+            book.log_file("export_report.html", outputs[EXPORT_REPORT_PAGE].encode())
             for model in self._inputs["exported_models"]:
                 folder = self._inputs["export_folder"] / model.role
                 if model.is_best and model.role != "teacher":  # Whose files do not ship.
@@ -282,6 +284,13 @@ class MLflowHook:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._clear_node()
         book.end(status, error=error)
+
+
+def _log_report(book: RunBook, outputs: Mapping[str, Any]) -> None:
+    if REPORT in outputs:
+        book.log_report(outputs[REPORT])
+    if REPORT_PAGE in outputs:
+        book.log_file("report.html", outputs[REPORT_PAGE].encode())
 
 
 def _log_tables(book: RunBook, name: str, value: Any) -> None:

@@ -92,11 +92,12 @@ class TerminalHook:
         if self._comparison is not None:
             from kd_pipeline.evaluation.terminal import arms_table
 
-            _print(arms_table(self._comparison, _path(catalog, "report")))
+            _print(arms_table(self._comparison, _path(catalog, "report_page")))
         if self._exports["files"]:
             from kd_pipeline.evaluation.terminal import exports_table
 
-            _print(exports_table(self._exports, _path(catalog, "export_folder") or ""))
+            folder, page = _path(catalog, "export_folder"), _path(catalog, "export_report_page")
+            _print(exports_table(self._exports, folder or "", page))
         logger.info("Done in %.1f s", time.monotonic() - self._started_at)
 
     @hook_impl

@@ -1,5 +1,6 @@
 """Evaluation through its wiring and its catalog onto disk; tests/test_wiring.py has the names."""
 
+import base64
 import json
 import subprocess
 import sys
@@ -65,10 +66,13 @@ def test_runs_through_its_catalog_onto_disk(
     assert set(comparison["gains"]) == {"student_assisted", "student_kd"}
     assert comparison["learnt_from"]["student_assisted"] == "assistant"
     report = (reporting / "report.md").read_text(encoding="utf-8")
+    page = (reporting / "report.html").read_text(encoding="utf-8")
     assert report.startswith("# Did distillation help?")
     for figure in FIGURES:
-        assert (reporting / "figures" / f"{figure}.png").stat().st_size > 5000
+        content = (reporting / "figures" / f"{figure}.png").read_bytes()
+        assert len(content) > 5000
         assert f"(figures/{figure}.png)" in report
+        assert base64.b64encode(content).decode() in page
     metrics = catalog.load("metrics")
     assert metrics["checkpoint"][0] == given["teacher"][0].fingerprint
     assert metrics["role"].unique().tolist() == ["teacher", *STUDENTS]

@@ -65,18 +65,20 @@ def finish(arguments: dict[str, Any], exported: list[Any]) -> Outcome:
         **tables, exported_models=exported, params=params, evaluation=EVALUATION
     )
     comparison, figure = compare_exports(predictions, metrics, exported, params, EVALUATION)
-    report = publish_exports(
+    report, page = publish_exports(
         **tables,
         exported_models=exported,
         predictions=predictions,
         comparison=comparison,
+        figure=b"\x89PNG",
         params=params,
         evaluation=EVALUATION,
         folder=arguments["folder"],
         tracking_store=arguments["tracking_store"],
         run_identity={"group": "g", "env": "base"},
     )
-    return {"metrics": metrics, "comparison": comparison, "figure": figure, "report": report}
+    made = {"figure": figure, "report": report, "page": page}
+    return {"metrics": metrics, "comparison": comparison, **made}
 
 
 def names(folder: Path) -> list[str]:
@@ -92,6 +94,7 @@ def test_models_on_disk_become_files_with_a_report(
     assert names(arguments["folder"]) == ["student_kd"]
     assert "model.int8.onnx" in names(arguments["folder"] / "student_kd")
     assert "| distilled (student_kd) | onnx, int8 |" in outcome["report"]
+    assert '<img alt="Accuracy against size and latency" src="data:' in outcome["page"]
     assert len(outcome["metrics"]) == 3
     assert outcome["comparison"]["distilled"] == "student_kd"
 

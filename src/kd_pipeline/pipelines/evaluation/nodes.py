@@ -88,3 +88,10 @@ def write_report(comparison: dict[str, Any], examples: DataFrame, splits: DataFr
     from kd_pipeline.evaluation.report import markdown_report
 
     return markdown_report(comparison, about_labels=describe_labels(examples, splits))
+
+
+def write_page(report: str, **figures: bytes) -> str:
+    """The report as one HTML file; `figures` are PNG files by their names in the catalog."""
+    from kd_pipeline.evaluation.page import html_page
+
+    return html_page(report, {f"figures/{name}.png": file for name, file in figures.items()})

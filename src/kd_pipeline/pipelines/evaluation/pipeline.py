@@ -9,6 +9,7 @@ from kd_pipeline.pipelines.evaluation.nodes import (
     compare_arms,
     draw_figures,
     evaluate_models,
+    write_page,
     write_report,
 )
 
@@ -75,5 +76,11 @@ def _report() -> list[Node]:
             inputs={"comparison": "comparison", "examples": "examples", "splits": "splits"},
             outputs="report",
             name="write_report",
+        ),
+        Node(
+            func=write_page,
+            inputs={"report": "report", **{name: name for name in _FIGURES}},
+            outputs="report_page",
+            name="write_page",
         ),
     ]

@@ -112,15 +112,21 @@ def publish_exports(
     exported_models: list[ExportedModel],
     predictions: DataFrame,
     comparison: dict[str, Any],
+    figure: bytes,
     params: ModelExportParams,
     evaluation: EvaluationParams,
     folder: Path,
     tracking_store: Store,
     run_identity: Mapping[str, str],
-) -> str:
-    """Move the files, which hold to their bounds, to `folder`, register one, and report."""
+) -> tuple[str, str]:
+    """Move the files, which hold to their bounds, to `folder`, register one, and report.
+
+    Returns:
+        The report as Markdown and as HTML, which holds `figure`, a PNG file.
+    """
     from kd_pipeline.data.dataset import LabelledImages
-    from kd_pipeline.evaluation.export_report import export_report
+    from kd_pipeline.evaluation.export_report import FIGURE, export_report
+    from kd_pipeline.evaluation.page import html_page
     from kd_pipeline.evaluation.paired import paired_difference
     from kd_pipeline.evaluation.test_set import describe_test_set
     from kd_pipeline.export.publish import publish, select_for_registry
@@ -129,12 +135,13 @@ def publish_exports(
     data = LabelledImages(images, examples, splits)
     known = {"group": run_identity["group"], **describe_test_set(data)}
     cards = publish(exported_models, comparison, params, folder=folder, known=known)
-    if params.registered_name is None or not cards:
-        return export_report(comparison)
-    registration = register_student(
-        tracking_store,
-        **select_for_registry(cards, predictions, params, folder=folder),
-        paired_interval=lambda arm, other: paired_difference(arm, other, evaluation)["ci95"],
-        name=params.registered_name,
-    )
-    return export_report(comparison, registration.reason)
+    reason = None
+    if params.registered_name is not None and cards:
+        reason = register_student(
+            tracking_store,
+            **select_for_registry(cards, predictions, params, folder=folder),
+            paired_interval=lambda arm, other: paired_difference(arm, other, evaluation)["ci95"],
+            name=params.registered_name,
+        ).reason
+    report = export_report(comparison, reason)
+    return report, html_page(report, {FIGURE: figure})
