@@ -36,7 +36,7 @@ STUDENTS = {
     "born_again": BORN_AGAIN,
 }
 WHOLE_RUNS = {"__default__", *STUDENTS}
-BESIDE_DISTILL = {"verify_soft_targets", "sweep"}
+BESIDE_DISTILL = {"verify_soft_targets", "sweep", "compare_groups"}
 PLACEHOLDER = "<student>"
 CONTRACTS: list[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text(ENCODING))[
     "tool"

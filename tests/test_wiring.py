@@ -90,9 +90,14 @@ STAGES: dict[str, tuple[set[str], set[str]]] = {
         {"images", "examples", "splits", "soft_targets", "teacher.card"},
         {f"{arm}.search" for arm in ARMS} | SWEEP,
     ),
+    "compare_groups": (
+        set(),
+        {"past_groups", "group_comparison"}
+        | {f"group_comparison_{what}" for what in ("table", "report", "page")},
+    ),
 }
 # Registered as stages, and no part of `distill`.
-BESIDE_DISTILL = ("verify_soft_targets", "sweep")
+BESIDE_DISTILL = ("verify_soft_targets", "sweep", "compare_groups")
 
 
 @pytest.fixture(scope="module")

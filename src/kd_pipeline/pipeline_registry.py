@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from kedro.pipeline import Pipeline
 
 from kd_pipeline.pipelines import (
+    compare_groups,
     data_ingest,
     evaluation,
     model_export,
@@ -82,6 +83,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "model_export": model_export.create_pipeline(),
         "verify_soft_targets": verify_soft_targets.create_pipeline(),
         "sweep": sweep.create_pipeline({one.name: one.learns_from == TEACHER for one in DISTILL}),
+        "compare_groups": compare_groups.create_pipeline(),
     }
     return {"__default__": experiments["distill"], **experiments, **stages}
 

@@ -5,8 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
+from kd_pipeline.data.dataset import LabelledImages
+from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import split_fingerprint
-from kd_pipeline.hooks.inputs import describe_inputs
+from kd_pipeline.evaluation.test_set import describe_test_set
+from kd_pipeline.hooks.inputs import describe_inputs, fingerprint_of_test_set
 
 IMAGES = SimpleNamespace(
     example_ids=np.arange(4),
@@ -53,3 +56,15 @@ def test_a_folder_of_images_has_no_name_of_its_own() -> None:
     inputs = {"images": IMAGES, "examples": examples}
     (images,) = describe_inputs(inputs, context="training")
     assert images.name == "images"
+
+
+def test_the_test_sets_fingerprint_is_that_of_exported_students(
+    images: ImageSet, examples: pd.DataFrame, splits: pd.DataFrame, data: LabelledImages
+) -> None:
+    inputs = {"images": images, "examples": examples, "splits": splits, "params": object()}
+    expected = describe_test_set(data)["test_fingerprint"]
+    assert fingerprint_of_test_set(inputs) == expected
+    swapped = splits.assign(
+        role=splits["role"].replace({"test": "validation", "validation": "test"})
+    )
+    assert fingerprint_of_test_set({**inputs, "splits": swapped}) != expected

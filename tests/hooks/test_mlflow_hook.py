@@ -1,6 +1,7 @@
 """The hook passes on what happens: checked by what its journal sends."""
 
 import atexit
+import io
 import os
 import signal
 import subprocess
@@ -19,8 +20,10 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel
 
 from kd_pipeline import events
+from kd_pipeline.data.images import ImageSet
 from kd_pipeline.errors import SettingsError
 from kd_pipeline.hooks import mlflow_hook
+from kd_pipeline.hooks.inputs import fingerprint_of_test_set
 from kd_pipeline.hooks.mlflow_hook import (
     RUN_IDENTITY,
     TRACKING_STORE,
@@ -388,6 +391,30 @@ def test_a_run_that_exports_nothing_logs_nothing_of_it(begin: Begin, sent: list[
     hook.after_dataset_saved("export_figure", Figure())
     hook.after_pipeline_run()
     assert not of_kind(sent, "LogArtifact") + of_kind(sent, "LogMetrics")
+
+
+def test_predictions_and_their_test_set_are_kept_where_students_are_compared(
+    begin: Begin,
+    sent: list[Operation],
+    images: ImageSet,
+    examples: pd.DataFrame,
+    splits: pd.DataFrame,
+) -> None:
+    rows = {"role": "student_kd", "replicate": 0, "label": 1, "predicted": 1, "nll": 0.5}
+    outputs = {"metrics": metrics(), "predictions": pd.DataFrame([{**rows, "example_id": 7}])}
+    inputs = {"images": images, "examples": examples, "splits": splits}
+    measures = Pipeline([Node(same, "images", ["predictions", "metrics"], name="evaluate")])
+    for pipeline in (COMPARES, measures):
+        hook = begin(pipeline)
+        hook.before_node_run(SimpleNamespace(namespace=None, name="evaluate"), inputs)
+        hook.after_node_run(outputs)
+        hook.after_pipeline_run()
+    (kept,) = of_kind(sent, "LogArtifact")
+    assert (kept.run, kept.values["path"]) == ("comparison", "predictions.parquet")
+    read = pd.read_parquet(io.BytesIO(kept.values["content"]))
+    assert read.to_dict("records") == [{**rows, "example_id": 7}]
+    tags = [o.values["tags"] for o in of_kind(sent, "SetTags") if o.run == "comparison"]
+    assert {"kd.test_fingerprint": fingerprint_of_test_set(inputs)} in tags
 
 
 def test_an_error_marks_what_is_open_with_its_reason(begin: Begin, sent: list[Operation]) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from kedro.framework.hooks import hook_impl
 from kedro.framework.hooks.manager import _create_hook_manager
+from kedro.pipeline import Node, Pipeline
 
 from kd_pipeline.errors import DataError
 from kd_pipeline.hooks.run_lock_hook import RunLockHook, take_lock
+from kd_pipeline.pipeline_registry import register_pipelines
 
 HOLDS = """
 import sys
@@ -24,7 +26,16 @@ lock = take_lock(Path(sys.argv[1]))
 print("locked", flush=True)
 sys.stdin.read()
 """
-NOTHING: dict[str, Any] = {"run_params": {}, "pipeline": None, "catalog": None}
+
+
+def passed(data: object) -> object:
+    return data
+
+
+WRITES = Pipeline([Node(passed, "a", "b")])
+WRITES_MORE = Pipeline([Node(passed, "d", "e")])
+BESIDE = Pipeline([Node(passed, "a", "b"), Node(passed, "b", "c")], tags="beside_others")
+NOTHING: dict[str, Any] = {"run_params": {}, "pipeline": WRITES, "catalog": None}
 
 
 class Refuses:
@@ -66,6 +77,15 @@ def test_a_second_run_is_refused_and_told_which_one_runs(
 
 def test_another_project_is_free(tmp_path: Path, other: subprocess.Popen[str]) -> None:
     hooks_of(tmp_path / "another").before_pipeline_run(**NOTHING)
+
+
+def test_what_reads_and_writes_nothing_of_another_run_goes_on_beside_it(
+    tmp_path: Path, other: subprocess.Popen[str]
+) -> None:
+    hooks_of(tmp_path).before_pipeline_run(**NOTHING | {"pipeline": BESIDE})
+    assert register_pipelines()["compare_groups"].nodes[0].tags == BESIDE.nodes[0].tags
+    with pytest.raises(DataError, match="another run"):
+        hooks_of(tmp_path).before_pipeline_run(**NOTHING | {"pipeline": BESIDE + WRITES_MORE})
 
 
 def test_a_killed_run_leaves_no_lock(tmp_path: Path, other: subprocess.Popen[str]) -> None:

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from kd_pipeline.evaluation import numbers, tables
+from kd_pipeline.evaluation.group_report import group_verdict
 from kd_pipeline.evaluation.roles import label
 from kd_pipeline.evaluation.verdict import too_few_replicates, verdict
 
@@ -41,6 +42,14 @@ def exports_table(comparison: Mapping[str, Any], folder: str, report_path: str |
     lines = [*_aligned([head, *map(_file_row, comparison["files"])]), "", f"Exported: {folder}"]
     if report_path is not None:
         lines.append(f"Report: {report_path}")
+    return "\n".join(lines)
+
+
+def groups_summary(compared: Mapping[str, Any], report_path: str | None) -> str:
+    """What differs between past groups; the last line is the path of the report."""
+    lines = [sentence.replace("**", "") for sentence in group_verdict(compared)]
+    if report_path is not None:
+        lines += ["", f"Report: {report_path}"]
     return "\n".join(lines)
 
 

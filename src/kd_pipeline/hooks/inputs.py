@@ -41,6 +41,15 @@ def describe_inputs(inputs: Mapping[str, Any], *, context: str) -> list[DatasetF
     return facts
 
 
+def fingerprint_of_test_set(inputs: Mapping[str, Any]) -> str:
+    """The fingerprint of the test set among the inputs of the node that read it."""
+    from kd_pipeline.data.dataset import LabelledImages
+    from kd_pipeline.evaluation.test_set import describe_test_set
+
+    data = LabelledImages(*(inputs[name] for name in ("images", "examples", "splits")))
+    return str(describe_test_set(data)["test_fingerprint"])
+
+
 def _source(examples: "pd.DataFrame | None") -> str:
     """The images' source: those of a packaged data set are named `<data set>/<number>`."""
     if examples is None or examples.empty:

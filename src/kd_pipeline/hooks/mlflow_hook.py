@@ -27,7 +27,7 @@ from kedro.pipeline.node import Node
 from kd_pipeline import events
 from kd_pipeline.errors import our_cause
 from kd_pipeline.evaluation.roles import colours, label
-from kd_pipeline.hooks.inputs import describe_inputs
+from kd_pipeline.hooks.inputs import describe_inputs, fingerprint_of_test_set
 from kd_pipeline.hooks.parameters import check_parameters
 from kd_pipeline.tracking.chart_colours import arm_tags
 from kd_pipeline.tracking.journal import Journal
@@ -45,6 +45,7 @@ TRACKING_STORE = "tracking_store"
 RUN_IDENTITY = "run_identity"
 
 CHECKPOINTS = ".checkpoints"
+PREDICTIONS = "predictions"
 METRICS = "metrics"
 COMPARISON = "comparison"
 REPORT = "report"
@@ -181,8 +182,7 @@ class MLflowHook:
             if name.endswith(CHECKPOINTS):
                 self._book.log_models(name.removesuffix(CHECKPOINTS), value)
         if METRICS in outputs:
-            rows = outputs[METRICS].to_dict("records")
-            self._book.log_test_metrics(rows, self._describe_inputs("evaluation"))
+            self._log_measured(self._book, outputs)
         if COMPARISON in outputs:
             self._log_comparison(self._book, outputs[COMPARISON])
         _log_report(self._book, outputs)
@@ -249,6 +249,13 @@ class MLflowHook:
         if self._datasets is None:
             self._datasets = describe_inputs(self._inputs, context=context)
         return self._datasets
+
+    def _log_measured(self, book: RunBook, outputs: Mapping[str, Any]) -> None:
+        rows = outputs[METRICS].to_dict("records")
+        book.log_test_metrics(rows, self._describe_inputs("evaluation"))
+        if PREDICTIONS in outputs:
+            fingerprint = fingerprint_of_test_set(self._inputs)
+            book.log_predictions(outputs[PREDICTIONS], fingerprint)
 
     def _log_comparison(self, book: RunBook, comparison: Mapping[str, Any]) -> None:
         rows = self._inputs[METRICS].to_dict("records")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
+from kedro.pipeline import Pipeline
 
 from kd_pipeline.errors import DataError
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 LOCK_FILE = Path("data", ".run.lock")
+BESIDE_OTHERS = "beside_others"
+"""Tag of nodes that neither read nor write what other runs do."""
 
 
 class RunLockHook:
@@ -39,14 +42,15 @@ class RunLockHook:
 
     # A wrapper runs before all other hooks, and after any of them has refused the run.
     @hook_impl(wrapper=True)
-    def before_pipeline_run(self) -> Generator[None, object, object]:
-        """Refuse a run beside another one.
+    def before_pipeline_run(self, pipeline: Pipeline) -> Generator[None, object, object]:
+        """Refuse a run beside another one, unless it does not matter to either.
 
         Raises:
             DataError: Naming the process that runs, its host and its start.
         """
         self._release()
-        self._lock = take_lock(self._file)
+        if not all(BESIDE_OTHERS in node.tags for node in pipeline.nodes):
+            self._lock = take_lock(self._file)
         try:
             return (yield)
         except BaseException:

@@ -43,6 +43,7 @@ class TerminalHook:
         self._stage = ""
         self._progress: Progress | None = None
         self._comparison: dict[str, Any] | None = None
+        self._groups: dict[str, Any] | None = None
         self._exports: dict[str, Any] = {"files": []}
         self._started_at = time.monotonic()
         # Of the trainings that have begun and not ended, by replicate.
@@ -82,6 +83,7 @@ class TerminalHook:
         """Keep what is to be shown at the end."""
         self._end_progress()
         self._comparison = outputs.get("comparison", self._comparison)
+        self._groups = outputs.get("group_comparison", self._groups)
         self._exports = outputs.get("export_comparison", self._exports)
 
     # Last, so that the table is what stays on the screen.
@@ -93,6 +95,10 @@ class TerminalHook:
             from kd_pipeline.evaluation.terminal import arms_table
 
             _print(arms_table(self._comparison, _path(catalog, "report_page")))
+        if self._groups is not None:
+            from kd_pipeline.evaluation.terminal import groups_summary
+
+            _print(groups_summary(self._groups, _path(catalog, "group_comparison_page")))
         if self._exports["files"]:
             from kd_pipeline.evaluation.terminal import exports_table
 

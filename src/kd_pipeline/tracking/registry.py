@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kd_pipeline.errors import DataError
 from kd_pipeline.tracking.fluent import fluent_uri, within
+from kd_pipeline.tracking.groups import TEST_FINGERPRINT
 from kd_pipeline.tracking.store import Store, open_client, reason_of
 from kd_pipeline.tracking.student_model import PREDICTIONS, log_student
 
@@ -29,7 +30,6 @@ Takes 1 where each is right and 0 where not, both [1, num_examples] on the same 
 """
 
 _COLUMNS = ["example_id", "label", "predicted"]
-_TEST_FINGERPRINT = "kd.test_fingerprint"
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def register_student(
     tags |= {"kd.role": str(card["student"]), "kd.accuracy": f"{_right(table).mean():.6f}"}
 
     def register() -> Registration:
-        wins, reason = _compare(store, name, table, tags[_TEST_FINGERPRINT], paired_interval)
+        wins, reason = _compare(store, name, table, tags[TEST_FINGERPRINT], paired_interval)
         model_id = log_student(store, onnx_file=onnx_file, card=card, predictions=table)
         stored = {**tags, "kd.champion": reason}
         version = _create_version(store, name, model_id, stored, is_champion=wins)
@@ -130,7 +130,7 @@ def _compare(
     champion = find_champion(store, name)
     if champion is None:
         return True, "champion: the first of this name"
-    theirs = champion.tags.get(_TEST_FINGERPRINT)
+    theirs = champion.tags.get(TEST_FINGERPRINT)
     if theirs != test_fingerprint:
         return False, (
             f"not compared: the champion, version {champion.version}, was measured on test set "

@@ -16,6 +16,7 @@ from kd_pipeline.tracking.flatten import (
     gain_metrics,
     soft_target_metrics,
 )
+from kd_pipeline.tracking.groups import PREDICTIONS, TEST_FINGERPRINT, pack_predictions
 from kd_pipeline.tracking.journal import Journal
 from kd_pipeline.tracking.operations import DatasetFacts, Point, now_ms
 from kd_pipeline.tracking.sender import Sender
@@ -23,6 +24,8 @@ from kd_pipeline.tracking.settings import Models
 from kd_pipeline.tracking.store import chart_link, compare_link, redact
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from kd_pipeline.models.checkpoint import ModelCheckpoint
 
 COMPARISON = "comparison"
@@ -169,6 +172,14 @@ class RunBook:
         self._journal.put(Sender.log_params, COMPARISON, params=flat_params(settings))
         self._log(COMPARISON, gain_metrics(comparison) | cost_metrics(comparison))
         self.log_file(f"{COMPARISON}.json", json.dumps(comparison, indent=2).encode())
+
+    def log_predictions(self, predictions: "pd.DataFrame", test_fingerprint: str) -> None:
+        """Log what a comparison with another group needs, where students are compared."""
+        if COMPARISON not in self._open:
+            return
+        self.log_file(PREDICTIONS, pack_predictions(predictions))
+        tags = {TEST_FINGERPRINT: test_fingerprint}
+        self._journal.put(Sender.set_tags, COMPARISON, tags=tags)
 
     def log_exports(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Log the metrics of each exported file to the run of its model."""
