@@ -184,7 +184,19 @@ def test_a_temperature_that_validation_does_not_determine_is_named(result: Any) 
     temperatures = arms["student_kd"]["calibration_temperature"] | {"values": [1.0, 0.05]}
     changed = arms["student_kd"] | {"calibration_temperature": temperatures}
     text = markdown_report({**result.comparison, "arms": arms | {"student_kd": changed}})
-    assert "Of distilled (student_kd) a temperature lies at the end of the range" in text
+    assert (
+        "end of the range searched, so that these examples do not determine it, of: distilled."
+        in (text)
+    )
+
+
+def test_a_temperature_that_raises_the_nll_on_the_test_set_is_named(result: Any) -> None:
+    arms = result.comparison["arms"]
+    higher = {"mean": arms["student_kd"]["nll"]["mean"] + 0.01, "std": None}
+    changed = arms["student_kd"] | {"nll_calibrated": higher}
+    raised = "It raises the NLL on the test set of: distilled."
+    assert raised in markdown_report({**result.comparison, "arms": arms | {"student_kd": changed}})
+    assert "It raises" not in markdown_report(result.comparison)
 
 
 def test_without_labels_in_validation_nothing_is_calibrated(draw: Draw) -> None:

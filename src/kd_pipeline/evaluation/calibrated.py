@@ -5,7 +5,7 @@ from typing import Any
 
 from kd_pipeline.config import MAX_TEMPERATURE, MIN_TEMPERATURE
 from kd_pipeline.evaluation import numbers
-from kd_pipeline.evaluation.roles import BASELINE, TEACHER, label, words
+from kd_pipeline.evaluation.roles import BASELINE, TEACHER, words
 
 _Json = Mapping[str, Any]
 
@@ -25,7 +25,8 @@ def calibration_answer(comparison: _Json) -> list[str]:
     )
     distilled = comparison["distilled"]
     answer = [] if distilled is None else [_survival(comparison, distilled)]
-    return [*answer, numbers.running_text(fitted, _at_the_bound(comparison))]
+    noted = numbers.running_text(fitted, _worse_on_test(comparison), _at_the_bound(comparison))
+    return [*answer, noted]
 
 
 def _survival(comparison: _Json, distilled: str) -> str:
@@ -57,20 +58,34 @@ def _errors_of_calibration(comparison: _Json, arm: str) -> str:
     return f"from {numbers.decimals(raw)} to {numbers.decimals(calibrated)} for {words(arm)}"
 
 
+def _worse_on_test(comparison: _Json) -> str:
+    """Whose NLL the temperature raises: what fits validation need not fit the test set."""
+    worse = [
+        words(role)
+        for role, measured in _measured(comparison).items()
+        if (measured["nll_calibrated"]["mean"] or 0.0) > measured["nll"]["mean"]
+    ]
+    return f"It raises the NLL on the test set of: {', '.join(worse)}." if worse else ""
+
+
 def _at_the_bound(comparison: _Json) -> str:
     """Which temperatures validation does not determine."""
-    teacher = {TEACHER: comparison["teacher"]} if comparison["teacher"] else {}
     at_bound = [
-        label(role)
-        for role, measured in {**teacher, **comparison["arms"]}.items()
+        words(role)
+        for role, measured in _measured(comparison).items()
         if any(map(_is_bound, measured["calibration_temperature"]["values"]))
     ]
     if not at_bound:
         return ""
     return (
-        f"Of {', '.join(at_bound)} a temperature lies at the end of the range searched: these "
-        "examples do not determine it."
+        "A temperature lies at the end of the range searched, so that these examples do not "
+        f"determine it, of: {', '.join(at_bound)}."
     )
+
+
+def _measured(comparison: _Json) -> dict[str, Any]:
+    teacher = {TEACHER: comparison["teacher"]} if comparison["teacher"] else {}
+    return {**teacher, **comparison["arms"]}
 
 
 def _is_bound(temperature: float | None) -> bool:
