@@ -67,6 +67,7 @@ def test_what_a_sweep_may_search() -> None:
         student__training__early_stopping={"choices": [None, {"patience": 3}]},
         student__model__arguments__hidden={"choices": [[8], [16, 16]]},
         student_smoothed__label_smoothing={"low": 0.0, "high": 0.3},
+        student_baseline__confidence_penalty={"low": 0.0, "high": 0.3},
     )
 
 

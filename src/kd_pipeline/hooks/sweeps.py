@@ -20,7 +20,7 @@ Catalog = CatalogProtocol[Any, Any]
 
 _SWEEP = "params:sweep"
 _MAKE = "kedro run --pipelines=data_ingest,transfer_split,teacher_training,soft_target_caching"
-_OF_LABELS = ("label_smoothing",)
+_OF_LABELS = ("label_smoothing", "confidence_penalty")
 """What changes the loss of an arm that learns from labels alone."""
 
 
