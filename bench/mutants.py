@@ -22,7 +22,8 @@ PAGE = ROOT / "docs" / "mutants.md"
 _ENGINE = ("engine", "steps", "fairness")
 _SENDER = ("sender", "runs", "models", "unsent")
 PACKAGES = {
-    "losses": (["losses/*"], ["losses"]),
+    # Not own.py: it reads signatures, which mutmut's wrappers of functions change.
+    "losses": (["losses/[!o]*", "losses/objective.py"], ["losses"]),
     "paired": (["evaluation/paired.py"], ["evaluation/test_paired.py"]),
     "splits": (["data/splits.py"], ["data/test_splits.py"]),
     "soft_targets": (["soft_targets/*"], ["soft_targets"]),

@@ -194,7 +194,9 @@ def test_the_cache_holds_logits_not_probabilities(
 def test_the_weight_of_the_soft_term_has_one_name() -> None:
     blocks = all_params()
     weights = {name for block in blocks for name in block.model_fields if "weight" in name}
-    assert weights == {"soft_weight", "max_weight_norm", "weights", "member_weights"}
+    of_parts = {"target_weight", "non_target_weight", "between_weight", "within_weight"}
+    others = {"max_weight_norm", "weights", "member_weights"}
+    assert weights == {"soft_weight", "soft_weight_schedule"} | of_parts | others
     forbidden = re.compile(r"\b(alpha|hard_weight|kd_weight|distill_weight|ce_weight|tau)\b")
     source = Path(str(kd_pipeline.__file__)).parent
     found = [

@@ -25,12 +25,14 @@ from kd_pipeline.labelling.soft_targets import label_transfer_set
 from kd_pipeline.losses.distillation import SOFT_LOSSES
 from kd_pipeline.losses.objective import Objective
 from kd_pipeline.models.checkpoint import ModelCheckpoint, write_checkpoint
+from kd_pipeline.pipeline_registry import register_pipelines
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.ensemble import average_logits
 from kd_pipeline.soft_targets.manifest import Provenance
 from kd_pipeline.soft_targets.parts_folder import PartsFolder
 from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.soft_targets.store import write_soft_targets
+from kd_pipeline.sweep.settings import SweepParams
 from kd_pipeline.teacher_logits import TeacherLogits
 from kd_pipeline.training.settings import ArmParams
 from kd_pipeline.views import ViewPolicy, render
@@ -133,6 +135,7 @@ def test_every_block_is_of_a_kind_that_is_run() -> None:
         ("sh", "where: project"), ("yaml", "where: preset"), ("c", "file: main.c"),
         ("sh", "where: export"), ("python", "where: executorch"), ("sh", "where: served"),
         ("python", "file: src/my_package/losses.py"), ("yaml", "where: arm"),
+        ("sh", "where: sweep"), ("yaml", "where: sweep"),
     }  # fmt: skip
     for page in sorted(PAGES.glob("*.md")):
         assert {(code.language, code.marker) for code in blocks(page.name)} <= known, page.name
@@ -297,3 +300,20 @@ def test_every_loss_is_on_the_page_that_helps_to_choose_one() -> None:
         for setting in own:
             value = record.settings.model_fields[setting].default
             assert f"`{setting}: {value:g}`" in cells, name
+
+
+def test_the_sweep_of_the_page_is_one_that_the_stage_takes() -> None:
+    """tests/end_to_end/test_sweep.py runs a sweep and its preset."""
+    settings = [code.text for code in blocks("tune-fairly.md") if code.language == "yaml"]
+    sweep = SweepParams.model_validate(
+        {"arms": ["student_kd", "student_smoothed", "student_baseline"]}
+        | yaml.safe_load("\n".join(settings))
+    )
+    assert "student_kd.soft_loss" in sweep.parameters
+    commands = [code.text for code in blocks("tune-fairly.md") if code.language == "sh"]
+    named = re.findall(r"--pipelines=(\S+)", "\n".join(commands))
+    assert {name for names in named for name in names.split(",")} <= set(register_pipelines())
+    (changes,) = re.findall(r"--params=(\S+)", "\n".join(commands))
+    assert {change.split("=")[0].split(".")[1] for change in changes.split(",")} <= set(
+        SweepParams.model_fields
+    )

@@ -107,9 +107,8 @@ def test_students_train_with_the_teachers_files_deleted(finished: Any, run_here:
     """A stage by name; the teacher is on another machine."""
     shutil.rmtree(finished.data / "06_models/teacher")
     before = fingerprints(finished)
-    params = {"student": {"num_replicates": 1}}
-    assert run_here(finished, ["student_distillation"], params=params).error is None
-    assert fingerprints(finished) == {k: v for k, v in before.items() if k.endswith(" 0")}
+    assert run_here(finished, ["student_distillation"]).error is None
+    assert fingerprints(finished) == before
     assert not (finished.data / "06_models/teacher").exists()
 
 

@@ -257,7 +257,7 @@ def test_nodes_can_take_the_store_and_the_identity_of_the_run(
     hook.after_pipeline_run()
     database = f"sqlite:///{tmp_path / 'mlflow.db'}"
     assert catalog.load("tracking_store") == Store(
-        database, "e", (tmp_path / "mlartifacts").as_uri()
+        database, "e", (tmp_path / "mlartifacts").as_uri(), max_wait_seconds=60
     )
     identity = catalog.load("run_identity")
     assert identity["env"] == "smoke"

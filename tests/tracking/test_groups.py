@@ -17,7 +17,13 @@ from kd_pipeline.tracking.settings import CompareGroupsParams
 from kd_pipeline.tracking.store import Store
 
 IDS = ("20261130-101355-aaaa", "20261130-113012-bbbb", "20261201-080000-cccc")
-DIFFERENCE = {"mean": 0.05, "ci95": [0.01, 0.09], "p_value": 0.01}
+DIFFERENCE = {
+    "mean": 0.05,
+    "ci95": [0.01, 0.09],
+    "p_value": 0.01,
+    "p_value_holm": 0.02,
+    "smallest_detectable": 0.06,
+}
 
 
 def predictions(num_examples: int = 6) -> pd.DataFrame:
@@ -44,7 +50,7 @@ def log_group(book: Any, group: str, *, temperature: float = 4.0, kept: bool = T
     if kept:
         book.log_predictions(predictions(), "t1")
     gain = {"accuracy": DIFFERENCE, "nll": DIFFERENCE, "gap_recovered": None}
-    comparison = {"group": group, "distilled": "student_kd", "gains": {"student_kd": gain}}
+    comparison = {"group": group, "distilled": "student_kd", "gains": {"student_kd": gain}, "costs": {}}
     book.log_comparison(comparison, rows=[row], settings={"seed": 0})
     book.end("FINISHED")
 

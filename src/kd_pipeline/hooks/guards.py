@@ -236,7 +236,6 @@ def _check_cache(cache: str, card: str | None, free: set[str], catalog: Catalog)
     if card is not None and card in free and catalog.exists(card):
         at_hand["teacher"] = catalog.load(card)["fingerprints"]
         _check_code(card, catalog)
-        _check_labels(card, free, catalog)
     if "images" in free and catalog.exists("images"):
         images = catalog.load("images")
         at_hand |= {"class_names": images.class_names, "images": images.fingerprint}
@@ -244,6 +243,8 @@ def _check_cache(cache: str, card: str | None, free: set[str], catalog: Catalog)
         at_hand["splits"] = split_fingerprint(catalog.load("splits"))
     soft_targets: SoftTargets = catalog.load(cache)
     soft_targets.check(at_hand, name=cache)
+    if card is not None and "teacher" in at_hand:
+        _check_labels(card, free, catalog)
     check_store(soft_targets)
     return soft_targets.manifest
 

@@ -43,6 +43,7 @@ class TerminalHook:
         self._stage = ""
         self._progress: Progress | None = None
         self._comparison: dict[str, Any] | None = None
+        self._report = "report"
         self._groups: dict[str, Any] | None = None
         self._exports: dict[str, Any] = {"files": []}
         self._started_at = time.monotonic()
@@ -83,6 +84,7 @@ class TerminalHook:
         """Keep what is to be shown at the end."""
         self._end_progress()
         self._comparison = outputs.get("comparison", self._comparison)
+        self._report = "report_page" if "report_page" in outputs else self._report
         self._groups = outputs.get("group_comparison", self._groups)
         self._exports = outputs.get("export_comparison", self._exports)
 
@@ -94,7 +96,7 @@ class TerminalHook:
         if self._comparison is not None:
             from kd_pipeline.evaluation.terminal import arms_table
 
-            _print(arms_table(self._comparison, _path(catalog, "report_page")))
+            _print(arms_table(self._comparison, _path(catalog, self._report)))
         if self._groups is not None:
             from kd_pipeline.evaluation.terminal import groups_summary
 

@@ -63,6 +63,7 @@ def test_members_are_trained_and_their_states_outlive_the_node(
         "fingerprints": [checkpoint.fingerprint for checkpoint in checkpoints],
         "architectures": ["small_cnn", "small_cnn"],
         "class_names": ["low", "middle", "high"],
+        "labels": checkpoints[0].facts["labels"],
     }
 
 

@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.sweep.settings import SweepParams
 from kd_pipeline.training.settings import ArmParams, StudentParams
@@ -13,6 +11,7 @@ from kd_pipeline.views.settings import ViewsParams
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
     from kd_pipeline.data.dataset import LabelledImages
     from kd_pipeline.data.images import ImageSet
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from kd_pipeline.sweep.search import ArmSearch
     from kd_pipeline.training.teacher_sources import Teacher
 else:  # Kedro resolves every hint of a node to validate its parameters; these would import torch.
-    Figure = ImageSet = SoftTargets = ArmSearch = object
+    DataFrame = Figure = ImageSet = SoftTargets = ArmSearch = object
 
 Searches = list[ArmSearch]
 """One, or none for an arm that `sweep.arms` leaves out."""
@@ -37,8 +36,8 @@ def make_search(name: str, *, taught: bool) -> Callable[..., Searches]:
 
     def search_on_labels(
         images: ImageSet,
-        examples: pd.DataFrame,
-        splits: pd.DataFrame,
+        examples: DataFrame,
+        splits: DataFrame,
         trial_folder: Path,
         sweep: SweepParams,
         student: StudentParams,
@@ -52,8 +51,8 @@ def make_search(name: str, *, taught: bool) -> Callable[..., Searches]:
 
     def search_on_soft_targets(
         images: ImageSet,
-        examples: pd.DataFrame,
-        splits: pd.DataFrame,
+        examples: DataFrame,
+        splits: DataFrame,
         soft_targets: SoftTargets,
         teacher_card: Mapping[str, Any],
         trial_folder: Path,
@@ -75,9 +74,7 @@ def make_search(name: str, *, taught: bool) -> Callable[..., Searches]:
     return search_on_soft_targets if taught else search_on_labels
 
 
-def _without_test(
-    images: ImageSet, examples: pd.DataFrame, splits: pd.DataFrame
-) -> "LabelledImages":
+def _without_test(images: ImageSet, examples: DataFrame, splits: DataFrame) -> "LabelledImages":
     """All data but the labels of the test set, whose pixels no training asks for."""
     from kd_pipeline.data.dataset import LabelledImages, without_test_labels
 
@@ -126,7 +123,7 @@ def _train(
     )
 
 
-def tabulate_trials(sweep: SweepParams, **searches: Searches) -> tuple[pd.DataFrame, pd.DataFrame]:
+def tabulate_trials(sweep: SweepParams, **searches: Searches) -> tuple[DataFrame, DataFrame]:
     """List all trials, and the best values of each arm beside those of the preset."""
     from kd_pipeline.sweep.results import best_values_table, trial_table
 
