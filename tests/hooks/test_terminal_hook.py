@@ -101,7 +101,7 @@ def test_the_table_of_arms_stays_on_the_screen(
     monkeypatch.setattr("kd_pipeline.evaluation.terminal.arms_table", table)
     config = {"report_page": {"type": "text.TextDataset", "filepath": "data/report.html"}}
     hook.after_node_run({"comparison": {"arms": "two arms"}})
-    hook.after_node_run({"report": "words"})
+    hook.after_node_run({"report_page": "words"})
     hook.after_pipeline_run(DataCatalog.from_config(config))
     out = capsys.readouterr().out.strip()
     assert out.startswith("table of two arms, report in ")

@@ -50,7 +50,12 @@ def log_group(book: Any, group: str, *, temperature: float = 4.0, kept: bool = T
     if kept:
         book.log_predictions(predictions(), "t1")
     gain = {"accuracy": DIFFERENCE, "nll": DIFFERENCE, "gap_recovered": None}
-    comparison = {"group": group, "distilled": "student_kd", "gains": {"student_kd": gain}, "costs": {}}
+    comparison = {
+        "group": group,
+        "distilled": "student_kd",
+        "gains": {"student_kd": gain},
+        "costs": {},
+    }
     book.log_comparison(comparison, rows=[row], settings={"seed": 0})
     book.end("FINISHED")
 
