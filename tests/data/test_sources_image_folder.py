@@ -2,7 +2,6 @@
 
 import logging
 import textwrap
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
-from kd_pipeline.data import sources_image_folder
+from kd_pipeline.data.example_ids import example_id_of_path
 from kd_pipeline.data.listing import ImageListing
 from kd_pipeline.data.settings import ImageFolderSource
-from kd_pipeline.data.sources_image_folder import (
-    example_id_of_path,
-    example_ids_of_paths,
-    list_image_folder,
-)
+from kd_pipeline.data.sources_image_folder import list_image_folder
 from kd_pipeline.errors import DataError
 
 Make = Callable[..., None]
@@ -81,34 +74,6 @@ def test_ids_are_stable_when_files_are_added(
     assert all(old[source] == example_id_of_path(source) for source in old)
     assert (after.example_ids[1:] > after.example_ids[:-1]).all()
     assert after.example_ids.min() >= 0
-
-
-def test_ids_are_narrow_and_pinned() -> None:
-    """A cache names examples by them: another hash would orphan every cache on disk."""
-    assert example_id_of_path("train/cat/0001.jpg") == 28720662016
-    assert example_id_of_path("train/cat/0001.jpg") < 2**36
-
-
-@given(num_ids=st.integers(1, 30), seed=st.integers(0, 99))
-def test_paths_of_one_hash_get_ids_of_their_own(num_ids: int, seed: int) -> None:
-    """The order of walking does not matter, and a path that does not collide keeps its id."""
-    paths = [f"a/{number}.jpg" for number in range(num_ids)]
-
-    def few(path: str, *, attempt: int = 0) -> int:
-        return (
-            sum(map(ord, path)) % 7
-            if not attempt
-            else zlib.crc32(f"{path} {attempt}".encode()) % 1000
-        )
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources_image_folder, "example_id_of_path", few)
-        ids = dict(zip(paths, example_ids_of_paths(paths).tolist(), strict=True))
-        shuffled = np.random.default_rng(seed).permutation(paths).tolist()
-        assert dict(zip(shuffled, example_ids_of_paths(shuffled).tolist(), strict=True)) == ids
-    assert len(set(ids.values())) == num_ids
-    firsts = {few(path): path for path in sorted(paths, reverse=True)}
-    assert all(ids[path] == own for own, path in firsts.items())
 
 
 def test_extensions_in_any_case_nested_folders_and_no_hidden_files(

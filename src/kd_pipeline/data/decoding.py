@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,7 +155,7 @@ def _in_order(
 
 
 def _decode_chunk(
-    reader: Reader, target: _Target, start: int, keys: Sequence[str | int], sources: Sequence[str]
+    reader: Reader, target: _Target, start: int, keys: Sequence[Any], sources: Sequence[str]
 ) -> DecodedImages:
     Image.MAX_IMAGE_PIXELS = None  # As in `decode_images`: this may be another process.
     pixels = np.zeros((len(keys), *target.shape), dtype=np.uint8)
@@ -180,7 +181,7 @@ def _decode_chunk(
     return DecodedImages(pixels, hashes, reasons)
 
 
-def _read(reader: Reader, target: _Target, key: str | int) -> NDArray[np.uint8]:
+def _read(reader: Reader, target: _Target, key: Any) -> NDArray[np.uint8]:
     with reader(key) as image:
         if image.width * image.height > target.max_pixels:
             raise ValueError(

@@ -52,7 +52,16 @@ class FileReader:
             raise OSError("the file is empty" if not status.st_size else "the file is above 2 GiB")
         # At once: Pillow reads small files in several steps, each releasing Python's lock.
         with open(path, "rb") as file:  # noqa: PTH123
-            return Image.open(io.BytesIO(file.read()), formats=FORMATS)
+            return open_image(file.read())
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Parse the header of an image file in memory.
+
+    Raises:
+        OSError: If it is of none of `FORMATS`.
+    """
+    return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def walk_image_files(root: str, folders: Sequence[str]) -> Iterator[FoundFile]:

@@ -16,7 +16,9 @@ from kd_pipeline.data.pixel_store import keep_rows
 from kd_pipeline.data.settings import DataIngestParams
 from kd_pipeline.data.sources_digits import list_digits
 from kd_pipeline.data.sources_image_folder import list_image_folder
+from kd_pipeline.data.sources_parquet import list_parquet
 from kd_pipeline.data.sources_torchvision import list_torchvision
+from kd_pipeline.data.sources_webdataset import list_webdataset
 from kd_pipeline.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -25,6 +27,8 @@ SOURCES: Mapping[str, Callable[[Any], ImageListing]] = {
     "digits": list_digits,
     "torchvision": list_torchvision,
     "image_folder": list_image_folder,
+    "webdataset": list_webdataset,
+    "parquet": list_parquet,
 }
 """By `kind` of the source's settings, its only argument."""
 

@@ -34,7 +34,7 @@ class ImageListing:
     labels: NDArray[np.int64]
     partitions: NDArray[np.str_]
     class_names: tuple[str, ...]
-    keys: Sequence[str] | Sequence[int]
+    keys: Sequence[Any]
     reader: Reader
     by_processes: bool = False
     decoded: NDArray[np.uint8] | None = None
@@ -89,6 +89,11 @@ def first_few(lines: list[str]) -> str:
     """The first five lines, joined, and how many more there are."""
     more = [f"and {len(lines) - 5} more"] if len(lines) > 5 else []
     return "; ".join(lines[:5] + more)
+
+
+def printable(name: str) -> str:
+    """A name as text that parquet can hold: bytes that are no text are written as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _named(labels: set[int], class_names: tuple[str, ...]) -> str:

@@ -52,6 +52,48 @@ class ImageFolderSource(Params):
     """The source of the labels of every tree in which it names an image."""
 
 
+def _one_or_more(given: Any) -> Any:
+    return (given,) if isinstance(given, str) else given
+
+
+def _below_the_root(pattern: str) -> str:
+    if not pattern or pattern.startswith(("/", "\\")) or ".." in pattern.split("/"):
+        raise ValueError(f"must be a pattern of paths below `root`, got {pattern!r}")
+    return pattern
+
+
+Patterns = Annotated[
+    tuple[Annotated[str, AfterValidator(_below_the_root)], ...], BeforeValidator(_one_or_more)
+]
+
+
+class ShardedSource(Params):
+    """Files that each hold many images: `train` with `test`, or `train` alone to be split."""
+
+    root: str
+    train: Annotated[Patterns, Field(min_length=1)]
+    """Patterns relative to `root`: `*` within a name, `**/` for folders of any depth."""
+    test: Patterns = ()
+    class_names: tuple[str, ...] | str | None = None
+    """Position = class number; a list, or a text file of one name a line."""
+
+
+class WebDatasetSource(ShardedSource):
+    """Tar files in which a key's members lie together: `<key>.jpg` with `<key>.cls`."""
+
+    kind: Literal["webdataset"]
+    label_field: str | None = None
+    """The label's name in `<key>.json`; null: `<key>.cls` holds nothing but the label."""
+
+
+class ParquetSource(ShardedSource):
+    """Parquet files of encoded images, as Hugging Face exports data sets."""
+
+    kind: Literal["parquet"]
+    image_column: str = "image"
+    label_column: str = "label"
+
+
 def _of_a_classifier(image_size: int) -> int:
     if image_size > MAX_IMAGE_SIZE:
         raise ValueError(
@@ -65,7 +107,8 @@ class DataIngestParams(Params):
     """`data_ingest`: where the images come from, and which are used."""
 
     source: Annotated[
-        DigitsSource | TorchvisionSource | ImageFolderSource, Field(discriminator="kind")
+        DigitsSource | TorchvisionSource | ImageFolderSource | WebDatasetSource | ParquetSource,
+        Field(discriminator="kind"),
     ]
     image_size: Annotated[PositiveInt, AfterValidator(_of_a_classifier)] | None = None
     """Side in pixels; null keeps the images' own size, which must then be the same for all."""

@@ -1,15 +1,13 @@
 """A tree of image files, one folder per class, or with a table of labels."""
 
-import hashlib
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from kd_pipeline.data.example_ids import example_ids_of_paths
 from kd_pipeline.data.image_files import (
     EXTENSIONS,
     FileReader,
@@ -18,13 +16,11 @@ from kd_pipeline.data.image_files import (
     walk_image_files,
 )
 from kd_pipeline.data.label_table import SPLITS, Entry, read_label_table
-from kd_pipeline.data.listing import ImageListing, first_few
+from kd_pipeline.data.listing import ImageListing, first_few, printable
 from kd_pipeline.data.settings import ImageFolderSource
 from kd_pipeline.errors import DataError
 
 logger = logging.getLogger(__name__)
-
-ID_BITS = 36
 
 
 @dataclass(frozen=True)
@@ -73,35 +69,6 @@ def list_image_folder(source: ImageFolderSource) -> ImageListing:
         )
     _check_same_classes(files, partitions)
     return _make_listing(root, files, partitions)
-
-
-def example_id_of_path(path: str, *, attempt: int = 0) -> int:
-    """Hash a relative POSIX path to an id in [0, 2**36), another one with each attempt.
-
-    36 bits and not 63: sorted ids of n images cost about 39 - log2(n) bits each in every view of
-    a soft-target cache, of 50,000 images 2.9 bytes instead of 6.3, beside 18 bytes of logits of
-    ten classes (bench.cache_size).
-    """
-    text = os.fsencode(path) + (b"\0%d" % attempt if attempt else b"")  # No path holds a NUL.
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> (64 - ID_BITS)
-
-
-def example_ids_of_paths(paths: Sequence[str]) -> NDArray[np.int64]:
-    """Unique ids of paths, int64 [num_paths]: of paths with one hash, the first in order keeps it.
-
-    Of 370,000 files one pair is expected to have one hash.
-    """
-    ids = np.array([example_id_of_path(path) for path in paths], dtype=np.int64)
-    taken = set(ids.tolist())
-    # In the paths' own order, so that the order in which a folder is walked does not matter.
-    seen: set[int] = set()
-    for position in sorted(range(len(paths)), key=paths.__getitem__):
-        attempt = 0
-        while ids[position] in seen or (attempt and ids[position] in taken):
-            attempt += 1
-            ids[position] = example_id_of_path(paths[position], attempt=attempt)
-        seen.add(int(ids[position]))
-    return ids
 
 
 def _partitions(root: str, found: set[str], test_set: str | None) -> dict[str, str]:
@@ -203,16 +170,11 @@ def _make_listing(root: str, files: Sequence[_File], partitions: Mapping[str, st
     label_of = {"": -1} | {name: label for label, name in enumerate(class_names)}
     return ImageListing(
         example_ids=ids[order],
-        sources=[_printable(file.path) for file in in_order],
+        sources=[printable(file.path) for file in in_order],
         labels=np.array([label_of[file.class_name] for file in in_order], dtype=np.int64),
         partitions=np.array([partitions[file.tree] for file in in_order]),
-        class_names=tuple(map(_printable, class_names)),
+        class_names=tuple(map(printable, class_names)),
         keys=[file.path for file in in_order],
         reader=FileReader(root),
         by_processes=True,
     )
-
-
-def _printable(path: str) -> str:
-    # A file name may hold bytes that are no text; parquet and CSV cannot.
-    return path.encode("utf-8", "backslashreplace").decode()
