@@ -176,10 +176,24 @@ def test_the_weight_follows_its_schedule_and_the_hard_term_gets_the_rest(
 def test_a_confidence_penalty_is_added_whatever_the_other_terms_weigh() -> None:
     student, teacher = logits(0), TeacherLogits(logits(1))
     labels = torch.tensor([0, NO_LABEL, 1, NO_LABEL])
-    for soft_weight in (0.0, 0.5, 1.0):
+    for soft_weight, weight in ((0.0, 0.3), (0.5, 0.3), (1.0, 1.0)):
         plain = objective(soft_weight=soft_weight)(student, labels, teacher)
-        penalised = objective(soft_weight=soft_weight, confidence_penalty=0.3)
+        penalised = objective(soft_weight=soft_weight, confidence_penalty=weight)
         found = penalised(student, labels, teacher)
-        added = 0.3 * confidence_penalty(student).mean()
+        added = weight * confidence_penalty(student).mean()
         torch.testing.assert_close(found.loss, plain.loss + added)
         assert torch.equal(found.soft_loss, plain.soft_loss)
+
+
+@pytest.mark.parametrize("soft_weight", [0.0, 0.5, 1.0])
+def test_the_batches_of_several_students_have_a_loss_each(soft_weight: float) -> None:
+    params = ObjectiveParams(soft_weight=soft_weight, confidence_penalty=0.3)
+    students, teachers = (logits(0), logits(2)), (logits(1), logits(3))
+    alone = [
+        Objective(params)(student, LABELS, TeacherLogits(teacher))
+        for student, teacher in zip(students, teachers, strict=True)
+    ]
+    labels, teacher = LABELS.repeat(2), TeacherLogits(torch.cat(teachers))
+    together = Objective(params, 2)(torch.cat(students), labels, teacher)
+    torch.testing.assert_close(together.loss, torch.stack([one.loss for one in alone]))
+    torch.testing.assert_close(together.soft_loss, torch.stack([one.soft_loss for one in alone]))

@@ -72,3 +72,12 @@ def test_a_batch_too_small_for_a_correlation_teaches_nothing_within_classes(
     assert torch.equal(loss, torch.ones(num_rows))
     assert student.grad is not None
     assert torch.equal(student.grad, torch.zeros_like(student))
+
+
+def test_probabilities_that_are_all_but_alike_have_no_correlation(
+    logits: Logits, compute: Compute
+) -> None:
+    """Theirs would be one of rounding errors."""
+    teacher = logits(1)
+    loss = compute(BETWEEN, 1e-6 * teacher, teacher)
+    torch.testing.assert_close(loss, torch.ones(4), atol=0.02, rtol=0)
