@@ -7,10 +7,11 @@ ENVIRONMENT ?=
 PORT ?= 5001
 NAME ?= student
 CONFIRM ?=
+NUM ?= 5
 PACKAGE ?=
 RUN := $(BIN)/kedro run --pipelines=distill $(if $(ENVIRONMENT),--env=$(ENVIRONMENT))
 
-.PHONY: help distill test test-long check format bench mutants ui serve viz clean-runs clean-environment
+.PHONY: help distill resplits test test-long check format bench mutants ui serve viz clean-runs clean-environment
 
 help:  ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -27,6 +28,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 distill: $(STAMP)  ## Run the main job; ENVIRONMENT=mnist runs a preset
 	$(RUN)
+
+resplits: $(STAMP)  ## The whole job under NUM=5 splits, combined; ENVIRONMENT=mnist runs a preset
+	$(BIN)/python -m kd_pipeline.resplits --num $(NUM) $(if $(ENVIRONMENT),--env $(ENVIRONMENT))
 
 test: $(STAMP)  ## Run the fast tests, in two processes
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile

@@ -21,8 +21,8 @@ from kd_pipeline.hooks import (
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def _environment(name: str, default: str = "") -> str:
-    """Resolve `${environment:NAME,default}`: a machine's own paths, outside the repository."""
+def _environment(name: str, default: str | int = "") -> str | int:
+    """Resolve `${environment:NAME,default}`: a machine's own paths, and the seed of one run."""
     return os.environ.get(name, default)
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from kd_pipeline.data.settings import TeacherShare, TransferShare, TransferSplitParams
 from kd_pipeline.data.splits import (
     check_splits,
+    count_training_examples,
     ids_with_role,
     split_examples,
     split_fingerprint,
@@ -131,6 +132,13 @@ def test_another_seed_draws_each_part_otherwise(role: str) -> None:
         ids(split(examples, seed=seed, validation_fraction=0.2, **shares), role) for seed in (0, 1)
     )
     assert len(first & second) < len(first) / 2
+
+
+def test_training_examples_are_those_of_teacher_and_students_each_once() -> None:
+    for relation in ("equal", "overlapping", "disjoint"):
+        splits = split(table(), relation=relation)
+        both = ids(splits, "teacher_train") | ids(splits, "transfer")
+        assert count_training_examples(splits) == len(both)
 
 
 def test_a_copy_of_a_validation_image_stays_out_of_training() -> None:

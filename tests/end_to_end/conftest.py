@@ -18,7 +18,13 @@ from kd_pipeline import events
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-NEVER_MEANT = {"MLFLOW_TRACKING_URI", "KEDRO_ENV", "KEDRO_LOGGING_CONFIG", "PYTHONWARNINGS"}
+NEVER_MEANT = {
+    "MLFLOW_TRACKING_URI",
+    "KD_SEED",
+    "KEDRO_ENV",
+    "KEDRO_LOGGING_CONFIG",
+    "PYTHONWARNINGS",
+}
 
 
 @dataclass(frozen=True)

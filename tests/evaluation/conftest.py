@@ -113,7 +113,9 @@ def draw_result(
             )
     predictions, metrics = pd.concat(tables, ignore_index=True), pd.DataFrame(rows)
     params = EvaluationParams(num_bootstrap_samples=500, confidence_level=confidence_level)
-    comparison = compare(predictions, metrics, params, {"group": "g", "env": "base"})
+    comparison = compare(
+        predictions, metrics, params, {"group": "g", "env": "base"}, num_training_examples=100
+    )
     return Result(
         predictions, metrics, comparison, tuple(f"class {index}" for index in range(num_classes))
     )

@@ -74,7 +74,7 @@ USUAL = {
 
 def compared(wrong: dict[str, list[int]] = USUAL, *, level: float = 0.95) -> dict[str, Any]:
     params = PARAMS.model_copy(update={"confidence_level": level})
-    return compare(*drawn(wrong), params, RUN)
+    return compare(*drawn(wrong), params, RUN, num_training_examples=100)
 
 
 def test_has_the_shape_that_others_rely_on() -> None:
@@ -99,6 +99,7 @@ def test_has_the_shape_that_others_rely_on() -> None:
     assert list(comparison["distilled_over"]) == ["student_pseudo"]
     assert comparison["method"]["num_comparisons"] == 2
     assert comparison["method"]["num_test_examples"] == EXAMPLES
+    assert comparison["method"]["num_training_examples"] == 100
 
 
 def test_matches_values_worked_by_hand() -> None:
@@ -119,7 +120,9 @@ def test_replicates_are_paired_by_their_number() -> None:
     predictions, metrics = drawn(wrong)
     theirs = predictions["role"] == "student_baseline"
     listed = pd.concat([predictions[~theirs], predictions[theirs][::-1]])
-    gain = compare(listed, metrics, PARAMS, RUN)["gains"]["student_kd"]["accuracy"]
+    gain = compare(listed, metrics, PARAMS, RUN, num_training_examples=100)["gains"]["student_kd"][
+        "accuracy"
+    ]
     assert (gain["wins"], gain["replicates"]) == (2, 2)
     assert gain["mean"] == pytest.approx(1 / EXAMPLES)
 
@@ -143,7 +146,7 @@ def test_no_gap_is_recovered_from_a_teacher_that_is_no_better() -> None:
 def test_is_strict_json_also_with_one_replicate_and_unknown_values() -> None:
     predictions, metrics = drawn({role: counts[:1] for role, counts in USUAL.items()})
     metrics.loc[metrics["role"] == "teacher", "test/teacher_agreement"] = np.nan
-    comparison = compare(predictions, metrics, PARAMS, RUN)
+    comparison = compare(predictions, metrics, PARAMS, RUN, num_training_examples=100)
     text = json.dumps(comparison, allow_nan=False)
     assert json.loads(text) == comparison
     assert comparison["arms"]["student_kd"]["accuracy"]["std"] is None
@@ -161,7 +164,7 @@ def test_another_level_is_named_beside_the_interval() -> None:
 def test_the_order_of_rows_does_not_matter() -> None:
     predictions, metrics = drawn(USUAL)
     once, again = (
-        compare(rows, metrics, PARAMS, RUN)
+        compare(rows, metrics, PARAMS, RUN, num_training_examples=100)
         for rows in (predictions, predictions.sample(frac=1, random_state=0))
     )
     assert once["gains"] == again["gains"]
@@ -227,10 +230,12 @@ def test_calibrated_nll_is_compared_in_pairs_where_both_are_calibrated() -> None
     assert gain["nll_calibrated"]["mean"] == pytest.approx(-10 / EXAMPLES / 2)
     predictions, metrics = drawn(USUAL)
     predictions.loc[predictions["role"] == "teacher", "nll_calibrated"] = np.nan
-    comparison = compare(predictions, metrics, PARAMS, RUN)
+    comparison = compare(predictions, metrics, PARAMS, RUN, num_training_examples=100)
     assert "nll_calibrated" not in comparison["teacher_gap"]
     assert comparison["gains"]["student_kd"]["nll_calibrated"] == gain["nll_calibrated"]
-    comparison = compare(predictions.drop(columns="nll_calibrated"), metrics, PARAMS, RUN)
+    comparison = compare(
+        predictions.drop(columns="nll_calibrated"), metrics, PARAMS, RUN, num_training_examples=100
+    )
     assert "nll_calibrated" not in comparison["gains"]["student_kd"]
 
 
@@ -252,7 +257,7 @@ def test_refuses_other_examples() -> None:
     gone = (predictions["role"] == "student_kd") & (predictions["replicate"] == 1)
     short = predictions[~(gone & (predictions["example_id"] == 3))]
     with pytest.raises(DataError, match="must be finite"):
-        compare(short, metrics, PARAMS, RUN)
+        compare(short, metrics, PARAMS, RUN, num_training_examples=100)
 
 
 def test_refuses_as_many_other_examples() -> None:
@@ -260,4 +265,17 @@ def test_refuses_as_many_other_examples() -> None:
     other = (predictions["role"] == "student_kd") & (predictions["example_id"] == 3)
     predictions.loc[other, "example_id"] = EXAMPLES
     with pytest.raises(DataError, match="must be finite"):
-        compare(predictions, metrics, PARAMS, RUN)
+        compare(predictions, metrics, PARAMS, RUN, num_training_examples=100)
+
+
+def test_runs_with_one_test_set_have_one_fingerprint_of_its_ids() -> None:
+    predictions, metrics = drawn(USUAL)
+
+    def fingerprint(rows: pd.DataFrame) -> str:
+        compared = compare(rows, metrics, PARAMS, RUN, num_training_examples=100)
+        return str(compared["method"]["test_ids_fingerprint"])
+
+    shuffled = predictions.sample(frac=1, random_state=0)
+    assert fingerprint(shuffled) == fingerprint(predictions)
+    moved = predictions.assign(example_id=predictions["example_id"] + 1)
+    assert fingerprint(moved) != fingerprint(predictions)

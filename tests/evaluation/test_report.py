@@ -250,7 +250,9 @@ def test_the_data_of_a_teacher_that_could_not_be_measured_are_unknown_too(result
     predictions, metrics = (
         table[table["role"] != "teacher"] for table in (result.predictions, result.metrics)
     )
-    comparison = compare(predictions, metrics, PARAMS, {"group": None, "env": None})
+    comparison = compare(
+        predictions, metrics, PARAMS, {"group": None, "env": None}, num_training_examples=100
+    )
     text = markdown_report(comparison)
     assert "that these test images are not among them cannot be verified" in text
     assert "logits were imported and do not cover the test set" in text

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from kd_pipeline.tracking.journal import Journal
-from kd_pipeline.tracking.runs import RunBook
+from kd_pipeline.tracking.runs import SOFT_TARGETS, RunBook
 from kd_pipeline.tracking.sender import Sender
 from kd_pipeline.tracking.settings import MLflowParams, Models
 from kd_pipeline.tracking.store import Store, locate_store, open_client
@@ -47,12 +47,14 @@ def begin_book(store: Store, tmp_path: Path) -> Iterator[Callable[..., RunBook]]
     """Makes run books as hooks do, one per "Kedro run", all on one experiment."""
     journals: list[Journal] = []
 
-    def begin(group: str, *, to: Store = store, models: Models = "best") -> RunBook:
+    def begin(
+        group: str, *, to: Store = store, models: Models = "best", stage: str = SOFT_TARGETS
+    ) -> RunBook:
         unsent = Unsent(tmp_path / f"unsent-{group}.jsonl", to)
         journal = Journal(Sender(to), unsent, max_wait_seconds=60)
         journals.append(journal)
         tags = {"kd.pipeline": "distill", "kd.group": group}
-        return RunBook(journal, tags, models=models)
+        return RunBook(journal, tags, models=models, stage=stage)
 
     yield begin
     for journal in journals:

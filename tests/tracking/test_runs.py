@@ -14,7 +14,7 @@ import pytest
 
 from kd_pipeline.events import EpochEnded, TrainingEnded, TrainingStarted, TrialEnded
 from kd_pipeline.tracking.operations import DatasetFacts
-from kd_pipeline.tracking.runs import RunBook, new_group
+from kd_pipeline.tracking.runs import RESPLITS, RunBook, new_group
 from kd_pipeline.tracking.sender import Sender
 from kd_pipeline.tracking.store import Store
 
@@ -301,3 +301,22 @@ def test_a_trial_of_a_sweep_is_a_flat_run_of_its_own(
     assert run.data.metrics == {"validation/accuracy": 0.75, "cost/train_seconds": 30.0}
     assert run.info.status == "FINISHED"
     assert run.info.end_time - run.info.start_time >= 29_000
+
+
+def test_the_combination_of_resplits_is_a_flat_run_of_its_own(
+    begin_book: BeginBook, fetch_runs: FetchRuns
+) -> None:
+    book = begin_book("monday", stage=RESPLITS)
+    gain = {key: value for key, value in GAIN.items() if key != "gap_recovered"}
+    groups = ["g1", "g2"]
+    book.log_resplits({"groups": groups, "gains": {"student_kd": gain}, "distilled": "student_kd"})
+    book.log_file("resplits.md", b"# Does distillation help under other splits too?")
+    book.end("FINISHED")
+    runs = fetch_runs()
+    assert set(runs) == {"resplits"}
+    run = runs["resplits"]
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["gain/accuracy_ci_low"] == 0.04
+    assert run.data.metrics["gain/p_value_holm"] == 0.03
+    assert run.data.tags["kd.compared_groups"] == "g1,g2"
+    assert run.data.tags["kd.role"] == "resplits"

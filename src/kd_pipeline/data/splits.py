@@ -94,6 +94,13 @@ def ids_with_role(splits: pd.DataFrame, role: str) -> NDArray[np.int64]:
     return np.sort(splits.loc[splits["role"] == role, "example_id"].to_numpy(np.int64))
 
 
+def count_training_examples(splits: pd.DataFrame) -> int:
+    """Number of examples that the teacher or the students may train on, labelled or not."""
+    return int(
+        splits.loc[splits["role"].isin(["teacher_train", "transfer"]), "example_id"].nunique()
+    )
+
+
 def student_rows(splits: pd.DataFrame) -> pd.DataFrame:
     """The rows open to students: example_id, ascending, use_label (in any role), in_transfer."""
     rows = splits[splits["for_student"]]

@@ -1,5 +1,6 @@
 """The comparison of all students as one JSON-able dict: the content of comparison.json."""
 
+import hashlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -35,10 +36,13 @@ def compare(
     metrics: pd.DataFrame,
     params: EvaluationParams,
     run_identity: Mapping[str, Any],
+    *,
+    num_training_examples: int,
 ) -> dict[str, Any]:
     """Measure every student against the baseline, and the distilled one against the controls.
 
-    `predictions` and `metrics` are those of `read_test_set`; `run_identity` has `group` and `env`.
+    `predictions` and `metrics` are those of `read_test_set`; `run_identity` has `group` and `env`;
+    `num_training_examples` goes into `method`, beside the size of the test set.
 
     Returns:
         `group`, `env`, `arms` (all students), `teacher`, `gains` (each compared student over the
@@ -81,6 +85,8 @@ def compare(
         "method": {
             **_method(baseline, params),
             "num_comparisons": len(others),
+            "num_training_examples": num_training_examples,
+            "test_ids_fingerprint": _ids_fingerprint(predictions),
             "num_classes": int(predictions[["label", "predicted"]].to_numpy().max()) + 1,
             "teacher_measured": gap is not None,
             "teacher_data_known": gap is not None and bool(first.loc[TEACHER, "data_known"]),
@@ -143,6 +149,12 @@ def _method(baseline: Cells, params: EvaluationParams) -> dict[str, Any]:
         "confidence_level": params.confidence_level,
         "power": POWER,
     }
+
+
+def _ids_fingerprint(predictions: pd.DataFrame) -> str:
+    """16 hex digits over the ids of the test examples: equal where runs share a test set."""
+    ids = np.unique(predictions["example_id"].to_numpy(np.int64))
+    return hashlib.sha256(ids.tobytes()).hexdigest()[:16]
 
 
 def _pair(

@@ -32,7 +32,7 @@ def markdown_report(comparison: _Json, *, about_labels: Sequence[str] = ()) -> s
         "# Did distillation help?",
         "\n\n".join(verdict(comparison)),
         "## Arms",
-        _markdown(tables.arms_rows(comparison)),
+        tables.markdown(tables.arms_rows(comparison)),
         "## Figures",
         "\n\n".join(f"![{title}]({file})" for title, file in _FIGURES.items()),
         *calibration_section(comparison),
@@ -50,7 +50,7 @@ def calibration_section(comparison: _Json) -> list[str]:
     return [
         "## Calibration",
         *calibration_answer(comparison),
-        _markdown(tables.calibration_rows(comparison)),
+        tables.markdown(tables.calibration_rows(comparison)),
     ]
 
 
@@ -63,7 +63,7 @@ def replicates_section(comparison: _Json) -> list[str]:
         f"Test images that only the arm classifies correctly / that only {label(BASELINE)} does, "
         "and the p-value of McNemar's exact test. It is of the two models of a replicate: it says "
         "nothing on other seeds, and is not adjusted for the number of tests.",
-        _markdown(tables.replicate_rows(comparison)),
+        tables.markdown(tables.replicate_rows(comparison)),
     ]
 
 
@@ -74,14 +74,8 @@ def cost_section(comparison: _Json) -> list[str]:
         "Seconds on the machines where each was made. `one student` is the mean of the replicates. "
         "Teacher and cache are paid once for any number of students. A dash is not on record, as "
         "for a given teacher.",
-        _markdown(tables.cost_rows(comparison)),
+        tables.markdown(tables.cost_rows(comparison)),
     ]
-
-
-def _markdown(rows: tables.Rows) -> str:
-    head, *others = rows
-    rule = ["---" if heading in tables.IN_WORDS else "---:" for heading in head]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *others])
 
 
 def method_lines(comparison: _Json) -> list[str]:

@@ -23,6 +23,13 @@ def table_rows(comparison: _Json, columns: Columns) -> Rows:
     return [list(columns), *([cell(role) for cell in columns.values()] for role in roles)]
 
 
+def markdown(rows: Rows) -> str:
+    """Rows as a table in Markdown."""
+    head, *others = rows
+    rule = ["---" if heading in IN_WORDS else "---:" for heading in head]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *others])
+
+
 def arms_rows(comparison: _Json) -> Rows:
     """The report's main table: metrics of each role, and each arm's gain in accuracy."""
     gained = partial(gain_column, comparison)

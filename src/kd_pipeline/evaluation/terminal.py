@@ -6,6 +6,7 @@ from typing import Any
 
 from kd_pipeline.evaluation import numbers, tables
 from kd_pipeline.evaluation.group_report import group_verdict
+from kd_pipeline.evaluation.resplit_report import gain_rows, resplit_verdict
 from kd_pipeline.evaluation.roles import label
 from kd_pipeline.evaluation.verdict import too_few_replicates, verdict
 
@@ -50,6 +51,13 @@ def groups_summary(compared: Mapping[str, Any], report_path: str | None) -> str:
     lines = [sentence.replace("**", "") for sentence in group_verdict(compared)]
     if report_path is not None:
         lines += ["", f"Report: {report_path}"]
+    return "\n".join(lines)
+
+
+def resplits_summary(combined: Mapping[str, Any], report_path: str) -> str:
+    """The combined gains as plain text, the answer in words, and the path of the report."""
+    answer = [sentence.replace("**", "") for sentence in resplit_verdict(combined)]
+    lines = [*_aligned(gain_rows(combined, "gains")), "", *answer, "", f"Report: {report_path}"]
     return "\n".join(lines)
 
 

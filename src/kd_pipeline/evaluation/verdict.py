@@ -50,12 +50,12 @@ def _answer(subject: str, reference: str, difference: _Json) -> str:
     return numbers.running_text(
         f"**{answer}**: {numbers.points(difference)} points of accuracy over {reference}, "
         f"{_interval(difference)}; better in {numbers.wins(difference)} replicates.",
-        _by_holm_alone(difference),
+        by_holm_alone(difference),
         numbers.detectable_points(difference),
     )
 
 
-def _by_holm_alone(difference: _Json) -> str:
+def by_holm_alone(difference: _Json) -> str:
     """Why a difference is not shown whose interval leaves out 0."""
     low, high = difference["ci95"]
     if numbers.shown_sign(difference) or low <= 0 <= high:

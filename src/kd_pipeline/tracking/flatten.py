@@ -119,7 +119,7 @@ def gain_metrics(comparison: Mapping[str, Any]) -> dict[str, float]:
             f"{prefix}/p_value_holm": gain["accuracy"]["p_value_holm"],
             f"{prefix}/smallest_detectable": gain["accuracy"]["smallest_detectable"],
             f"{prefix}/nll": gain["nll"]["mean"],
-            f"{prefix}/gap_recovered": gain["gap_recovered"],
+            f"{prefix}/gap_recovered": gain.get("gap_recovered"),
         }
         if "nll_calibrated" in gain:
             low, high = gain["nll_calibrated"]["ci95"]

@@ -36,6 +36,8 @@ MODEL_EXPORT = "model_export"
 """Role and key of the run that compares exported files made without a comparison of students."""
 SWEEP = "sweep"
 """Role and key of the run that holds the tables and figures of a sweep."""
+RESPLITS = "resplits"
+"""Role and key of the run that combines the comparisons of several splits."""
 _MAX_COMPARED = 50
 """Runs in a link: more make it too long for a line."""
 LATEST_VIEW = "latest"
@@ -51,7 +53,8 @@ class RunBook:
     """Turns the events and results of a Kedro run into operations on flat MLflow runs.
 
     There is one run per (role, replicate), with the key and name `<role>-<replicate>`, and one
-    named `comparison`; where nothing is compared, `soft_targets`, `model_export` or `sweep`. The
+    named `comparison`; where nothing is compared, `soft_targets`, `model_export`, `sweep` or
+    `resplits`. The
     key and name of a sweep's trial are `<role>-trial-<number>`.
     Runs of models trained earlier are found by `kd.role`, `kd.replicate` and `kd.checkpoint`.
     """
@@ -172,6 +175,12 @@ class RunBook:
         self._journal.put(Sender.log_params, COMPARISON, params=flat_params(settings))
         self._log(COMPARISON, gain_metrics(comparison) | cost_metrics(comparison))
         self.log_file(f"{COMPARISON}.json", json.dumps(comparison, indent=2).encode())
+
+    def log_resplits(self, combined: Mapping[str, Any]) -> None:
+        """Log gains that are combined over splits, as in resplits.json, named as a comparison's."""
+        tags = {"kd.compared_groups": ",".join(combined["groups"])}
+        self._journal.put(Sender.set_tags, self._page(), tags=tags)
+        self._log(self._page(), gain_metrics(combined))
 
     def log_predictions(self, predictions: "pd.DataFrame", test_fingerprint: str) -> None:
         """Log what a comparison with another group needs, where students are compared."""

@@ -29,7 +29,7 @@ RUN = {"group": "g", "env": "base"}
 
 
 def compared(given: dict[str, Any]) -> dict[str, Any]:
-    return compare_arms(*evaluate_models(**given), given["params"], RUN)
+    return compare_arms(*evaluate_models(**given), given["splits"], given["params"], RUN)
 
 
 def of_another_teacher(checkpoint: ModelCheckpoint, *teacher: str) -> ModelCheckpoint:
@@ -90,7 +90,7 @@ def test_imported_logits_without_the_test_set_leave_the_teacher_out_of_all_resul
     predictions, metrics = evaluate_models(**given)
     assert "do not cover the test set: it is not measured" in caplog.text
     assert set(metrics["role"]) == {"student_baseline", "student_kd"}
-    comparison = compare_arms(predictions, metrics, given["params"], RUN)
+    comparison = compare_arms(predictions, metrics, given["splits"], given["params"], RUN)
     json.dumps(comparison, allow_nan=False)
     assert comparison["teacher"] is None
     assert comparison["arms"]["student_kd"]["teacher_agreement"]["mean"] is None

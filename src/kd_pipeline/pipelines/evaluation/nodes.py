@@ -54,6 +54,7 @@ def evaluate_models(
 def compare_arms(
     predictions: DataFrame,
     metrics: DataFrame,
+    splits: DataFrame,
     params: EvaluationParams,
     run_identity: Mapping[str, str],
 ) -> dict[str, Any]:
@@ -61,9 +62,11 @@ def compare_arms(
 
     The result names the group and environment of this Kedro run, its `run_identity`.
     """
+    from kd_pipeline.data.splits import count_training_examples
     from kd_pipeline.evaluation.comparison import compare
 
-    return compare(predictions, metrics, params, run_identity)
+    count = count_training_examples(splits)
+    return compare(predictions, metrics, params, run_identity, num_training_examples=count)
 
 
 def draw_figures(

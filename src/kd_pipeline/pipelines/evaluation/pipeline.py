@@ -57,7 +57,12 @@ def _report() -> list[Node]:
     return [
         Node(
             func=compare_arms,
-            inputs={**_MEASURED, "params": "params:evaluation", "run_identity": "run_identity"},
+            inputs={
+                **_MEASURED,
+                "splits": "splits",
+                "params": "params:evaluation",
+                "run_identity": "run_identity",
+            },
             outputs="comparison",
             name="compare_arms",
         ),
