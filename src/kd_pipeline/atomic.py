@@ -66,6 +66,28 @@ def replace_file(path: str | Path) -> Iterator[Path]:
     _sync(path.parent)
 
 
+def put_file(path: str | Path, text: str) -> bool:
+    """Put a file where there is none: of processes that try at once, one does.
+
+    It appears whole and on disk or not at all.
+
+    Returns:
+        Whether it was put; a file that is there stays as it is.
+    """
+    path = Path(path).absolute()
+    temporary = path.parent / f".{path.name}{_NEW}{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        _sync(temporary)
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+    return True
+
+
 def move_folder(filled: str | Path, path: str | Path) -> None:
     """Move a filled folder to its place, whole or not at all.
 

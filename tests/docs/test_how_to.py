@@ -136,6 +136,8 @@ def test_every_block_is_of_a_kind_that_is_run() -> None:
         ("sh", "where: export"), ("python", "where: executorch"), ("sh", "where: served"),
         ("python", "file: src/my_package/losses.py"), ("yaml", "where: arm"),
         ("sh", "where: sweep"), ("yaml", "where: sweep"),
+        # By tests/end_to_end/test_label_in_shards.py.
+        ("sh", "where: torchrun"), ("sh", "where: batch"),
     }  # fmt: skip
     for page in sorted(PAGES.glob("*.md")):
         assert {(code.language, code.marker) for code in blocks(page.name)} <= known, page.name

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from kd_pipeline.errors import DataError, SettingsError
-from kd_pipeline.hooks.run_lock_hook import take_lock
+from kd_pipeline.locks import take_lock
 
 
 def test_one_group_is_refused_and_two_are_put_side_by_side(
@@ -16,7 +16,7 @@ def test_one_group_is_refused_and_two_are_put_side_by_side(
     )
     assert run_here(finished, ["evaluation"], tracked=True).error is None
     num_runs = len(fetch_runs(finished))
-    lock = take_lock(finished.data / ".run.lock")
+    lock = take_lock(finished.data / ".run.lock", busy="another run")
     assert lock is not None
     outcome = run_here(finished, ["compare_groups"], tracked=True)
     lock.release()

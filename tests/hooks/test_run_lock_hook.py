@@ -12,17 +12,19 @@ from typing import Any
 import pytest
 from kedro.framework.hooks import hook_impl
 from kedro.framework.hooks.manager import _create_hook_manager
+from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Node, Pipeline
 
 from kd_pipeline.errors import DataError
-from kd_pipeline.hooks.run_lock_hook import RunLockHook, take_lock
+from kd_pipeline.hooks.run_lock_hook import RunLockHook
+from kd_pipeline.locks import take_lock
 from kd_pipeline.pipeline_registry import register_pipelines
 
 HOLDS = """
 import sys
 from pathlib import Path
-from kd_pipeline.hooks.run_lock_hook import take_lock
-lock = take_lock(Path(sys.argv[1]))
+from kd_pipeline.locks import take_lock
+lock = take_lock(Path(sys.argv[1]), busy="another run", shard="".join(sys.argv[2:]))
 print("locked", flush=True)
 sys.stdin.read()
 """
@@ -75,6 +77,33 @@ def test_a_second_run_is_refused_and_told_which_one_runs(
         hooks_of(tmp_path).before_pipeline_run(**NOTHING)
 
 
+CACHING = register_pipelines()["soft_target_caching"]
+
+
+def catalog_of_shard(index: int, count: int) -> DataCatalog:
+    block = {"num_shards": count, "shard": index}
+    return DataCatalog({"params:soft_target_caching": MemoryDataset(block)})
+
+
+def test_shards_run_beside_each_other_and_beside_nothing_else(tmp_path: Path) -> None:
+    def begin(pipeline: Pipeline, catalog: object) -> None:
+        hooks_of(tmp_path).before_pipeline_run(run_params={}, pipeline=pipeline, catalog=catalog)
+
+    kept = [hooks_of(tmp_path) for _ in range(2)]
+    for index, hooks in enumerate(kept):
+        catalog = catalog_of_shard(index, 3)
+        hooks.before_pipeline_run(run_params={}, pipeline=CACHING, catalog=catalog)
+    for refused in (catalog_of_shard(1, 3), catalog_of_shard(2, 4), catalog_of_shard(0, 1)):
+        with pytest.raises(DataError, match=f"another run .*process {os.getpid()} on"):
+            begin(CACHING, refused)
+    with pytest.raises(DataError, match="another run"):
+        begin(WRITES, None)
+    begin(BESIDE, None)
+    for hooks in kept:
+        hooks.after_pipeline_run(run_params={}, run_result={}, pipeline=None, catalog=None)
+    begin(WRITES, None)
+
+
 def test_another_project_is_free(tmp_path: Path, other: subprocess.Popen[str]) -> None:
     hooks_of(tmp_path / "another").before_pipeline_run(**NOTHING)
 
@@ -94,7 +123,7 @@ def test_a_killed_run_leaves_no_lock(tmp_path: Path, other: subprocess.Popen[str
     hooks = hooks_of(tmp_path)
     hooks.before_pipeline_run(**NOTHING)
     with pytest.raises(DataError, match=f"process {os.getpid()} on"):
-        take_lock(tmp_path / "data/.run.lock")
+        take_lock(tmp_path / "data/.run.lock", busy="another run")
     hooks.after_pipeline_run(run_params={}, run_result={}, pipeline=None, catalog=None)
 
 

@@ -16,12 +16,14 @@ import torch
 from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.datasets.soft_targets import SoftTargetPartsDataset, SoftTargetsDataset
 from kd_pipeline.labelling.settings import SoftTargetCachingParams
-from kd_pipeline.labelling.soft_targets import label_transfer_set
+from kd_pipeline.labelling.soft_targets import label_shard, label_transfer_set
 from kd_pipeline.models.checkpoint import ModelCheckpoint
+from kd_pipeline.soft_targets.shards import Shard
 from kd_pipeline.soft_targets.store import check_store, read_soft_targets
 from kd_pipeline.views.settings import ViewsParams
 
 NUM_KILLS = 30
+NUM_SHARDS = 4
 CACHING = SoftTargetCachingParams(batch_size=4, device="cpu", rows_per_part=5)
 VIEWS = ViewsParams(seed=5, num_views=3, transforms=[{"name": "shift", "max_pixels": 2}])
 
@@ -37,22 +39,25 @@ class Caching:
     def __init__(self, folder: Path, teacher: list[ModelCheckpoint], data: LabelledImages) -> None:
         self.folder, self.teacher, self.data = folder, teacher, data
 
-    def run(self) -> None:
-        """Label two members' three views in shards of five rows, and put the store in place."""
+    def run(self, shard: Shard | None = None) -> None:
+        """Label two members' three views in parts of five rows, and put the store in place."""
         paths: dict[str, Any] = {
             "filepath": str(self.folder / ".interrupted/soft_targets"),
             "finished": {"filepath": str(self.folder / "soft_targets")},
         }
         parts = SoftTargetPartsDataset(**paths).load()
+        if shard is not None:
+            label_shard(shard, self.teacher, self.data, parts, CACHING, VIEWS)
+            return
         made = label_transfer_set(self.teacher, self.data, parts, CACHING, VIEWS)
         SoftTargetsDataset(**paths["finished"]).save(made)
 
-    def start(self) -> int:
+    def start(self, shard: Shard | None = None) -> int:
         """Run in a child, which shares nothing with its siblings; gives its id."""
         child = os.fork()
         if child == 0:
             try:
-                self.run()
+                self.run(shard)
                 os._exit(0)
             finally:  # A child must never come back into pytest.
                 os._exit(1)
@@ -103,3 +108,35 @@ def test_killed_at_thirty_random_instants_it_ends_with_the_same_manifest(
                 part.unlink()
         else:
             shutil.rmtree(caching.folder)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork: each start-up would take seconds")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.timeout(900)
+def test_four_shards_of_which_one_is_killed_and_run_again_end_with_the_same_manifest(
+    tmp_path: Path, teacher: list[ModelCheckpoint], data: LabelledImages
+) -> None:
+    torch.set_num_threads(1)
+    caching = Caching(tmp_path / "unbroken", teacher, data)
+    started = time.monotonic()
+    _, status = os.waitpid(caching.start(), 0)
+    whole = time.monotonic() - started
+    assert status == 0
+    expected, instants = caching.digest(), random.Random(0)
+    caching.folder = tmp_path / "shards"
+    kills = 0
+    while kills < NUM_KILLS:
+        shards = [Shard(index, NUM_SHARDS) for index in range(NUM_SHARDS)]
+        children = {caching.start(shard): shard for shard in shards}
+        victim = instants.choice(list(children))
+        time.sleep(instants.uniform(0, whole))
+        os.kill(victim, signal.SIGKILL)
+        statuses = {child: os.waitpid(child, 0)[1] for child in children}
+        assert {status for child, status in statuses.items() if child != victim} == {0}
+        if statuses[victim] == signal.SIGKILL:
+            kills += 1
+            _, status = os.waitpid(caching.start(children[victim]), 0)
+            assert status == 0
+        assert caching.digest() == expected
+        shutil.rmtree(caching.folder)

@@ -306,7 +306,8 @@ def test_a_second_run_at_once_is_refused_and_a_killed_one_is_not_waited_for(
         assert other.stdout is not None
         assert other.stdout.readline() == "under way\n"
         before = {path.name for path in labelling.staging.iterdir()}
-        message = rf"another run is caching into {labelling.target}; wait for it or stop it"
+        holder = rf"\(process {other.pid} on .*\)"
+        message = rf"is caching into {labelling.target} {holder}: wait for it or stop it"
         try:
             with pytest.raises(DataError, match=message):
                 labelling.run()

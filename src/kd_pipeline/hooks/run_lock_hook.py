@@ -1,19 +1,17 @@
 """One run at a time in a project: two would mix their artefacts and report them as one."""
 
-import json
-import os
-import socket
 from collections.abc import Generator
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
+from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
-from kd_pipeline.errors import DataError
+from kd_pipeline.hooks.shards import shard_of_run
+from kd_pipeline.locks import take_lock
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -42,15 +40,21 @@ class RunLockHook:
 
     # A wrapper runs before all other hooks, and after any of them has refused the run.
     @hook_impl(wrapper=True)
-    def before_pipeline_run(self, pipeline: Pipeline) -> Generator[None, object, object]:
+    def before_pipeline_run(
+        self, pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]
+    ) -> Generator[None, object, object]:
         """Refuse a run beside another one, unless it does not matter to either.
+
+        Shards of one labelling run beside each other and beside nothing else.
 
         Raises:
             DataError: Naming the process that runs, its host and its start.
+            ParameterError: If a run of other stages than labelling is to be a shard.
         """
         self._release()
         if not all(BESIDE_OTHERS in node.tags for node in pipeline.nodes):
-            self._lock = take_lock(self._file)
+            shard = shard_of_run(pipeline, catalog)
+            self._take("" if shard is None else shard.name)
         try:
             return (yield)
         except BaseException:
@@ -67,39 +71,12 @@ class RunLockHook:
         """Let others run."""
         self._release()
 
+    def _take(self, shard: str) -> None:
+        busy = f"another run writes to {self._file.parent}"
+        with suppress(OSError):  # GuardHook refuses a folder that cannot be written.
+            self._lock = take_lock(self._file, busy=busy, shard=shard)
+
     def _release(self) -> None:
         if self._lock is not None:
             self._lock.release()
         self._lock = None
-
-
-def take_lock(file: Path) -> "FileLock | None":
-    """Lock a file and write into it who holds it; None where no file can be written.
-
-    Raises:
-        DataError: If another process, or another run in this one, holds it.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(file, timeout=0, thread_local=False)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise DataError(
-            f"another run writes to {file.parent}{_holder(file)}: wait for it or stop it"
-        ) from error
-    except OSError:
-        return None  # GuardHook refuses a folder that cannot be written.
-    start = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    holder = {"pid": os.getpid(), "host": socket.gethostname(), "start": start}
-    file.write_text(json.dumps(holder), encoding="utf-8")
-    return lock
-
-
-def _holder(file: Path) -> str:
-    # It may not have been written yet.
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return f" (process {found['pid']} on {found['host']}, since {found['start']})"
-    return ""

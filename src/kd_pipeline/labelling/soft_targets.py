@@ -1,8 +1,10 @@
 """A teacher labels the transfer set: every member, every view, each cached apart."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +18,9 @@ from kd_pipeline.models.checkpoint import ModelCheckpoint
 from kd_pipeline.models.predict import resolve_device, resolve_precision
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.manifest import Manifest, Part, Provenance
-from kd_pipeline.soft_targets.parts_folder import PartsFolder
+from kd_pipeline.soft_targets.parts_folder import LogitsOf, PartsFolder
 from kd_pipeline.soft_targets.settings import Calibration
+from kd_pipeline.soft_targets.shards import Shard
 from kd_pipeline.soft_targets.store import SoftTargets, plan_store
 from kd_pipeline.views.settings import ViewsParams
 
@@ -44,39 +47,69 @@ def label_transfer_set(
             an example.
         ParameterError: If the encoding cannot hold so many classes or members.
     """
-    check_members(teacher, data)
-    if caching.top_k is not None and len(teacher) > 1:
-        rule = "be null for a teacher of several members: their best classes differ"
-        raise ParameterError("soft_target_caching.top_k", rule, caching.top_k)
-    ids = data.ids("transfer")
-    manifest = replace(_plan(teacher, data, ids, caching, views), calibration=calibration)
+    manifest = _plan(teacher, data, caching, views, calibration)
+    with _labelling(manifest.layout(), manifest, teacher, data, caching, views) as logits_of:
+        return parts.fill(manifest, data.ids("transfer"), logits_of)
+
+
+def label_shard(
+    shard: Shard,
+    teacher: Sequence[Member],
+    data: LabelledImages,
+    parts: PartsFolder,
+    caching: SoftTargetCachingParams,
+    views: ViewsParams,
+    calibration: Calibration | None = None,
+) -> None:
+    """As `label_transfer_set`, one shard's parts of the store; see `PartsFolder.fill_shard`."""
+    manifest = _plan(teacher, data, caching, views, calibration)
+    mine = shard.of(manifest.layout())
+    with _labelling(mine, manifest, teacher, data, caching, views) as logits_of:
+        parts.fill_shard(shard, manifest, data.ids("transfer"), logits_of)
+
+
+@contextmanager
+def _labelling(
+    layout: Sequence[Part],
+    manifest: Manifest,
+    teacher: Sequence[Member],
+    data: LabelledImages,
+    caching: SoftTargetCachingParams,
+    views: ViewsParams,
+) -> Iterator[LogitsOf]:
+    """Yield what computes a part's logits; progress counts the images of the layout's parts."""
+    ends = list(accumulate((part.num_rows for part in layout), initial=0))
+    rows_before = {part.file: end for part, end in zip(layout, ends, strict=False)}
 
     @lru_cache(maxsize=1)  # One model in memory at a time.
     def predictor_of(member: int) -> Predictor:
+        ids = data.ids("transfer")
         return open_predictor(teacher[member], data, ids, caching, policy=views.policy)
 
     def logits_of(part: Part, _example_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         rows, predictor = manifest.rows_of(part.shard), predictor_of(part.member)
-        views_before = part.member * manifest.provenance.num_views + part.view
-        done = views_before * manifest.num_examples + rows.start
-        with part_of(_DESCRIPTION, done=done, total=manifest.num_rows):
+        with part_of(_DESCRIPTION, done=rows_before[part.file], total=ends[-1]):
             return predictor.logits(rows, view=part.view, description=_DESCRIPTION).numpy()
 
-    soft_targets = parts.fill(manifest, ids, logits_of)
-    emit(Progress(_DESCRIPTION, manifest.num_rows, manifest.num_rows, "images"))
-    return soft_targets
+    yield logits_of
+    emit(Progress(_DESCRIPTION, ends[-1], ends[-1], "images"))
 
 
 def _plan(
     teacher: Sequence[Member],
     data: LabelledImages,
-    example_ids: NDArray[np.int64],
     caching: SoftTargetCachingParams,
     views: ViewsParams,
+    calibration: Calibration | None,
 ) -> Manifest:
+    """The store's manifest before a part is made, once the teacher is known to fit."""
+    check_members(teacher, data)
+    if caching.top_k is not None and len(teacher) > 1:
+        rule = "be null for a teacher of several members: their best classes differ"
+        raise ParameterError("soft_target_caching.top_k", rule, caching.top_k)
     device, at_hand = resolve_device(caching.device), data.provenance
-    return plan_store(
-        example_ids,
+    manifest = plan_store(
+        data.ids("transfer"),
         provenance=Provenance(
             class_names=data.images.class_names,
             teacher_fingerprints=tuple(member.fingerprint for member in teacher),
@@ -94,6 +127,7 @@ def _plan(
         },
         rows_per_part=caching.rows_per_part,
     )
+    return replace(manifest, calibration=calibration)
 
 
 def _label_smoothing(member: Member) -> float:

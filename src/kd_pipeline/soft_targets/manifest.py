@@ -140,12 +140,14 @@ class Manifest:
         """The file's text: JSON that ends with its own checksum."""
         return checked_dumps(self.as_dict(), indent=2) + "\n"
 
-    def differences_from(self, head: Mapping[str, Any]) -> list[str]:
+    def differences_from(
+        self, head: Mapping[str, Any], *, left: str = "part", right: str = "manifest"
+    ) -> list[str]:
         """How the head that is stored in a part differs from this manifest's, in words."""
         heads = (head, self.head())
         found, wanted = (_as_facts({**one.get("provenance", {}), **one}) for one in heads)
         del wanted["provenance"]
-        return differences(found, wanted, left="part", right="manifest")
+        return differences(found, wanted, left=left, right=right)
 
     @classmethod
     def from_text(cls, text: str) -> "Manifest":

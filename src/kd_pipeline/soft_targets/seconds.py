@@ -1,9 +1,11 @@
 """How long the parts of a cache took to make, in a file beside the store.
 
 It is not in the store: the same logits give the same bytes there, whatever they took. Seconds are
-kept by a part's SHA-256, so that a part that is reused keeps those of its making.
+kept by a part's SHA-256, so that a part that is reused keeps those of its making. Shards write a
+file each, and are read together.
 """
 
+import glob
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,37 +13,49 @@ from pathlib import Path
 from kd_pipeline.soft_targets.manifest import Part
 
 
-def add_seconds(store: Path, part: Part, seconds: float) -> None:
-    """Note what a part took."""
-    _write(store, _read(store) | {part.sha256: seconds})
+def add_seconds(store: Path, part: Part, seconds: float, shard: str = "") -> None:
+    """Note what a part took, in the file of its shard."""
+    file = _file(store, shard)
+    _write(file, _read(file) | {part.sha256: seconds})
 
 
 def keep_seconds(store: Path, parts: Iterable[Part]) -> None:
-    """Forget all parts but these."""
+    """Forget all parts but these, and bring them into one file."""
     digests = {part.sha256 for part in parts}
-    _write(store, {digest: s for digest, s in _read(store).items() if digest in digests})
+    _write(_file(store), {digest: s for digest, s in _read_all(store).items() if digest in digests})
+    for file in _files(store):
+        if file != _file(store):
+            file.unlink(missing_ok=True)
 
 
 def total_seconds(store: Path, parts: Sequence[Part]) -> float | None:
     """What these parts took together; None if that of any is not on record."""
-    known = _read(store)
+    known = _read_all(store)
     taken = [known[part.sha256] for part in parts if part.sha256 in known]
     return sum(taken) if len(taken) == len(parts) else None
 
 
-def _file(store: Path) -> Path:
-    return store.parent / f".{store.name}.seconds.json"
+def _file(store: Path, shard: str = "") -> Path:
+    return store.parent / f".{store.name}.seconds{'.' * bool(shard)}{shard}.json"
 
 
-def _read(store: Path) -> dict[str, float]:
+def _files(store: Path) -> list[Path]:
+    return sorted(store.parent.glob(f".{glob.escape(store.name)}.seconds*.json"))
+
+
+def _read_all(store: Path) -> dict[str, float]:
+    return {digest: s for file in _files(store) for digest, s in _read(file).items()}
+
+
+def _read(file: Path) -> dict[str, float]:
     """Seconds by SHA-256; none where the file is missing or half-written: no result rests on it."""
     try:
-        found = json.loads(_file(store).read_bytes())
+        found = json.loads(file.read_bytes())
         return {str(digest): float(seconds) for digest, seconds in found.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
-def _write(store: Path, seconds: Mapping[str, float]) -> None:
-    store.parent.mkdir(parents=True, exist_ok=True)
-    _file(store).write_text(json.dumps(seconds), encoding="utf-8")
+def _write(file: Path, seconds: Mapping[str, float]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(seconds), encoding="utf-8")

@@ -37,16 +37,24 @@ def cache_soft_targets(
     least accuracy is refused, and the temperature that fits it best is kept beside the logits.
     Where its logits were computed elsewhere there are no `checkpoints`, and
     `teacher` names the file. The store is made in `parts`, from what an interrupted run has left.
+
+    Raises:
+        SystemExit: With code 0, from a process that labels one shard: later nodes are for a run
+            of this stage without shards.
     """
     from kd_pipeline.data.dataset import LabelledImages
     from kd_pipeline.labelling.members import read_given_logits
-    from kd_pipeline.labelling.soft_targets import label_transfer_set
+    from kd_pipeline.labelling.shards import find_shard
+    from kd_pipeline.labelling.soft_targets import label_shard, label_transfer_set
     from kd_pipeline.labelling.validation import validate_teacher
 
     data = LabelledImages(images, examples, splits)
     members = checkpoints or read_given_logits(teacher.given_logits, data)
     validated = validate_teacher(members, data, caching, soft_target_params)
     calibration = None if validated is None else validated.calibration
+    if (shard := find_shard(caching)) is not None:
+        label_shard(shard, members, data, parts, caching, views, calibration)
+        raise SystemExit(0)
     return label_transfer_set(members, data, parts, caching, views, calibration)
 
 

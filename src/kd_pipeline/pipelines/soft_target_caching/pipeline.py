@@ -9,6 +9,7 @@ from kd_pipeline.pipelines.soft_target_caching.nodes import (
 )
 
 _TEACHER = "teacher"
+_IN_SHARDS = "in_shards"
 _SOFT_TARGETS = {
     "soft_targets": "soft_targets",
     "examples": "examples",
@@ -25,9 +26,11 @@ def create_pipeline(teacher: str = _TEACHER) -> Pipeline:
     """
     nodes = [_cache(), *_inspect()]
     if teacher == _TEACHER:
-        return Pipeline(nodes, inputs={"checkpoints": "teacher.checkpoints"})
+        inputs = {"checkpoints": "teacher.checkpoints"}
+        return Pipeline(nodes, inputs=inputs, tags=_IN_SHARDS)
     return Pipeline(
         nodes,
+        tags=_IN_SHARDS,
         namespace=teacher,
         inputs={"images", "examples", "splits"},
         parameters={
