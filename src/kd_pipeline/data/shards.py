@@ -72,7 +72,7 @@ def list_shards(
         source: Settings that name the shards and, where labels are numbers, the classes.
         read: Lists one shard.
         reader: Opens the image of a key.
-        label_setting: The setting that says where labels are, for errors.
+        label_setting: The setting that names where labels are, for errors.
         by_processes: Whether other processes may use the reader.
 
     Raises:

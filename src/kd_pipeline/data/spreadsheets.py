@@ -12,7 +12,7 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 def escape_formulas(table: pd.DataFrame) -> pd.DataFrame:
     """Put ' before every text, headings too, that a spreadsheet would take for a formula.
 
-    Class and file names come from whoever made the images. Numbers stay as they are.
+    Class and file names come with the images, from elsewhere. Numbers stay as they are.
     See "CSV injection", https://owasp.org/www-community/attacks/CSV_Injection.
     """
     return _change(table, lambda text: f"'{text}")

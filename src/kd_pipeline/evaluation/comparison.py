@@ -65,10 +65,6 @@ def compare(
         raise DataError(f"`predictions` must hold {BASELINE}, got {list(cells)}")
     baseline, gap = cells[BASELINE], _teacher_gap(cells, params)
     distilled = next((r for r in others if learnt_from[r] != LABELS and r != PSEUDO), None)
-    over = {}
-    if distilled is not None:
-        controls = [role for role in others if role != distilled]
-        over = {role: _pair(cells[distilled], cells[role], params) for role in controls}
     return {
         "group": run_identity["group"],
         "env": run_identity["env"],
@@ -77,7 +73,7 @@ def compare(
         "gains": _gains({role: cells[role] for role in others}, baseline, gap, params),
         "teacher_gap": gap,
         "distilled": distilled,
-        "distilled_over": over,
+        "distilled_over": _over_controls(cells, distilled, others, params),
         "learnt_from": learnt_from,
         "intermediate": intermediate,
         "models": {str(role): _model(row) for role, row in first.iterrows()},
@@ -92,6 +88,15 @@ def compare(
             "teacher_data_known": gap is not None and bool(first.loc[TEACHER, "data_known"]),
         },
     }
+
+
+def _over_controls(
+    cells: Mapping[str, Cells], distilled: str | None, others: list[str], params: EvaluationParams
+) -> dict[str, Pair]:
+    if distilled is None:
+        return {}
+    controls = [role for role in others if role != distilled]
+    return {role: _pair(cells[distilled], cells[role], params) for role in controls}
 
 
 def _cells(predictions: pd.DataFrame) -> dict[str, Cells]:

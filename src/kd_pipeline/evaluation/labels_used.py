@@ -1,4 +1,4 @@
-"""What the report has to say on labels: how many were used, and which contradict each other."""
+"""The lines on labels of the report: how many were used, and which contradict each other."""
 
 import pandas as pd
 

@@ -88,11 +88,8 @@ def train_students(
         },
     }
     caching = teacher.caching_seconds if teacher else 0.0
-    numbers = range(student.num_replicates)
-    seeds = (derive_seed(student.seed, "replicate", number) for number in numbers)
-    plans = [replace(plan, seed=own, replicate=number) for number, own in enumerate(seeds)]
     return train_each(
-        plans,
+        _replicates(plan, student),
         initial=initial,
         data=data,
         model=student.model,
@@ -124,6 +121,12 @@ def _plan(
         num_views=views.num_views,
         partners=transfer_partners(data, training) if views.policy.mixes else None,
     )
+
+
+def _replicates(plan: TrainingPlan, student: StudentParams) -> list[TrainingPlan]:
+    numbers = range(student.num_replicates)
+    seeds = (derive_seed(student.seed, "replicate", number) for number in numbers)
+    return [replace(plan, seed=own, replicate=number) for number, own in enumerate(seeds)]
 
 
 def _parameters(student: StudentParams, arm: ArmParams, views: ViewsParams) -> dict[str, Any]:
