@@ -225,7 +225,8 @@ class Usual:
 
         def loss(pixels: Tensor, logits: Tensor, _labels: Tensor) -> Tensor:
             with torch.no_grad():
-                return _kd_loss(logits, teacher(pixels))
+                targets = teacher(pixels)
+            return _kd_loss(logits, targets)
 
         self._train(loss)
 
