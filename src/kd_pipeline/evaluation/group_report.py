@@ -60,12 +60,11 @@ def _equal_arms(differences: Sequence[_Json]) -> list[str]:
 
 def _answer(one: _Json) -> str:
     difference, name = one["accuracy"], label(one["role"])
-    low, high = difference["ci95"]
     answer = {
         1: f"**{name} is better in {one['later']} than in {one['earlier']}**",
         -1: f"**{name} is worse in {one['later']} than in {one['earlier']}**",
         0: f"**No evidence that {name} differs** between {one['later']} and {one['earlier']}",
-    }[int(low > 0) - int(high < 0)]
+    }[numbers.shown_sign(difference)]
     return (
         f"{answer}: {numbers.points(difference)} points of accuracy, {numbers.level(difference)} "
         f"interval {numbers.points_interval(difference)}; NLL {numbers.nats(one['nll'])} nats, "
