@@ -11,6 +11,7 @@ import yaml
 from kd_pipeline.pipeline_registry import (
     BORN_AGAIN,
     DISTILL,
+    DISTILL_CONTROLS,
     DISTILL_LIVE,
     DISTILL_PAIR,
     TEACHER_ASSISTANT,
@@ -30,6 +31,7 @@ DOCUMENTS = [
 ]
 STUDENTS = {
     "distill": DISTILL,
+    "distill_controls": DISTILL_CONTROLS,
     "distill_pair": DISTILL_PAIR,
     "distill_live": DISTILL_LIVE,
     "teacher_assistant": TEACHER_ASSISTANT,

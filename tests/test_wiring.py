@@ -20,6 +20,7 @@ from kd_pipeline.errors import ParameterError
 from kd_pipeline.pipeline_registry import (
     BORN_AGAIN,
     DISTILL,
+    DISTILL_CONTROLS,
     DISTILL_LIVE,
     DISTILL_PAIR,
     TEACHER_ASSISTANT,
@@ -53,6 +54,7 @@ SWEEP |= {f"sweep_{what}_figure" for what in ("history", "importance", "slice")}
 
 STUDENTS: dict[str, tuple[Student, ...]] = {
     "distill": DISTILL,
+    "distill_controls": DISTILL_CONTROLS,
     "distill_pair": DISTILL_PAIR,
     "distill_live": DISTILL_LIVE,
     "teacher_assistant": TEACHER_ASSISTANT,
@@ -193,6 +195,7 @@ def test_every_student_takes_what_it_learns_from_and_its_teachers_files_only_liv
         cache = "soft_targets" if source == "teacher" else f"{source}.soft_targets"
         of_source = {"teacher.checkpoints"} if student.live else {cache, f"{source}.card"}
         taught = set() if source == "labels" else of_source
+        taught |= {"teacher.checkpoints"} if student.at_teacher_cost else set()
         assert inputs == {"images", "examples", "splits"} | taught
 
 

@@ -36,6 +36,12 @@ DISTILL = (
 )
 """The arms of `distill`: the distilled student, the baseline and the controls."""
 
+DISTILL_CONTROLS = (
+    *DISTILL,
+    Student("student_longer", learns_from="labels", at_teacher_cost=True),
+)
+"""The same with a baseline that is given what the teacher costs as further epochs."""
+
 DISTILL_LIVE = (
     Student("student_live", live=True),
     BASELINE,
@@ -68,6 +74,7 @@ def register_pipelines() -> dict[str, Pipeline]:
     """Map names to pipelines; `distill` is the whole run and the default."""
     experiments = {
         "distill": _experiment(DISTILL),
+        "distill_controls": _experiment(DISTILL_CONTROLS),
         "distill_pair": _experiment(DISTILL_PAIR),
         "distill_live": _experiment(DISTILL_LIVE),
         "teacher_assistant": _experiment(TEACHER_ASSISTANT),

@@ -41,6 +41,7 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "student_baseline": {"soft_weight": 0.0},
     "student_smoothed": {"soft_weight": 0.0, "label_smoothing": 0.1},
     "student_pseudo": {"soft_weight": 1.0, "soft_loss": "pseudo_label"},
+    "student_longer": {"soft_weight": 0.0},
     "student_live": {"soft_weight": 1.0},
     "assistant": {"soft_weight": 1.0, "num_replicates": 1},
     "student_assisted": {"soft_weight": 1.0},
@@ -200,6 +201,16 @@ def test_imported_logits_are_of_clean_images_and_cannot_teach_live() -> None:
     with pytest.raises(ParameterError, match=r"`views\.transforms` must be empty"):
         check("distill", teacher=LOGITS, views=flip)
     check("distill", teacher=LOGITS)
+
+
+@pytest.mark.parametrize("given", [*LOGITS["given"], {"kind": "onnx", "file": "net.onnx"}])
+def test_a_teacher_whose_cost_cannot_be_counted_gives_no_student_its_epochs(
+    given: dict[str, Any],
+) -> None:
+    teacher = {"given": [given]}
+    with pytest.raises(ParameterError, match=r"`teacher\.given\.kind` must be .* student_longer"):
+        check("distill_controls", teacher=teacher)
+    check("distill", teacher=teacher)
 
 
 def test_models_that_are_not_there_are_missed_before_anything_is_trained() -> None:

@@ -17,6 +17,7 @@ from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.settings import TransferSplitParams
 from kd_pipeline.data.splits import ids_with_role, split_examples
 from kd_pipeline.errors import DataError, ParameterError, StaleArtefactError
+from kd_pipeline.evaluation.freshness import check_paired
 from kd_pipeline.events import EpochEnded, Event, TrainingEnded, TrainingStarted, listening
 from kd_pipeline.models.architectures import build_network
 from kd_pipeline.models.checkpoint import ModelCheckpoint
@@ -63,6 +64,7 @@ def run(
     num_replicates: int = 2,
     teacher: CachedTeacher | None = None,
     quantisation: dict[str, Any] | None = None,
+    extra_epochs: int = 0,
     **changes: Any,
 ) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
     student = StudentParams(
@@ -80,6 +82,7 @@ def run(
         ViewsParams(),
         teacher=teacher or (None if soft_targets is None else taught_by(soft_targets)),
         states=StateFolder(folder),
+        extra_epochs=extra_epochs,
     )
 
 
@@ -113,6 +116,23 @@ def test_arms_share_weights_steps_seeds_and_views_by_construction(
             for name in ("seed", "steps_per_epoch", "training", "policy", "num_views"):
                 assert getattr(plan, name) == getattr(first, name)
     assert plans[0][0].seed != plans[1][0].seed
+
+
+def test_a_longer_control_differs_in_its_epochs_alone_and_is_compared(
+    data: LabelledImages, tmp_path: Path, plans: Any
+) -> None:
+    (usual, longer), histories = zip(
+        *(run(data, tmp_path, num_replicates=1, extra_epochs=extra) for extra in (0, 3)),
+        strict=True,
+    )
+    assert [len(history) for history in histories] == [2, 5]
+    (first, weights), (second, same_weights) = plans
+    assert all(torch.equal(weights[name], same_weights[name]) for name in weights)
+    assert first.training.model_copy(update={"num_epochs": 5}) == second.training
+    assert (first.seed, first.steps_per_epoch) == (second.seed, second.steps_per_epoch)
+    check_paired({"student_baseline": usual, "student_longer": longer})
+    assert longer[0].facts["extra_epochs"] == 3
+    assert longer[0].facts["parameters"]["training"]["num_epochs"] == 5
 
 
 def test_each_arm_learns_from_the_rows_it_may(

@@ -16,6 +16,7 @@ _KNOWN = {
     "student_live": ("distilled, live teacher", "#0072B2"),
     "student_assisted": ("distilled through an assistant", "#D55E00"),
     "student_smoothed": ("label smoothing", "#E69F00"),
+    "student_longer": ("hard labels at the teacher's cost", "#CC79A7"),
     PSEUDO: ("pseudo-labels", "#009E73"),
     "assistant": ("assistant", "#56B4E9"),
 }

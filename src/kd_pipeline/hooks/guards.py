@@ -29,6 +29,7 @@ Block = TypeVar("Block", bound=Params)
 
 _TEACHER = "teacher"
 _CHECKPOINTS = ".checkpoints"
+_CACHING = "params:soft_target_caching"
 _SEARCH = ".search"
 
 
@@ -43,6 +44,9 @@ class StudentNode:
     card: str | None
     """The card of the teacher that must have made them."""
     live: bool
+    """Whether the teacher labels beside it, as `soft_target_caching` says."""
+    counts_teacher: bool
+    """Whether it takes from the teacher only how much that computes."""
     teaches: bool
     """Whether another student may learn from it."""
 
@@ -66,7 +70,8 @@ def student_nodes(pipeline: Pipeline) -> list[StudentNode]:
                 name,
                 by_kind.get("soft_targets"),
                 by_kind.get("card"),
-                live="checkpoints" in by_kind,
+                live=_CACHING in node.inputs,
+                counts_teacher="checkpoints" in by_kind and _CACHING not in node.inputs,
                 teaches=f"{name}.card" in node.outputs,
             )
         )
@@ -101,6 +106,7 @@ def check_settings(pipeline: Pipeline, catalog: Catalog) -> None:
     makes_teacher = _TEACHER in {node.namespace for node in training_nodes(pipeline)}
     if makes_teacher or any(student.live for student in students):
         _check_given_logits(students, catalog)
+    _check_countable(students, catalog)
     if exports_models(pipeline, catalog):
         _check_export(pipeline, catalog)
 
@@ -129,10 +135,21 @@ def _check_export(pipeline: Pipeline, catalog: Catalog) -> None:
         raise ParameterError("model_export.source", rule, params.source.kind)
     measures_teacher = _TEACHER in params.models
     check_installed([*params.targets, *(TEACHER_TARGETS if measures_teacher else ())])
-    given = load_block(catalog, _TEACHER, TeacherParams).given
-    if measures_teacher and (unfit := [g.kind for g in given if g.kind in ("onnx", "logits")]):
+    if measures_teacher and (unfit := _without_network(catalog)):
         rule = "leave out a teacher that is a graph or logits, of which there is no network"
         raise ParameterError("model_export.models", rule, unfit[0])
+
+
+def _without_network(catalog: Catalog) -> list[str]:
+    given = load_block(catalog, _TEACHER, TeacherParams).given
+    return [one.kind for one in given if one.kind in ("onnx", "logits")]
+
+
+def _check_countable(students: list[StudentNode], catalog: Catalog) -> None:
+    counting = [student.name for student in students if student.counts_teacher]
+    if counting and (unfit := _without_network(catalog)):
+        rule = f"be of a network, whose cost gives {counting[0]} its number of epochs"
+        raise ParameterError("teacher.given.kind", rule, unfit[0])
 
 
 def _check_arm(student: StudentNode, arm: ArmParams) -> None:

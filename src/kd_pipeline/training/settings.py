@@ -152,6 +152,12 @@ class StudentParams(Params):
             own["pretrained"] = arm.pretrained
         return self.model_copy(update=own)
 
+    def longer(self, extra_epochs: int) -> "StudentParams":
+        """These settings with further epochs, over which the schedule extends."""
+        epochs = self.training.num_epochs + extra_epochs
+        training = self.training.model_copy(update={"num_epochs": epochs})
+        return self.model_copy(update={"training": training})
+
 
 OF_TEACHING_STUDENTS = ("model", "pretrained", "training", "num_replicates")
 """What only a student that teaches others may set in its own block."""

@@ -50,6 +50,7 @@ def train_students(
     teacher: Teacher | None,
     states: StateFolder,
     parameters: Mapping[str, Any] | None = None,
+    extra_epochs: int = 0,
 ) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
     """Train one arm's replicates.
 
@@ -57,7 +58,8 @@ def train_students(
     arms that learn from the same rows are shown the same batches.
 
     A killed run resumes from `states`. `parameters` are further settings to log and to keep with
-    the checkpoints; `teacher` is None for arms that learn from labels alone.
+    the checkpoints; `teacher` is None for arms that learn from labels alone; `extra_epochs` are
+    those of a control beyond what all arms share.
 
     Returns:
         One checkpoint per replicate, and the history: a row per replicate and epoch.
@@ -65,7 +67,8 @@ def train_students(
     Raises:
         ParameterError: If the arm asks for a teacher and has none.
     """
-    student = student.for_arm(arm)
+    shared = student.for_arm(arm)
+    student = shared.longer(extra_epochs)
     if teacher is not None:
         teacher.check(data, arm, views)
     elif arm.soft_weight > 0:
@@ -74,19 +77,21 @@ def train_students(
     plan = _plan(data, student, arm, views, teacher)
     ids = student_rows(data.splits)["example_id"].to_numpy()
     initial = initial_model(data, student.model, student.pretrained, ids)
-    facts = {
+    facts: dict[str, Any] = {
         "teacher": list(teacher.fingerprints) if teacher else [],
         "teacher_ensemble": _ensemble(teacher),
         "parameters": _parameters(student, arm, views) | dict(parameters or {}),
-        # Evaluation refuses to compare arms that differ in any of these.
+        # Evaluation refuses to compare arms that differ in any of these; `extra_epochs` is apart.
         "shared": {
             "seed": student.seed,
             "model": student.model.model_dump(mode="json"),
             **initial.provenance,
-            "training": student.training.model_dump(mode="json"),
+            "training": shared.training.model_dump(mode="json"),
             "views": _views(plan),
         },
     }
+    if extra_epochs:
+        facts["extra_epochs"] = extra_epochs
     caching = teacher.caching_seconds if teacher else 0.0
     return train_each(
         _replicates(plan, student),

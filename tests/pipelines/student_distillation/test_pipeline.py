@@ -64,6 +64,7 @@ def test_each_student_learns_from_the_cache_of_the_one_before(wired: Pipeline) -
             [Student("a", learns_from="labels", live=True)],
             r"`a\.learns_from` must be one of teacher",
         ),
+        ([Student("a", at_teacher_cost=True)], r"`a\.at_teacher_cost` must be of labels, got"),
         ([Student("a"), Student("a")], "`students` must have names of their own"),
         ([Student("teacher")], "`students` must have names of their own"),
     ],
@@ -105,6 +106,12 @@ def test_a_live_teacher_is_opened_and_not_cached() -> None:
     wired = create_pipeline([Student("student_live", live=True)])
     assert inputs_of(wired, "student_live", "checkpoints") == {"teacher.checkpoints"}
     assert not inputs_of(wired, "student_live", ".soft_targets", ".card")
+
+
+def test_of_a_teacher_whose_cost_is_spent_there_are_checkpoints_and_no_logits() -> None:
+    wired = create_pipeline([Student("longer", learns_from="labels", at_teacher_cost=True)])
+    assert inputs_of(wired, "longer", "checkpoints") == {"teacher.checkpoints"}
+    assert not inputs_of(wired, "longer", ".soft_targets", ".card")
 
 
 def test_students_share_all_settings_but_their_own_block(wired: Pipeline) -> None:

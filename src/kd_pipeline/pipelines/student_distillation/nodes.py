@@ -48,6 +48,31 @@ def train_on_labels(
     return _train(data, student, arm, views, training_states, soft_target_params)
 
 
+def train_at_teacher_cost(
+    images: ImageSet,
+    examples: DataFrame,
+    splits: DataFrame,
+    checkpoints: list[ModelCheckpoint],
+    training_states: StateFolder,
+    student: StudentParams,
+    arm: ArmParams,
+    views: ViewsParams,
+    soft_target_params: SoftTargetsParams,
+) -> tuple[list[ModelCheckpoint], DataFrame]:
+    """Train, as `train_on_labels`, for as many further epochs as the teacher costs.
+
+    Of the teacher, only what it computes is counted: its logits are never used.
+    """
+    from kd_pipeline.data.dataset import LabelledImages
+    from kd_pipeline.training.teacher_cost import epochs_of_teacher_cost
+
+    data = LabelledImages(images, examples, splits)
+    extra = epochs_of_teacher_cost(checkpoints, data, student, views)
+    return _train(
+        data, student, arm, views, training_states, soft_target_params, extra_epochs=extra
+    )
+
+
 def train_on_soft_targets(
     images: ImageSet,
     examples: DataFrame,
@@ -110,12 +135,20 @@ def _train(
     states: StateFolder,
     soft_target_params: SoftTargetsParams,
     teacher: "Teacher | None" = None,
+    extra_epochs: int = 0,
 ) -> tuple[list[ModelCheckpoint], DataFrame]:
     from kd_pipeline.training.students import train_students
 
     logged = {"soft_targets": soft_target_params.model_dump(mode="json")}
     return train_students(
-        data, student, arm, views, teacher=teacher, states=states, parameters=logged
+        data,
+        student,
+        arm,
+        views,
+        teacher=teacher,
+        states=states,
+        parameters=logged,
+        extra_epochs=extra_epochs,
     )
 
 

@@ -9,6 +9,7 @@ from kedro.pipeline import Node, Pipeline
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.pipelines.student_distillation.nodes import (
     make_trainer_of_teaching_student,
+    train_at_teacher_cost,
     train_on_labels,
     train_on_live_teacher,
     train_on_soft_targets,
@@ -34,6 +35,8 @@ class Student:
     """`labels` alone, the `teacher`, or another student by its name."""
     live: bool = False
     """Whether the teacher runs beside the student instead of being read from its cache."""
+    at_teacher_cost: bool = False
+    """Whether a student of `labels` trains for as many further epochs as the teacher costs."""
 
 
 def teaching_students(students: Sequence[Student]) -> list[str]:
@@ -53,6 +56,8 @@ def create_pipeline(students: Sequence[Student]) -> Pipeline:
         raise ParameterError("students", f"have names of their own, not {LABELS}, {TEACHER}", names)
     for one in students:
         sources = [TEACHER, *names] if one.live else [LABELS, TEACHER, *names]
+        if one.at_teacher_cost and one.learns_from != LABELS:
+            raise ParameterError(f"{one.name}.at_teacher_cost", "be of labels", one.learns_from)
         if one.learns_from not in sources:
             rule = f"be one of {', '.join(sources)}"
             raise ParameterError(f"{one.name}.learns_from", rule, one.learns_from)
@@ -66,7 +71,10 @@ def _wire(student: Student, *, teaches: bool) -> Pipeline:
     # The teacher's data keep their names; inside the namespace they have names of their own.
     taught: dict[str, tuple[str, str]] = {}
     extra: dict[str, str] = {}
-    if source == LABELS:
+    if source == LABELS and student.at_teacher_cost:
+        function = train_at_teacher_cost
+        taught = {"checkpoints": ("checkpoints_of_teacher", f"{TEACHER}.checkpoints")}
+    elif source == LABELS:
         function = train_on_labels
     elif student.live:
         function = train_on_live_teacher
