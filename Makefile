@@ -11,7 +11,7 @@ NUM ?= 5
 PACKAGE ?=
 RUN := $(BIN)/kedro run --pipelines=distill $(if $(ENVIRONMENT),--env=$(ENVIRONMENT))
 
-.PHONY: help distill resplits test test-long check format bench mutants ui serve viz clean-runs clean-environment
+.PHONY: help distill resplits test test-long check format bench results mutants ui serve viz clean-runs clean-environment
 
 help:  ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -50,6 +50,10 @@ format: $(STAMP)  ## Format the code with ruff
 
 bench: $(STAMP)  ## Measure the default run by stage, and training speed as ratios
 	$(BIN)/python -m bench
+
+results:  ## List the experiments in docs/experiments, and the commands that repeat them
+	@awk 'FNR == 1 { print "\n" substr($$0, 3) " (" FILENAME ")" } \
+		/^(kedro|python|make|[A-Z0-9_]+=|\.venv)/ { print "    " $$0 }' docs/experiments/[!R]*.md
 
 mutants: $(STAMP)  ## Print small mistakes in the code that no test finds; PACKAGE=losses tries one package
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mutants]'

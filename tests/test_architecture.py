@@ -10,6 +10,7 @@ import yaml
 
 from kd_pipeline.pipeline_registry import (
     BORN_AGAIN,
+    COMPARE_LOSSES,
     DISTILL,
     DISTILL_CONTROLS,
     DISTILL_LIVE,
@@ -32,6 +33,7 @@ DOCUMENTS = [
 STUDENTS = {
     "distill": DISTILL,
     "distill_controls": DISTILL_CONTROLS,
+    "compare_losses": COMPARE_LOSSES,
     "distill_pair": DISTILL_PAIR,
     "distill_live": DISTILL_LIVE,
     "teacher_assistant": TEACHER_ASSISTANT,
@@ -39,7 +41,7 @@ STUDENTS = {
 }
 WHOLE_RUNS = {"__default__", *STUDENTS}
 BESIDE_DISTILL = {"verify_soft_targets", "sweep", "compare_groups"}
-PLACEHOLDER = "<student>"
+PLACEHOLDERS = {"<student>": DISTILL, "<searched>": (*DISTILL, *COMPARE_LOSSES)}
 CONTRACTS: list[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text(ENCODING))[
     "tool"
 ]["importlinter"]["contracts"]
@@ -54,8 +56,10 @@ def table(heading: str) -> list[list[str]]:
 
 def names(cell: str) -> set[str]:
     """What stands in backticks, `<student>` written out for every student of `distill`."""
-    found = re.findall(r"`([^`]+)`", cell)
-    return {name.replace(PLACEHOLDER, one.name) for name in found for one in DISTILL}
+    found = set(re.findall(r"`([^`]+)`", cell))
+    for placeholder, students in PLACEHOLDERS.items():
+        found = {name.replace(placeholder, one.name) for name in found for one in students}
+    return found
 
 
 def test_the_layers_are_those_of_import_linter() -> None:

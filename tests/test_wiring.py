@@ -19,6 +19,7 @@ from kd_pipeline.config import Params
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.pipeline_registry import (
     BORN_AGAIN,
+    COMPARE_LOSSES,
     DISTILL,
     DISTILL_CONTROLS,
     DISTILL_LIVE,
@@ -55,6 +56,7 @@ SWEEP |= {f"sweep_{what}_figure" for what in ("history", "importance", "slice")}
 STUDENTS: dict[str, tuple[Student, ...]] = {
     "distill": DISTILL,
     "distill_controls": DISTILL_CONTROLS,
+    "compare_losses": COMPARE_LOSSES,
     "distill_pair": DISTILL_PAIR,
     "distill_live": DISTILL_LIVE,
     "teacher_assistant": TEACHER_ASSISTANT,
@@ -90,7 +92,7 @@ STAGES: dict[str, tuple[set[str], set[str]]] = {
     ),
     "sweep": (
         {"images", "examples", "splits", "soft_targets", "teacher.card"},
-        {f"{arm}.search" for arm in ARMS} | SWEEP,
+        {f"{arm.name}.search" for arm in (*DISTILL, *COMPARE_LOSSES)} | SWEEP,
     ),
     "compare_groups": (
         set(),

@@ -42,6 +42,22 @@ DISTILL_CONTROLS = (
 )
 """The same with a baseline that is given what the teacher costs as further epochs."""
 
+COMPARE_LOSSES = (
+    Student("student_kd"),
+    BASELINE,
+    Student("student_pseudo"),
+    Student("student_reverse_kl"),
+    Student("student_jensen_shannon"),
+    Student("student_logit_mse"),
+    Student("student_dkd"),
+    Student("student_nkd"),
+    Student("student_dist"),
+    Student("student_ttm"),
+    Student("student_wttm"),
+    Student("student_standardised"),
+)
+"""A student for each loss, at equal settings or, after a sweep, at equal tuning."""
+
 DISTILL_LIVE = (
     Student("student_live", live=True),
     BASELINE,
@@ -75,6 +91,7 @@ def register_pipelines() -> dict[str, Pipeline]:
     experiments = {
         "distill": _experiment(DISTILL),
         "distill_controls": _experiment(DISTILL_CONTROLS),
+        "compare_losses": _experiment(COMPARE_LOSSES),
         "distill_pair": _experiment(DISTILL_PAIR),
         "distill_live": _experiment(DISTILL_LIVE),
         "teacher_assistant": _experiment(TEACHER_ASSISTANT),
@@ -89,7 +106,9 @@ def register_pipelines() -> dict[str, Pipeline]:
         "evaluation": evaluation.create_pipeline(student.name for student in DISTILL),
         "model_export": model_export.create_pipeline(),
         "verify_soft_targets": verify_soft_targets.create_pipeline(),
-        "sweep": sweep.create_pipeline({one.name: one.learns_from == TEACHER for one in DISTILL}),
+        "sweep": sweep.create_pipeline(
+            {one.name: one.learns_from == TEACHER for one in (*DISTILL, *COMPARE_LOSSES)}
+        ),
         "compare_groups": compare_groups.create_pipeline(),
     }
     return {"__default__": experiments["distill"], **experiments, **stages}

@@ -168,7 +168,7 @@ def test_the_registry_lists_every_run_without_heavy_imports(finished_run: Any) -
     listed = finished_run.after("kedro registry list").stdout
     names = re.findall(r"^- (\S+)$", listed, flags=re.MULTILINE)
     assert names == [
-        "__default__", "born_again", "compare_groups", "data_ingest", "distill",
+        "__default__", "born_again", "compare_groups", "compare_losses", "data_ingest", "distill",
         "distill_controls", "distill_live", "distill_pair", "evaluation", "model_export",
         "soft_target_caching", "student_distillation", "sweep", "teacher_assistant",
         "teacher_training", "transfer_split", "verify_soft_targets",

@@ -27,10 +27,11 @@ from kd_pipeline.hooks.guards import (
 from kd_pipeline.labelling.members import identity_card
 from kd_pipeline.losses.distillation import SOFT_LOSSES
 from kd_pipeline.models.checkpoint import ModelCheckpoint
-from kd_pipeline.pipeline_registry import register_pipelines
+from kd_pipeline.pipeline_registry import COMPARE_LOSSES, register_pipelines
 
 TRAINING = {"num_epochs": 1, "device": "cpu"}
 BLOCKS: dict[str, dict[str, Any]] = {
+    **{one.name: {"soft_weight": float(one.learns_from == "teacher")} for one in COMPARE_LOSSES},
     "views": {},
     "model_export": {},
     "soft_targets": {},

@@ -8,7 +8,9 @@ import pytest
 from kd_pipeline.evaluation.roles import TEACHER, colours, label
 from kd_pipeline.pipeline_registry import (
     BORN_AGAIN,
+    COMPARE_LOSSES,
     DISTILL,
+    DISTILL_CONTROLS,
     DISTILL_LIVE,
     DISTILL_PAIR,
     TEACHER_ASSISTANT,
@@ -16,7 +18,15 @@ from kd_pipeline.pipeline_registry import (
 from kd_pipeline.pipelines.student_distillation import Student
 from kd_pipeline.tracking.chart_colours import GROUPED_BY, arm_tags, group_colour
 
-LISTS = [DISTILL, DISTILL_LIVE, DISTILL_PAIR, TEACHER_ASSISTANT, BORN_AGAIN]
+LISTS = [
+    DISTILL,
+    DISTILL_CONTROLS,
+    COMPARE_LOSSES,
+    DISTILL_LIVE,
+    DISTILL_PAIR,
+    TEACHER_ASSISTANT,
+    BORN_AGAIN,
+]
 
 
 def test_a_hash_by_hand() -> None:

@@ -8,7 +8,8 @@ PSEUDO = "student_pseudo"
 LABELS = "labels"
 """What a student without a teacher learns from."""
 
-# Words, and colours of Okabe & Ito 2008, which differ with any colour vision.
+# Words, and colours of Okabe & Ito 2008, which differ with any colour vision. For more than eight
+# roles, those of Tol's muted scheme.
 _KNOWN = {
     TEACHER: ("teacher", "#000000"),
     BASELINE: ("hard labels", "#7F7F7F"),
@@ -20,7 +21,9 @@ _KNOWN = {
     PSEUDO: ("pseudo-labels", "#009E73"),
     "assistant": ("assistant", "#56B4E9"),
 }
-_OTHER_COLOURS = ("#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
+_OKABE_ITO = ("#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
+_MUTED = ("#332288", "#117733", "#882255", "#999933", "#44AA99", "#AA4499")
+_OTHER_COLOURS = _OKABE_ITO + _MUTED
 
 
 def words(role: str) -> str:
