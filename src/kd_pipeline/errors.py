@@ -57,6 +57,10 @@ class TrackingStoreError(KdPipelineError):
     """MLflow's store cannot be used as it is."""
 
 
+class ProcessesError(KdPipelineError):
+    """The processes of one training are not alike, or one of them does not answer."""
+
+
 class TrainingDivergedError(KdPipelineError):
     """The training loss became NaN or infinite."""
 

@@ -1,5 +1,6 @@
 """What can be known to fail before anything trains, because models and arms are only built."""
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -13,12 +14,15 @@ from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.given import FetchedModel
 from kd_pipeline.models.predict import resolve_device
 from kd_pipeline.teacher_logits import TeacherLogits
+from kd_pipeline.training.distributed import Processes, check_own_device, has_batch_norm
 from kd_pipeline.training.initial import initial_model
 from kd_pipeline.training.optimisation import build_optimiser, build_schedule
 from kd_pipeline.training.quantisation import fake_quantise
 from kd_pipeline.training.rows import has_usable_labels
 from kd_pipeline.training.settings import ArmParams, StudentParams, TeacherParams, Training
 from kd_pipeline.training.teachers import adopt_given
+
+logger = logging.getLogger(__name__)
 
 
 def check_teacher(
@@ -49,6 +53,9 @@ def check_student(data: LabelledImages, student: StudentParams, *, block: str = 
         CheckpointError: If pretrained weights cannot be used.
     """
     try:
+        if student.quantisation is not None and _shares_batches(student.training):
+            rule = f"be null where {_SHARED}: each would measure other ranges"
+            raise ParameterError("quantisation", rule, student.quantisation.name)
         ids = data.ids("validation")
         classifier = initial_model(data, student.model, student.pretrained, ids)(0)
         _check_training(classifier, student.training, data)
@@ -56,6 +63,18 @@ def check_student(data: LabelledImages, student: StudentParams, *, block: str = 
             fake_quantise(classifier)
     except ParameterError as error:
         raise error.within(block) from error
+
+
+def check_shared_loss(student: StudentParams, arm: ArmParams, *, block: str) -> None:
+    """Refuse a loss over the batch where several processes have a slice of it each.
+
+    Raises:
+        ParameterError: With a name that begins with the block's.
+    """
+    compares = arm.soft_weight > 0 and arm.soft_loss.record.over_batch
+    if compares and _shares_batches(student.training):
+        rule = f"compare no examples of a batch where {_SHARED}"
+        raise ParameterError(f"{block}.soft_loss", rule, arm.soft_loss.name)
 
 
 def check_arm(data: LabelledImages, arm: ArmParams, *, block: str) -> None:
@@ -104,11 +123,38 @@ def try_soft_loss(objective: ObjectiveParams, *, num_classes: int) -> None:
 def _check_training(classifier: Classifier, training: Training, data: LabelledImages) -> None:
     _check_logits(classifier, data)
     try:
-        resolve_device(training.device)
+        device = resolve_device(training.device)
+        if Processes.joined().count > 1:
+            check_own_device(device)
+            _check_slices(classifier, training)
         optimiser = build_optimiser(classifier.parameters(), training.optimiser)
         build_schedule(optimiser, training.schedule, num_steps=training.num_epochs)
     except ParameterError as error:
         raise error.within("training") from error
+
+
+_SHARED = "several processes share a batch (`training.placement: data_parallel`)"
+
+
+def _shares_batches(training: Training) -> bool:
+    return Processes.joined().count > 1 and training.placement == "data_parallel"
+
+
+def _check_slices(classifier: Classifier, training: Training) -> None:
+    """Refuse slices that are too small; warn where what is trained depends on their number."""
+    if not _shares_batches(training):
+        return
+    processes, normalises = Processes.joined(), has_batch_norm(classifier)
+    least = processes.count * (2 if normalises else 1)
+    if training.batch_size < least:
+        rule = f"be at least {least} in {processes.count} processes"
+        raise ParameterError("batch_size", rule, training.batch_size)
+    if normalises and processes.is_first:
+        logger.warning(
+            "batch norm: each of %d processes normalises by its slice of a batch, and the running "
+            "statistics kept are those of process 0: weights will differ from those of one process",
+            processes.count,
+        )
 
 
 def _check_logits(classifier: Classifier, data: LabelledImages) -> None:

@@ -25,6 +25,7 @@ from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.predict import resolve_device, resolve_precision
 from kd_pipeline.models.state_folder import StateFolder
 from kd_pipeline.randomness import derive_seed, seeded
+from kd_pipeline.training.distributed import Processes
 from kd_pipeline.training.optimisation import build_optimiser, build_schedule, step_on_validation
 from kd_pipeline.training.rows import BatchOrder, Rows, measure_validation
 from kd_pipeline.training.settings import Training
@@ -32,6 +33,7 @@ from kd_pipeline.training.stacked import stack, unstack
 from kd_pipeline.training.teacher_sources import BatchLogits
 from kd_pipeline.views import DrawnViews, ViewPolicy, ViewRenderer
 
+ALONE = Processes()
 STEPS_PER_CHUNK = 64
 """Targets are gathered, metrics reduced and the loss checked once in so many steps."""
 
@@ -103,6 +105,7 @@ def train_together(
     *,
     states: StateFolder,
     key: str,
+    processes: Processes = ALONE,
 ) -> TrainingRecord:
     """Train classifiers of one architecture as one network, each as `train_classifier` would.
 
@@ -111,12 +114,14 @@ def train_together(
         plans: One per classifier; they differ in seed and number alone.
         states: Where the state is kept from which a killed run resumes.
         key: Names this training among the states.
+        processes: That train together, each on its slice of every batch; the first one keeps the
+            states and measures validation.
 
     Raises:
         TrainingDivergedError: If the loss of one becomes NaN or infinite.
     """
-    training, loop = plans[0].training, _Loop(classifiers, plans)
-    record = loop.resume(states.load(key))
+    training, loop = plans[0].training, _Loop(classifiers, plans, processes)
+    record = loop.resume(processes.from_first(lambda: states.load(key)))
     for past in record.history:
         _announce(past)
     while not _is_over(record, training):
@@ -124,7 +129,8 @@ def train_together(
         record.history += rows
         for row in rows:
             _announce(row)
-        if record.epoch % training.checkpoint_every == 0 or _is_over(record, training):
+        is_due = record.epoch % training.checkpoint_every == 0 or _is_over(record, training)
+        if is_due and processes.is_first:
             states.save(key, loop.state(record))
     loop.finish(record)
     return record
@@ -145,7 +151,12 @@ def _is_over(record: TrainingRecord, training: Training) -> bool:
 class _Loop:
     """One model, or several stacked, with its optimiser and its schedule on a device."""
 
-    def __init__(self, classifiers: Sequence[Classifier], plans: Sequence[TrainingPlan]) -> None:
+    def __init__(
+        self,
+        classifiers: Sequence[Classifier],
+        plans: Sequence[TrainingPlan],
+        processes: Processes,
+    ) -> None:
         # What they share is read from the first plan.
         self.classifiers, self.plans, self.plan = classifiers, plans, plans[0]
         plan, training = plans[0], plans[0].training
@@ -158,7 +169,9 @@ class _Loop:
             torch.autocast, self.device, torch.bfloat16, precision == "bfloat16"
         )
         self.frozen_norms = _frozen_norms(classifier)
-        classifier.to(self.device)
+        self.model = processes.parallel(classifier.to(self.device))
+        self.processes, self.slice = processes, processes.slice_of(training.batch_size)
+        self.share = (self.slice.stop - self.slice.start) / training.batch_size
         self.optimiser = build_optimiser(classifier.parameters(), training.optimiser)
         self.num_steps = training.num_epochs * plan.steps_per_epoch
         self.schedule = build_schedule(self.optimiser, training.schedule, num_steps=self.num_steps)
@@ -173,7 +186,9 @@ class _Loop:
         """Train one epoch and measure validation; returns the epoch's rows of the history."""
         plan, number = self.plan, record.epoch
         started = time.perf_counter()
-        with seeded(derive_seed(plan.seed, "dropout", number)):
+        # Processes have other examples, and draw other masks.
+        rank = () if self.processes.is_first else (self.processes.rank,)
+        with seeded(derive_seed(plan.seed, "dropout", number, *rank)):
             metrics = self._train(number)
         seconds = time.perf_counter() - started
         record.seconds += seconds
@@ -189,8 +204,8 @@ class _Loop:
     def _validate(self, record: TrainingRecord, metrics: Sequence[dict[str, float]]) -> None:
         self._unstack()
         for classifier, own in zip(self.classifiers, metrics, strict=True):
-            found = measure_validation(classifier, self.plan.validation, device=self.device)
-            own.update(found)
+            of_one = partial(measure_validation, classifier, self.plan.validation)
+            own.update(self.processes.from_first(partial(of_one, device=self.device)))
         # Never with several: neither goes with a stack.
         self._note_best(record, metrics[0])
         step_on_validation(self.schedule, metrics[0])
@@ -215,8 +230,10 @@ class _Loop:
             norm.eval()
         first, count = number * plan.steps_per_epoch, plan.steps_per_epoch
         steps = zip(*(order.steps(first, count) for order in self.orders), strict=True)
-        positions, passes = (torch.cat(parts, dim=1) for parts in steps)
-        meter = _Meter(number, plan.objective.label_smoothing, len(self.plans))
+        positions, passes = (
+            torch.cat([part[:, self.slice] for part in parts], dim=1) for parts in steps
+        )
+        meter = _Meter(self, number)
         for start in range(0, len(positions), STEPS_PER_CHUNK):
             chunk = slice(start, start + STEPS_PER_CHUNK)
             self._train_chunk(positions[chunk], passes[chunk], meter)
@@ -230,18 +247,20 @@ class _Loop:
         labels = self._labels(positions, drawn)
         teacher_logits = None if plan.teacher is None else plan.teacher.chunk(positions, passes)
         has = None if plan.rows.has_soft_target is None else plan.rows.has_soft_target[positions]
+        # The mean over processes of the weighed means of their slices is the mean of the batch.
+        weight = self.processes.count * self.share
         for step in range(len(positions)):
             pixels = drawn.render(step).contiguous(memory_format=self.classifier.layout)
             targets = None if teacher_logits is None else teacher_logits(step, pixels)
             with self.autocast():
-                logits = self.classifier(pixels)
+                logits = self.model(pixels)
             label = _map_labels(labels, operator.itemgetter(step))
             done = meter.epoch * plan.steps_per_epoch + meter.steps + step + 1
             soft = None if has is None else has[step]
             terms = self.objective(logits, label, targets, soft, progress=done / self.num_steps)
             self.optimiser.zero_grad(set_to_none=True)
             # Of several replicates, the gradients of the sum: each has a loss of its own.
-            terms.loss.backward(torch.ones_like(terms.loss))  # type: ignore[no-untyped-call]
+            terms.loss.backward(torch.full_like(terms.loss, weight))  # type: ignore[no-untyped-call]
             if training.max_gradient_norm is not None:
                 nn.utils.clip_grad_norm_(self.classifier.parameters(), training.max_gradient_norm)
             self.optimiser.step()
@@ -291,13 +310,14 @@ class _Loop:
 
 
 class _Meter:
-    """Sums over an epoch, per replicate."""
+    """Sums over an epoch, per replicate, of all processes."""
 
-    def __init__(self, epoch: int, label_smoothing: float, num_replicates: int) -> None:
-        self.epoch, self.label_smoothing = epoch, label_smoothing
+    def __init__(self, loop: _Loop, epoch: int) -> None:
+        self.epoch, self.label_smoothing = epoch, loop.plan.objective.label_smoothing
+        self.processes, self.share = loop.processes, loop.share
         self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
         self.steps = 0
-        self.sums = torch.zeros(num_replicates, 5, dtype=torch.float64)
+        self.sums = torch.zeros(len(loop.plans), 5, dtype=torch.float64)
 
     def add(self, terms: ObjectiveTerms, logits: Tensor) -> None:
         self.pending.append((terms.loss.detach(), terms.soft_loss, logits.detach()))
@@ -310,13 +330,13 @@ class _Meter:
         known = has_label(label)
         hard = hard_label_loss(score, label, label_smoothing=self.label_smoothing)
         dominant = label if isinstance(label, Tensor) else label.dominant()
-        sums = [torch.stack(losses), torch.stack(softs), hard]
+        sums = [torch.stack(losses) * self.share, torch.stack(softs) * self.share, hard]
         sums += [(score.argmax(dim=1) == dominant) & known, known]
         self.steps += len(losses)
         # Each [steps x replicates x (1 or batch)], as they were added.
         shape = (len(losses), len(self.sums), -1)
         added = [values.view(shape).sum(dim=(0, 2), dtype=torch.float64) for values in sums]
-        self.sums += torch.stack(added, dim=1).cpu()
+        self.sums += self.processes.total(torch.stack(added, dim=1).cpu())
         if not torch.isfinite(self.sums).all():
             raise TrainingDivergedError(
                 f"the training loss became {self.sums[:, 0].sum().item()} in epoch "

@@ -21,9 +21,11 @@ from kd_pipeline.models.checkpoint import (
     tensors_digest,
 )
 from kd_pipeline.models.classifier import Classifier
+from kd_pipeline.models.predict import resolve_device, resolve_precision
 from kd_pipeline.models.settings import Model
 from kd_pipeline.models.state_folder import StateFolder
 from kd_pipeline.randomness import derive_seed
+from kd_pipeline.training.distributed import Processes, has_batch_norm
 from kd_pipeline.training.engine import TrainingPlan, TrainingRecord, train_together
 from kd_pipeline.training.initial import initial_model
 from kd_pipeline.training.quantisation import fake_quantise, fine_tune, fine_tuning_plan
@@ -33,6 +35,7 @@ from kd_pipeline.training.settings import (
     ArmParams,
     Quantisation,
     StudentParams,
+    Training,
 )
 from kd_pipeline.training.stacked import why_alone
 from kd_pipeline.training.teacher_sources import Teacher
@@ -168,22 +171,47 @@ def train_each(
 ) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
     """Train one model per plan: an arm's replicates, or a teacher's members.
 
-    Small ones train stacked, as one network, others one after another. `initial` builds a model
-    from the seed of its weights; `facts` are what each checkpoint holds beside those of its
-    training, and `costs` beside those of its own; a killed run resumes from `states`, also while
-    it fine-tunes for `quantisation`.
+    Small ones train stacked, as one network, others one after another; where several processes
+    have joined, all of them train each model, or each of them trains other models, by `placement`.
+    `initial` builds a model from the seed of its weights; `facts` are what each checkpoint holds
+    beside those of its training, and `costs` beside those of its own; a killed run resumes from
+    `states`, also while it fine-tunes for `quantisation`.
 
     Returns:
         One checkpoint per plan, and the history: a row per model and epoch, those of fine-tuning
         after the others with columns of their own.
+
+    Raises:
+        ProcessesError: If other processes train on something else, or one is lost.
     """
     # Once for all: it takes seconds.
     simulation = None if quantisation is None else fake_quantise(initial(0))
-    trainer = _Trainer(initial, data, model, facts, states, quantisation, simulation, costs or {})
+    processes, together = Processes.joined(), plans[0].training.placement == "data_parallel"
+    sharing = processes if together else Processes()
+    fixed = (initial, data, model, facts, states, quantisation, simulation, costs or {}, sharing)
+    trainer = _Trainer(*fixed)
     groups = [plans] if _can_stack(plans, initial) else [[plan] for plan in plans]
-    models = [trained for group in groups for trained in trainer.train(group)]
+    with processes.naming_losses():
+        if processes.count > 1:
+            own_facts = _facts(plans[0], data, facts)
+            key = _training_key(initial(0), plans[0], own_facts, model)
+            processes.check_alike({_TRAINED: key, **_computed_with(plans[0].training)})
+        if together:
+            own = [one for group in groups for one in trainer.train(group)]
+            # Running statistics are the first process's everywhere, and so is the teacher's card.
+            models = processes.from_first(lambda: own)
+        else:
+            models = processes.spread(groups, trainer.train)
     history = [row for _, rows in models for row in rows]
     return [checkpoint for checkpoint, _ in models], pd.DataFrame(history)
+
+
+_TRAINED = "data, settings or initial weights"
+
+
+def _computed_with(training: Training) -> dict[str, str]:
+    device = resolve_device(training.device)
+    return {"device": device, "precision": resolve_precision(training.precision, device)}
 
 
 def _can_stack(plans: Sequence[TrainingPlan], initial: Callable[[int], Classifier]) -> bool:
@@ -216,6 +244,8 @@ class _Trainer:
     quantisation: Quantisation | None
     simulation: Classifier | None
     costs: Mapping[str, float]
+    processes: Processes
+    """That train each model together."""
 
     def train(self, plans: Sequence[TrainingPlan]) -> list[_Trained]:
         """Train one model, or several stacked."""
@@ -230,10 +260,28 @@ class _Trainer:
             # It rounds otherwise than each alone, and so is another training.
             key = tensors_digest({}, json.dumps({"stacked": keys}))
             facts = [{**own, "stacked_replicates": len(plans)} for own in facts]
-        record = train_together(classifiers, plans, states=self.states, key=key)
+        if self.processes.count > 1:
+            key, facts = self._divided(key, facts, classifiers[0])
+        record = train_together(
+            classifiers, plans, states=self.states, key=key, processes=self.processes
+        )
         own_record = replace(record, seconds=record.seconds / len(plans))
         each = zip(plans, classifiers, facts, keys, strict=True)
         return [self._finish(*of_one, own_record) for of_one in each]
+
+    def _divided(
+        self, key: str, facts: Sequence[dict[str, Any]], classifier: Classifier
+    ) -> tuple[str, list[dict[str, Any]]]:
+        """Key and facts of a training by several processes, whose sums are rounded otherwise."""
+        own = {"data_parallel": self.processes.count}
+        key = tensors_digest({}, json.dumps({**own, "of": key}))
+        divided = [{**one, **own} for one in facts]
+        if has_batch_norm(classifier):
+            # More than rounding: arms are compared only where all were trained so.
+            for one in divided:
+                if "shared" in one:
+                    one["shared"] = {**one["shared"], **own}
+        return key, divided
 
     @property
     def _chosen(self) -> dict[str, Any]:
