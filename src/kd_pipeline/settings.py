@@ -10,6 +10,7 @@ from kedro.config import OmegaConfigLoader
 from kd_pipeline.hooks import (
     GuardHook,
     MLflowHook,
+    ProcessesHook,
     ResumeHook,
     RunLockHook,
     TerminalHook,
@@ -59,7 +60,15 @@ def _lay_over(below: Any, above: Any) -> Any:
 
 
 # Kedro calls those that ask for no order of their own from the last to the first.
-HOOKS = (RunLockHook(), GuardHook(), TerminalHook(), MLflowHook(), ResumeHook(), ThreadsHook())
+HOOKS = (
+    RunLockHook(),
+    GuardHook(),
+    ProcessesHook(),
+    TerminalHook(),
+    MLflowHook(),
+    ResumeHook(),
+    ThreadsHook(),
+)
 
 CONFIG_LOADER_CLASS = LayeredConfigLoader
 CONFIG_LOADER_ARGS = {

@@ -138,6 +138,8 @@ def test_every_block_is_of_a_kind_that_is_run() -> None:
         ("sh", "where: sweep"), ("yaml", "where: sweep"),
         # By tests/end_to_end/test_label_in_shards.py.
         ("sh", "where: torchrun"), ("sh", "where: batch"),
+        # By tests/end_to_end/test_several_devices.py.
+        ("sh", "where: training"), ("sh", "where: replicas"),
     }  # fmt: skip
     for page in sorted(PAGES.glob("*.md")):
         assert {(code.language, code.marker) for code in blocks(page.name)} <= known, page.name

@@ -3,10 +3,13 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from kedro.io import DataCatalog
+from kedro.pipeline import Pipeline
 
 from kd_pipeline.datasets.training_states import TrainingStatesDataset
 from kd_pipeline.hooks.resume_hook import ResumeHook
+from kd_pipeline.pipeline_registry import register_pipelines
 
 TRAINS = SimpleNamespace(inputs=["images", "student_kd.training_states"])
 
@@ -16,10 +19,26 @@ def test_states_go_when_the_checkpoints_of_their_namespace_are_saved(tmp_path: P
     catalog = DataCatalog({entry: TrainingStatesDataset(filepath=str(tmp_path / "states"))})
     states = catalog.load(entry)
     hook = ResumeHook()
-    hook.before_pipeline_run(catalog)
+    hook.before_pipeline_run(Pipeline([]), catalog)
     states.save("key", {"epoch": 3})
     hook.after_dataset_saved("student_kd.history", TRAINS)
     hook.after_dataset_saved("student_pseudo.checkpoints", TRAINS)
     assert states.load("key") == {"epoch": 3}
     hook.after_dataset_saved("student_kd.checkpoints", TRAINS)
     assert states.load("key") is None
+
+
+def test_of_several_processes_the_first_removes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the others the checkpoints are in memory alone."""
+    entry = "student_kd.training_states"
+    catalog = DataCatalog({entry: TrainingStatesDataset(filepath=str(tmp_path / "states"))})
+    catalog.load(entry).save("key", {"epoch": 3})
+    hook, training = ResumeHook(), register_pipelines()["student_distillation"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        hook.before_pipeline_run(training, catalog)
+        hook.after_dataset_saved("student_kd.checkpoints", TRAINS)
+        assert (catalog.load(entry).load("key") is None) == (rank == "0")

@@ -104,6 +104,22 @@ def test_shards_run_beside_each_other_and_beside_nothing_else(tmp_path: Path) ->
     begin(WRITES, None)
 
 
+def test_processes_that_train_run_beside_each_other_and_beside_no_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = register_pipelines()["teacher_training"]
+    kept = [hooks_of(tmp_path) for _ in range(2)]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, hooks in enumerate(kept):
+        monkeypatch.setenv("RANK", str(rank))
+        hooks.before_pipeline_run(run_params={}, pipeline=training, catalog=None)
+    monkeypatch.delenv("WORLD_SIZE")
+    labels: dict[str, Any] = {"pipeline": CACHING, "catalog": catalog_of_shard(0, 2)}
+    for refused in (labels, {"pipeline": training, "catalog": None}):
+        with pytest.raises(DataError, match="another run"):
+            hooks_of(tmp_path).before_pipeline_run(run_params={}, **refused)
+
+
 def test_another_project_is_free(tmp_path: Path, other: subprocess.Popen[str]) -> None:
     hooks_of(tmp_path / "another").before_pipeline_run(**NOTHING)
 

@@ -4,7 +4,7 @@ import pytest
 from kedro.io import DataCatalog, MemoryDataset
 
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.hooks.shards import shard_of_run
+from kd_pipeline.hooks.shards import is_follower, lock_of_run, process_of_run, shard_of_run
 from kd_pipeline.pipeline_registry import register_pipelines
 from kd_pipeline.soft_targets.shards import Shard
 
@@ -41,3 +41,53 @@ def test_a_run_of_other_stages_or_of_two_teachers_is_refused() -> None:
         with pytest.raises(ParameterError, match=f"{rule} one teacher's .*, got 4"):
             shard_of_run(pipeline, catalog(num_shards=4, shard=1))
         assert shard_of_run(pipeline, catalog()) is None
+
+
+@pytest.fixture
+def second_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchrun sets the variables."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+
+@pytest.mark.usefixtures("second_of_two")
+def test_processes_of_torchrun_train_together() -> None:
+    training = (
+        PIPELINES["teacher_training"],
+        PIPELINES["student_distillation"],
+        PIPELINES["teacher_training"] + PIPELINES["student_distillation"],
+        PIPELINES["teacher_assistant"].only_nodes("assistant.train_student"),
+    )
+    for pipeline in training:
+        assert process_of_run(pipeline) == Shard(1, 2)
+        assert is_follower(pipeline)
+
+
+@pytest.mark.usefixtures("second_of_two")
+def test_shards_of_the_labelling_do_not() -> None:
+    assert process_of_run(PIPELINES["soft_target_caching"]) is None
+    assert not is_follower(PIPELINES["soft_target_caching"])
+
+
+@pytest.mark.usefixtures("second_of_two")
+def test_those_that_train_and_those_that_label_keep_each_other_out() -> None:
+    assert lock_of_run(PIPELINES["teacher_training"], catalog()) == "1-of-2-training"
+    assert lock_of_run(PIPELINES["soft_target_caching"], catalog()) == "1-of-2"
+
+
+@pytest.mark.usefixtures("second_of_two")
+@pytest.mark.parametrize("name", ["distill", "evaluation", "data_ingest"])
+def test_other_stages_are_refused_under_torchrun(name: str) -> None:
+    with pytest.raises(ParameterError, match=r"`WORLD_SIZE` must be 1 in a run of more than .* 2"):
+        process_of_run(PIPELINES[name])
+
+
+def test_one_process_trains_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert process_of_run(PIPELINES["distill"]) is None
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert process_of_run(PIPELINES["distill"]) is None
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not is_follower(PIPELINES["teacher_training"])

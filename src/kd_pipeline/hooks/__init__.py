@@ -2,6 +2,7 @@
 
 from kd_pipeline.hooks.guard_hook import GuardHook
 from kd_pipeline.hooks.mlflow_hook import MLflowHook
+from kd_pipeline.hooks.processes_hook import ProcessesHook
 from kd_pipeline.hooks.resume_hook import ResumeHook
 from kd_pipeline.hooks.run_lock_hook import RunLockHook
 from kd_pipeline.hooks.terminal_hook import TerminalHook
@@ -10,6 +11,7 @@ from kd_pipeline.hooks.threads_hook import ThreadsHook
 __all__ = [
     "GuardHook",
     "MLflowHook",
+    "ProcessesHook",
     "ResumeHook",
     "RunLockHook",
     "TerminalHook",

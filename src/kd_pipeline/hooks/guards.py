@@ -360,7 +360,7 @@ def _check_teacher(data: "LabelledImages", catalog: Catalog) -> None:
 
 
 def _check_students(data: "LabelledImages", names: list[str], catalog: Catalog) -> None:
-    from kd_pipeline.training.checks import check_arm, check_student
+    from kd_pipeline.training.checks import check_arm, check_shared_loss, check_student
 
     student = load_block(catalog, "student", StudentParams)
     check_student(data, student)
@@ -368,5 +368,6 @@ def _check_students(data: "LabelledImages", names: list[str], catalog: Catalog) 
     for name in names:
         arm = load_block(catalog, name, ArmParams)
         check_arm(data, arm, block=name)
+        check_shared_loss(student.for_arm(arm), arm, block=name)
         if arm.own_settings:
             check_student(data, student.for_arm(arm), block=name)

@@ -4,7 +4,10 @@ from typing import Any
 
 from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
+from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
+
+from kd_pipeline.hooks.shards import is_follower
 
 CHECKPOINTS = ".checkpoints"
 STATES = ".training_states"
@@ -22,9 +25,9 @@ class ResumeHook:
         self._catalog: CatalogProtocol[Any, Any] | None = None
 
     @hook_impl
-    def before_pipeline_run(self, catalog: CatalogProtocol[Any, Any]) -> None:
-        """Keep the catalog, which has the states."""
-        self._catalog = catalog
+    def before_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:
+        """Keep the catalog, which has the states; of several processes the first removes them."""
+        self._catalog = None if is_follower(pipeline) else catalog
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, node: Node) -> None:

@@ -10,7 +10,7 @@ from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
-from kd_pipeline.hooks.shards import shard_of_run
+from kd_pipeline.hooks.shards import lock_of_run
 from kd_pipeline.locks import take_lock
 
 if TYPE_CHECKING:
@@ -45,16 +45,16 @@ class RunLockHook:
     ) -> Generator[None, object, object]:
         """Refuse a run beside another one, unless it does not matter to either.
 
-        Shards of one labelling run beside each other and beside nothing else.
+        Shards of one labelling, and processes of one training, run beside each other and beside
+        nothing else.
 
         Raises:
             DataError: Naming the process that runs, its host and its start.
-            ParameterError: If a run of other stages than labelling is to be a shard.
+            ParameterError: If a run of other stages is to be one of several processes.
         """
         self._release()
         if not all(BESIDE_OTHERS in node.tags for node in pipeline.nodes):
-            shard = shard_of_run(pipeline, catalog)
-            self._take("" if shard is None else shard.name)
+            self._take(lock_of_run(pipeline, catalog))
         try:
             return (yield)
         except BaseException:

@@ -1,4 +1,4 @@
-"""Whether a run is one shard of the labelling."""
+"""Which of several processes a run is: one shard of the labelling, or one that trains."""
 
 from typing import Any
 
@@ -8,13 +8,14 @@ from kedro.pipeline import Pipeline
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.hooks.guards import load_block
 from kd_pipeline.labelling.settings import SoftTargetCachingParams
-from kd_pipeline.labelling.shards import find_shard
+from kd_pipeline.labelling.shards import WORLD_SIZE, find_shard, launched
 from kd_pipeline.soft_targets.shards import Shard
 
 IN_SHARDS = "in_shards"
 """Tag of the nodes that a run of shards may name: those that label, and those after them."""
 _PARTS = "soft_target_parts"
 _CACHING = "soft_target_caching"
+_CHECKPOINTS, _SWEEP = ".checkpoints", "params:sweep"
 
 
 def shard_of_run(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> Shard | None:
@@ -32,3 +33,39 @@ def shard_of_run(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> Shar
         rule = "be 1 in a run of more than one teacher's soft_target_caching"
         raise ParameterError(f"{_CACHING}.num_shards", rule, shard.count)
     return shard
+
+
+def process_of_run(pipeline: Pipeline) -> Shard | None:
+    """Which of torchrun's processes this is, in a run that trains; None where it is alone.
+
+    Raises:
+        ParameterError: If torchrun runs other stages, which each process would run too.
+    """
+    process = launched()
+    if process is None or process.count == 1:
+        return None
+    if all(IN_SHARDS in node.tags or _SWEEP in node.inputs for node in pipeline.nodes):
+        return None
+    if not all(any(o.endswith(_CHECKPOINTS) for o in node.outputs) for node in pipeline.nodes):
+        rule = "be 1 in a run of more than training (or labelling): `kedro run` runs the others"
+        raise ParameterError(WORLD_SIZE, rule, process.count)
+    return process
+
+
+def lock_of_run(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> str:
+    """Which lock keeps other runs out: `0-of-4` lets the other shards of this work in, "" no run.
+
+    Raises:
+        ParameterError: If the run may not be the one of several that it is to be.
+    """
+    if process := process_of_run(pipeline):
+        # Not the names of the labelling's shards, which write what those that train read.
+        return f"{process.name}-training"
+    shard = shard_of_run(pipeline, catalog)
+    return shard.name if shard else ""
+
+
+def is_follower(pipeline: Pipeline) -> bool:
+    """Whether this process only computes: the first of those that train reports and writes."""
+    process = process_of_run(pipeline)
+    return process is not None and process.index > 0

@@ -17,6 +17,7 @@ from kedro.pipeline.node import Node
 from kd_pipeline import events
 from kd_pipeline.hooks.error_display import show_errors_concisely
 from kd_pipeline.hooks.progress import Progress
+from kd_pipeline.hooks.shards import is_follower
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +60,12 @@ class TerminalHook:
 
     @hook_impl
     def before_pipeline_run(self, pipeline: Pipeline) -> None:
-        """Number the stages and subscribe to the events."""
+        """Number the stages and subscribe to the events; of several processes, in the first."""
         self._close()
         self._reset()
         self._numbers = {node.name: at for at, node in enumerate(pipeline.nodes, start=1)}
+        if is_follower(pipeline):
+            return
         self._open.enter_context(events.listening(self._show))
         if sys.stderr.isatty():
             from tqdm.contrib.logging import logging_redirect_tqdm

@@ -20,15 +20,20 @@ def find_shard(
         ParameterError: If the settings and torchrun's variables name different ones.
     """
     given = None if caching.shard is None else Shard(caching.shard, caching.num_shards)
-    launched = _launched(environment)
-    if given and launched and given != launched:
-        rule = f"be left out under torchrun or be its {RANK}, {launched.name}"
+    torchruns = launched(environment)
+    if given and torchruns and given != torchruns:
+        rule = f"be left out under torchrun or be its {RANK}, {torchruns.name}"
         raise ParameterError("soft_target_caching.shard", rule, given.name)
-    shard = given or launched
+    shard = given or torchruns
     return None if shard is None or shard.count == 1 else shard
 
 
-def _launched(environment: Mapping[str, str]) -> Shard | None:
+def launched(environment: Mapping[str, str] = os.environ) -> Shard | None:
+    """Which of the processes that torchrun has started this one is; None without torchrun.
+
+    Raises:
+        ParameterError: If its variables are no numbers of a process.
+    """
     if not (environment.get(RANK) and environment.get(WORLD_SIZE)):
         return None
     try:

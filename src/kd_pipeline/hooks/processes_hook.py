@@ -1,0 +1,78 @@
+"""A training in several processes, which torchrun starts: joined before anything is read."""
+
+import hashlib
+import json
+import logging
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from kedro.framework.hooks import hook_impl
+from kedro.io import CatalogProtocol, MemoryDataset
+from kedro.pipeline import Pipeline
+
+import kd_pipeline
+from kd_pipeline.hooks.shards import process_of_run
+
+_PARAMETERS = "params:"
+
+
+class ProcessesHook:
+    """Joins the processes of one training, and keeps all but the first from writing."""
+
+    def __init__(self) -> None:
+        """This process is alone."""
+        self._has_joined = False
+
+    # Before the checks, some of which read whole stores.
+    @hook_impl(tryfirst=True)
+    def before_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:
+        """Meet the others, if there are any; outputs stay in memory in all but the first.
+
+        Raises:
+            ProcessesError: If one does not come, or has other code or other settings.
+        """
+        process = process_of_run(pipeline)
+        if process is None:
+            return
+        from kd_pipeline.training.distributed import join
+
+        if process.index > 0:
+            # What is logged is the same in all, up to the end of the process; errors are not.
+            logging.disable(logging.WARNING)
+            for name in pipeline.all_outputs():
+                catalog[name] = MemoryDataset(copy_mode="assign")
+        facts = {"torch": version("torch"), **code_and_settings(pipeline, catalog)}
+        join(process.index, process.count, facts)
+        self._has_joined = True
+
+    @hook_impl(trylast=True)
+    def after_pipeline_run(self) -> None:
+        """Part from the others. After an error the end of the process does so."""
+        if not self._has_joined:
+            return
+        from kd_pipeline.training.distributed import leave
+
+        leave()
+        self._has_joined = False
+
+
+def code_and_settings(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> dict[str, str]:
+    """Digests of this package's source and of each block of parameters that a run reads."""
+    folder = Path(kd_pipeline.__file__).parent
+    sources = sorted(folder.rglob("*.py"))
+    code = hashlib.blake2b(digest_size=8)
+    for path in sources:
+        code.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes())
+    blocks = sorted(name for name in pipeline.inputs() if name.startswith(_PARAMETERS))
+    settings = {
+        name.removeprefix(_PARAMETERS): _digest(
+            json.dumps(catalog.load(name), sort_keys=True, default=str)
+        )
+        for name in blocks
+    }
+    return {"code": code.hexdigest(), **settings}
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
