@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from bench.timing import seconds
 from bench.training import SETTINGS, Shape, speed
 from kd_pipeline.checksums import file_checksum
+from kd_pipeline.memory import MemoryBudget
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.gathering import gather_targets
 from kd_pipeline.soft_targets.manifest import Provenance
@@ -86,4 +87,4 @@ def _checksum(shape: Shape, rounds: int) -> float:
 
 def _gather(folder: Path, ids: NDArray[np.int64]) -> None:
     cache, params = read_soft_targets(folder), SoftTargetsParams()
-    gather_targets(cache, ids, params, temperature=None, memory_budget_bytes=2**32)
+    gather_targets(cache, ids, params, temperature=None, budget=MemoryBudget(2**32))

@@ -14,6 +14,7 @@ from torch import Tensor
 from bench.timing import alternate, seconds
 from kd_pipeline.data.images import ImagePixels, ImageSet
 from kd_pipeline.losses.settings import ObjectiveParams
+from kd_pipeline.memory import MemoryBudget
 from kd_pipeline.models.checkpoint import build_untrained
 from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.predict import resolve_precision
@@ -81,7 +82,7 @@ def random_pixels(count: int, shape: Shape, device: str = "cpu") -> ImagePixels:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (count, *shape), generator=generator, dtype=torch.uint8)
     images = ImageSet(np.arange(count), pixels.numpy(), ("a", "b"))
-    return images.reader(images.example_ids, device=device, budget_bytes=pixels.nbytes)
+    return images.reader(images.example_ids, device=device, budget=MemoryBudget(pixels.nbytes))
 
 
 def plain_step(

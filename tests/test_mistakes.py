@@ -74,6 +74,7 @@ from kd_pipeline.labelling.settings import SoftTargetCachingParams
 from kd_pipeline.labelling.soft_targets import label_transfer_set
 from kd_pipeline.losses.objective import Objective
 from kd_pipeline.losses.settings import ObjectiveParams
+from kd_pipeline.memory import MemoryBudget
 from kd_pipeline.models.checkpoint import (
     ModelCheckpoint,
     build_classifier,
@@ -273,10 +274,12 @@ def test_class_ids_above_2048_survive(tmp_path: Path) -> None:
     assert made.example_ids.tolist() == ids.tolist()
     params = ObjectiveParams(soft_weight=1.0, soft_loss="pseudo_label")
     training = Training(num_epochs=1, device="cpu")
-    rows = arm_rows(data, params, training, has_teacher=True)
+    rows = arm_rows(data, params, training, MemoryBudget(2**30), has_teacher=True)
     assert rows.labels.dtype == torch.int64
     assert rows.labels.tolist() == [2049, 2050]
-    source = CachedTeacher(made, SoftTargetsParams(), ["t"]).open(rows, params, training)
+    source = CachedTeacher(made, SoftTargetsParams(), ["t"]).open(
+        rows, params, training, MemoryBudget(2**30)
+    )
     first_step = source.chunk(torch.arange(2)[None], torch.zeros(1, 2, dtype=torch.int64))
     right = torch.zeros(2, num_classes)
     right[[0, 1], [2049, 2047]] = 50

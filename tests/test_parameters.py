@@ -109,7 +109,6 @@ def test_an_unknown_key_is_refused_by_name(block: str, kinds: Kinds, base: dict[
         ("data_ingest.max_rejected_share", 1.5),
         ("data_ingest.max_rejected_share", -0.1),
         ("data_ingest.max_pixels_per_image", 0),
-        ("data_ingest.memory_budget_mb", 0),
         ("transfer_split.seed", -1),
         ("transfer_split.seed", 0.5),
         ("transfer_split.test_fraction", 0.0),

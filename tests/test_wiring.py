@@ -129,6 +129,7 @@ def everything(pipelines: dict[str, Pipeline]) -> Pipeline:
 def data_of(names: set[str]) -> set[str]:
     """Data sets that cross between nodes: no parameters, resumed work, or facts of the run."""
     others = (".training_states", "soft_target_parts", "tracking_store", "run_identity")
+    others += ("memory_budget",)
     others += ("trained_models", "export_folder", "trial_folder", "presets")  # Folders.
     others += ("parameters",)
     return {n for n in names if not n.startswith("params:") and not n.endswith(others)}

@@ -9,6 +9,7 @@ from kedro.config import OmegaConfigLoader
 
 from kd_pipeline.hooks import (
     GuardHook,
+    MemoryHook,
     MLflowHook,
     ProcessesHook,
     ResumeHook,
@@ -68,6 +69,7 @@ HOOKS = (
     MLflowHook(),
     ResumeHook(),
     ThreadsHook(),
+    MemoryHook(),
 )
 
 CONFIG_LOADER_CLASS = LayeredConfigLoader

@@ -17,16 +17,19 @@ from kd_pipeline.data.settings import DataIngestParams, ImageFolderSource
 from kd_pipeline.data.sources_image_folder import list_image_folder
 from kd_pipeline.errors import DataError
 from kd_pipeline.events import Event, Progress, listening
+from kd_pipeline.memory import MemoryBudget
+
+PLENTY = MemoryBudget(2**30)
 
 
 def listed(root: Path) -> ImageListing:
     return list_image_folder(ImageFolderSource(kind="image_folder", root=str(root)))
 
 
-def decode(root: Path, **changes: Any) -> DecodedImages:
+def decode(root: Path, budget: MemoryBudget = PLENTY, **changes: Any) -> DecodedImages:
     source = ImageFolderSource(kind="image_folder", root=str(root))
     params = DataIngestParams(source=source, **{"max_pixels_per_image": 10_000, **changes})
-    return decode_images(listed(root), params)
+    return decode_images(listed(root), params, budget)
 
 
 def reasons_by_source(root: Path, decoded: DecodedImages) -> dict[str, str]:
@@ -79,7 +82,7 @@ def test_above_the_budget_pixels_go_to_disk(
     for seed in range(6):
         write_image(f"images/{'ab'[seed % 2]}/{seed}.png", seed=seed, size=(300, 300))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    on_disk = decode(tmp_path / "images", max_pixels_per_image=10**6, memory_budget_mb=1)
+    on_disk = decode(tmp_path / "images", budget=MemoryBudget(2**20), max_pixels_per_image=10**6)
     assert isinstance(on_disk.pixels, np.memmap)
     in_memory = decode(tmp_path / "images", max_pixels_per_image=10**6)
     np.testing.assert_array_equal(on_disk.pixels, in_memory.pixels)
@@ -136,7 +139,7 @@ def test_an_error_of_any_kind_rejects_its_file_alone(
 
     source = ImageFolderSource(kind="image_folder", root=str(tmp_path))
     broken = dataclasses.replace(listing, reader=reader, by_processes=False)
-    decoded = decode_images(broken, DataIngestParams(source=source))
+    decoded = decode_images(broken, DataIngestParams(source=source), PLENTY)
     (position,) = decoded.reasons
     assert listing.sources[position] == "cat/1.png"
     assert type(error).__name__ in decoded.reasons[position]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.errors import DataError
+from kd_pipeline.memory import MemoryBudget
 
 
 def make(ids: list[int], *, names: tuple[str, ...] = ("a", "b")) -> ImageSet:
@@ -61,7 +62,7 @@ def test_a_reader_gives_the_same_from_memory_and_from_the_array(
     budget: int, is_loaded: bool
 ) -> None:
     images = make([3, 5, 9, 12])
-    pixels = images.reader([5, 9, 12], device="cpu", budget_bytes=budget)
+    pixels = images.reader([5, 9, 12], device="cpu", budget=MemoryBudget(budget))
     assert (pixels.loaded is not None) == is_loaded
     assert pixels.example_ids.tolist() == [5, 9, 12]
     assert pixels.image_size == (2, 2)

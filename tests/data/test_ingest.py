@@ -23,12 +23,15 @@ from kd_pipeline.data.settings import (
     TorchvisionSource,
 )
 from kd_pipeline.errors import DataError
+from kd_pipeline.memory import MemoryBudget
 
 Make = Callable[..., None]
 
 
-def ingest_from(source: Params, **changes: Any) -> IngestedImages:
-    return ingest_images(DataIngestParams.model_validate({"source": source, **changes}))
+def ingest_from(
+    source: Params, budget: MemoryBudget | None = None, **changes: Any
+) -> IngestedImages:
+    return ingest_images(DataIngestParams.model_validate({"source": source, **changes}), budget)
 
 
 def from_folder(root: Path, **changes: Any) -> IngestedImages:
@@ -74,7 +77,7 @@ def test_above_the_budget_the_same_comes_from_disk(
         write_image(f"i/{'ab'[seed % 2]}/{seed}.png", seed=seed, size=(300, 300))
     (tmp_path / "i" / "a" / "bad.png").write_text("no image")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    on_disk = from_folder(tmp_path / "i", memory_budget_mb=1)
+    on_disk = from_folder(tmp_path / "i", budget=MemoryBudget(2**20))
     in_memory = from_folder(tmp_path / "i")
     assert isinstance(on_disk.images.pixels, np.memmap)
     assert on_disk.images.fingerprint == in_memory.images.fingerprint

@@ -324,6 +324,16 @@ def test_the_fingerprint_is_that_of_the_caches_on_disk() -> None:
     assert split_fingerprint(splits) == digest.hexdigest()[:16]
 
 
+def test_the_fingerprint_of_a_long_table_is_that_of_its_whole_columns() -> None:
+    ids = np.arange(70_000) * 7
+    splits = pd.DataFrame(
+        {"example_id": ids, "role": "transfer", "use_label": ids % 2 == 0, "for_student": True}
+    )
+    columns = [ids, ["transfer"] * len(ids), (ids % 2 == 0).astype(int), [1] * len(ids)]
+    text = "".join("\n".join(map(str, column)) for column in columns)
+    assert split_fingerprint(splits) == hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def test_the_validator_finds_held_out_rows_open_to_students() -> None:
     splits = split(table())
     splits.loc[splits["role"] == "test", "for_student"] = True

@@ -12,6 +12,7 @@ from kd_pipeline.checksums import file_checksum
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.pixel_store import allocate_pixels, keep_rows
 from kd_pipeline.datasets.images import ImageSetDataset
+from kd_pipeline.memory import MemoryBudget
 
 
 def images(num: int = 5, side: int = 4) -> ImageSet:
@@ -51,7 +52,7 @@ def test_a_scratch_file_is_moved_not_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    pixels = allocate_pixels((2, 3, 512, 512), memory_budget_mb=1)
+    pixels = allocate_pixels((2, 3, 512, 512), MemoryBudget(2**20))
     pixels[:] = 7
     scratch = next(tmp_path.glob("*.npy"))
     inode = scratch.stat().st_ino
@@ -68,7 +69,7 @@ def test_what_is_left_of_a_scratch_file_is_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    pixels = allocate_pixels((4, 3, 512, 512), memory_budget_mb=1)
+    pixels = allocate_pixels((4, 3, 512, 512), MemoryBudget(2**20))
     pixels[:] = np.arange(4, dtype=np.uint8)[:, None, None, None]
     fewer = keep_rows(pixels, np.array([False, True, False, True]))
     dataset = ImageSetDataset(filepath=str(tmp_path / "images"))

@@ -19,6 +19,7 @@ from kd_pipeline.evaluation.soft_target_figures import (
     grid_figure,
     render_picks,
 )
+from kd_pipeline.memory import MemoryBudget
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.inspection import (
     Sample,
@@ -60,7 +61,7 @@ def make(images: ImageSet, tmp_path: Path) -> Make:
         made = write_soft_targets(
             tmp_path / "store", list(logits), ids, provenance=provenance, encoding=encoding
         )
-        return sample(made, SoftTargetsParams())
+        return sample(made, SoftTargetsParams(), MemoryBudget(2**30))
 
     return make
 

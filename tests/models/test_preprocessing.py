@@ -6,7 +6,11 @@ import torch
 
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.models.classifier import Classifier
-from kd_pipeline.models.preprocessing import Preprocessing, measure_preprocessing
+from kd_pipeline.models.preprocessing import (
+    Preprocessing,
+    measure_batches,
+    measure_preprocessing,
+)
 
 PIXELS = torch.randint(
     0, 256, (9, 2, 5, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
@@ -19,6 +23,10 @@ def test_statistics_are_numpys() -> None:
     np.testing.assert_allclose(measured.mean, as_floats.mean(axis=(0, 2, 3)))
     np.testing.assert_allclose(measured.std, as_floats.std(axis=(0, 2, 3)))
     assert measured.shape == (2, 5, 4)
+
+
+def test_batches_are_measured_as_all_images_at_once() -> None:
+    assert measure_batches(PIXELS.split(4)) == measure_preprocessing(PIXELS)
 
 
 def test_a_constant_channel_is_not_divided_by_zero() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from kd_pipeline.errors import DataError, ParameterError
+from kd_pipeline.memory import MemoryBudget
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.ensemble import average_logits
 from kd_pipeline.soft_targets.gathering import gather_targets
@@ -39,7 +40,7 @@ def gather(
         ids,
         average or SoftTargetsParams(),
         temperature=temperature,
-        memory_budget_bytes=budget,
+        budget=MemoryBudget(budget),
     )
 
 
@@ -171,6 +172,7 @@ import sys
 from pathlib import Path
 import numpy as np
 import pyarrow as pa
+from kd_pipeline.memory import MemoryBudget
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.gathering import gather_targets
 from kd_pipeline.soft_targets.manifest import Part, Provenance
@@ -207,7 +209,7 @@ def label(part, ids):
 writing, store = peak_anonymous_kib(lambda: PartsFolder(folder).fill(manifest, ids, label))
 def gather():
     return gather_targets(
-        store, ids, SoftTargetsParams(), temperature=1.0, memory_budget_bytes=2**20
+        store, ids, SoftTargetsParams(), temperature=1.0, budget=MemoryBudget(2**20)
     )
 gathering, _ = peak_anonymous_kib(gather)
 print(writing, gathering)

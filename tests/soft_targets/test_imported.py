@@ -59,6 +59,13 @@ def test_a_parquet_with_a_list_per_row(tmp_path: Path, kind: pa.DataType) -> Non
     np.testing.assert_array_equal(found.logits, logits[[1, 2, 0]])
 
 
+def test_a_parquet_with_lists_of_unequal_length_is_refused(tmp_path: Path) -> None:
+    rows = pa.array([[1.0, 2.0], [1.0], [3.0, 4.0]])
+    pq.write_table(pa.table({"example_id": IDS, "logits": rows}), tmp_path / "l.parquet")
+    with pytest.raises(DataError, match="lists of one length"):
+        read(tmp_path / "l.parquet")
+
+
 def test_a_parquet_with_a_column_per_class_names_the_classes(tmp_path: Path) -> None:
     columns = {"example_id": IDS, "dog": LOGITS[:, 1], "cat": LOGITS[:, 0]}
     pq.write_table(pa.table(columns), tmp_path / "l.parquet")

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
+from kd_pipeline.memory import MemoryBudget
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.inspection import (
     CONFIDENT,
@@ -53,7 +54,7 @@ def cached(
         encoding=encoding,
         rows_per_part=rows_per_part,
     )
-    return sample(made, SoftTargetsParams(**params), max_rows=max_rows)
+    return sample(made, SoftTargetsParams(**params), MemoryBudget(2**30), max_rows=max_rows)
 
 
 def probable(probabilities: Any) -> NDArray[np.float64]:

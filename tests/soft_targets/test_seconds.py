@@ -38,6 +38,22 @@ def test_a_part_with_other_content_is_another_part(store: Path) -> None:
     assert total_seconds(store, PARTS[:1]) is None
 
 
+def test_noting_a_part_writes_a_line_and_keeps_the_others(store: Path) -> None:
+    """What was noted before is not written again: a store of n parts costs n lines, not n²."""
+    add_seconds(store, PARTS[0], 1.0)
+    (file,) = store.parent.iterdir()
+    before = file.read_bytes()
+    add_seconds(store, PARTS[1], 0.5)
+    assert file.read_bytes().startswith(before)
+    with file.open("a") as opened:
+        opened.write("\n{half of a li")  # As a killed process leaves it.
+    add_seconds(store, PARTS[2], 0.25)
+    assert total_seconds(store, PARTS) == 1.75
+    keep_seconds(store, PARTS[1:])
+    assert len(file.read_bytes().splitlines()) == 1
+    assert total_seconds(store, PARTS[1:]) == 0.75
+
+
 @pytest.mark.parametrize("damaged", ["", "[1]", '{"a": "long"}', "null", "{"])
 def test_a_damaged_file_is_no_record(store: Path, damaged: str) -> None:
     add_seconds(store, PARTS[0], 1.0)

@@ -15,6 +15,7 @@ from kd_pipeline.errors import TrainingDivergedError
 from kd_pipeline.events import EpochEnded, Event, listening
 from kd_pipeline.losses.hard import NO_LABEL
 from kd_pipeline.losses.settings import ObjectiveParams
+from kd_pipeline.memory import MemoryBudget
 from kd_pipeline.models.checkpoint import build_untrained
 from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.preprocessing import Preprocessing
@@ -55,7 +56,7 @@ def plan(**changes: Any) -> TrainingPlan:
         "precision": "float32",
     }
     images = ImageSet(np.arange(40), pixels.numpy(), ("a", "b", "c"))
-    rows = Rows(images.reader(images.example_ids, device="cpu", budget_bytes=2**20), labels)
+    rows = Rows(images.reader(images.example_ids, device="cpu", budget=MemoryBudget(2**20)), labels)
     base = TrainingPlan(
         rows=rows,
         validation=rows,

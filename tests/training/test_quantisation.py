@@ -18,6 +18,7 @@ from kd_pipeline.data.images import ImageSet
 from kd_pipeline.errors import ParameterError, TrainingDivergedError
 from kd_pipeline.events import EpochEnded, Event, listening
 from kd_pipeline.losses.settings import ObjectiveParams
+from kd_pipeline.memory import MemoryBudget
 from kd_pipeline.models.checkpoint import build_untrained, snapshot
 from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.preprocessing import Preprocessing
@@ -49,7 +50,7 @@ def digits(part: slice) -> Rows:
     pixels = (found.images[part] * 255 / 16).astype(np.uint8)[:, None]
     images = ImageSet(np.arange(len(pixels)), pixels, CLASS_NAMES)
     labels = torch.from_numpy(found.target[part])
-    return Rows(images.reader(images.example_ids, device="cpu", budget_bytes=2**20), labels)
+    return Rows(images.reader(images.example_ids, device="cpu", budget=MemoryBudget(2**20)), labels)
 
 
 def all_pixels(rows: Rows) -> Tensor:

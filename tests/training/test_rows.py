@@ -10,10 +10,17 @@ from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import ids_with_role
 from kd_pipeline.losses.hard import NO_LABEL
+from kd_pipeline.memory import MemoryBudget
 from kd_pipeline.models.checkpoint import build_untrained
 from kd_pipeline.models.preprocessing import Preprocessing
 from kd_pipeline.models.settings import Model
-from kd_pipeline.training.rows import BatchOrder, Rows, measure_validation, transfer_partners
+from kd_pipeline.training.rows import (
+    BatchOrder,
+    Rows,
+    make_rows,
+    measure_validation,
+    transfer_partners,
+)
 from kd_pipeline.training.settings import Training
 
 
@@ -68,7 +75,7 @@ def test_validation_counts_every_row_of_every_batch() -> None:
         logits = classifier.eval()(torch.from_numpy(pixels))
     wrong = torch.arange(2500) >= 2490  # Ten rows of the last batch.
     labels = logits.argmax(dim=1) ^ wrong.long()
-    rows = Rows(images.reader(images.example_ids, device="cpu", budget_bytes=2**20), labels)
+    rows = Rows(images.reader(images.example_ids, device="cpu", budget=MemoryBudget(2**20)), labels)
     found = measure_validation(classifier, rows, device="cpu")
     assert found["validation/accuracy"] == pytest.approx(2490 / 2500)
     loss = torch.nn.functional.cross_entropy(logits, labels).item()
@@ -79,8 +86,16 @@ def test_partners_are_the_transfer_set_with_the_labels_that_students_may_use(
     data: LabelledImages,
 ) -> None:
     """A label that is not open to students must not reach them through a mixed image either."""
-    partners = transfer_partners(data, Training(num_epochs=1, batch_size=4, device="cpu"))
+    training = Training(num_epochs=1, batch_size=4, device="cpu")
+    partners = transfer_partners(data, training, MemoryBudget(0))
     ids = ids_with_role(data.splits, "transfer")
+    same = transfer_partners(data, training, MemoryBudget(0), beside=partners)
+    assert same.pixels is partners.pixels  # Not held twice.
+    assert torch.equal(same.labels, partners.labels)
+    other = make_rows(data, ids[1:], training, MemoryBudget(0))
+    assert (
+        transfer_partners(data, training, MemoryBudget(0), beside=other).pixels is not other.pixels
+    )
     teacher = ids_with_role(data.splits, "teacher_train")
     assert partners.example_ids.tolist() == ids.tolist()
     known = np.isin(ids, teacher)

@@ -14,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.losses.settings import ObjectiveParams
+from kd_pipeline.memory import MemoryBudget
 from kd_pipeline.models.checkpoint import build_untrained
 from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.preprocessing import Preprocessing
@@ -42,7 +43,7 @@ def rows() -> Rows:
     """Grey noise of 6 by 6 pixels with labels of three classes."""
     pixels = np.random.default_rng(0).integers(0, 255, (NUM_ROWS, 1, 6, 6), dtype=np.uint8)
     images = ImageSet(np.arange(NUM_ROWS), pixels, ("a", "b", "c"))
-    reader = images.reader(images.example_ids, device="cpu", budget_bytes=2**20)
+    reader = images.reader(images.example_ids, device="cpu", budget=MemoryBudget(2**20))
     return Rows(reader, torch.arange(NUM_ROWS) % 3)
 
 

@@ -1,5 +1,6 @@
 """Arms: paired by construction, each learning from just the rows it may."""
 
+import gc
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -15,10 +16,11 @@ import torch
 from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.settings import TransferSplitParams
-from kd_pipeline.data.splits import ids_with_role, split_examples
+from kd_pipeline.data.splits import ids_with_role, split_examples, student_rows
 from kd_pipeline.errors import DataError, ParameterError, StaleArtefactError
 from kd_pipeline.evaluation.freshness import check_paired
 from kd_pipeline.events import EpochEnded, Event, TrainingEnded, TrainingStarted, listening
+from kd_pipeline.memory import MemoryBudget
 from kd_pipeline.models.architectures import build_network
 from kd_pipeline.models.checkpoint import ModelCheckpoint
 from kd_pipeline.models.settings import Pretrained
@@ -65,6 +67,8 @@ def run(
     teacher: CachedTeacher | None = None,
     quantisation: dict[str, Any] | None = None,
     extra_epochs: int = 0,
+    views: ViewsParams | None = None,
+    budget: MemoryBudget | None = None,
     **changes: Any,
 ) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
     student = StudentParams(
@@ -79,11 +83,52 @@ def run(
         data,
         student,
         ArmParams(**(arm or usual)),
-        ViewsParams(),
+        views or ViewsParams(),
         teacher=teacher or (None if soft_targets is None else taught_by(soft_targets)),
         states=StateFolder(folder),
         extra_epochs=extra_epochs,
+        budget=budget,
     )
+
+
+@pytest.mark.parametrize("transforms", [[], [{"name": "mixup"}]])
+def test_results_do_not_depend_on_the_memory_budget(
+    data: LabelledImages, tmp_path: Path, cache: Cache, plans: Any, transforms: list[Any]
+) -> None:
+    views = ViewsParams(transforms=transforms, num_views=2 if transforms else 1)
+    made_with = {"view_policy": views.policy.description, "num_views": views.num_cached_views()}
+    soft = cache(data.images, data.splits, **made_with)
+    pixels = len(student_rows(data.splits)) * int(np.prod(data.images.pixels.shape[1:]))
+    trained = []
+    for name, num_bytes in {"all": 2**30, "pixels": pixels, "nothing": 0}.items():
+        budget = MemoryBudget(num_bytes)
+        checkpoints, history = run(data, tmp_path / name, soft, views=views, budget=budget)
+        gc.collect()
+        trained.append((checkpoints, history.drop(columns="train/examples_per_second")))
+    for checkpoints, history in trained[1:]:
+        pd.testing.assert_frame_equal(history, trained[0][1])
+        for ours, theirs in zip(checkpoints, trained[0][0], strict=True):
+            assert ours.fingerprint == theirs.fingerprint
+    loaded = [plan.rows.pixels.loaded is not None for plan, _ in plans[::2]]
+    assert loaded == [True, True, False]
+    in_validation = [plan.validation.pixels.loaded is not None for plan, _ in plans[::2]]
+    assert in_validation == [True, False, False]
+
+
+def test_the_budget_is_one_for_all_that_a_training_holds(
+    data: LabelledImages, tmp_path: Path, cache: Cache
+) -> None:
+    soft = cache(data.images, data.splits)
+    rows, image = len(student_rows(data.splits)), int(np.prod(data.images.pixels.shape[1:]))
+    needed = rows * image + len(data.ids("transfer")) * 2 * len(data.images.class_names)
+    needed += len(data.ids("validation")) * image
+    held = []
+    budget = MemoryBudget(2**30)
+    with listening(lambda event: held.append(2**30 - budget.left)):
+        run(data, tmp_path, soft, budget=budget)
+    assert set(held) == {needed}
+    gc.collect()
+    assert budget.left == 2**30
 
 
 @pytest.fixture

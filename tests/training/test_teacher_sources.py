@@ -20,6 +20,7 @@ from kd_pipeline.labelling.settings import SoftTargetCachingParams
 from kd_pipeline.labelling.soft_targets import label_transfer_set
 from kd_pipeline.losses.settings import ObjectiveParams
 from kd_pipeline.losses.top_k import gather_other_classes
+from kd_pipeline.memory import MemoryBudget
 from kd_pipeline.models.checkpoint import ModelCheckpoint, build_untrained, snapshot
 from kd_pipeline.models.preprocessing import Preprocessing
 from kd_pipeline.models.settings import Model
@@ -36,6 +37,7 @@ from kd_pipeline.views import ViewRenderer
 from kd_pipeline.views.settings import ViewsParams
 
 TRAINING = Training(num_epochs=2, batch_size=16, device="cpu", precision="float32")
+AMPLE = MemoryBudget(2**30)
 SOFT = ArmParams(soft_weight=1.0, temperature=4.0)
 CACHING = SoftTargetCachingParams(batch_size=32, device="cpu")
 SHIFT = {"name": "shift", "max_pixels": 2}
@@ -77,7 +79,7 @@ def label(
 
 
 def rows_of(data: LabelledImages, objective: ObjectiveParams = SOFT) -> Rows:
-    return arm_rows(data, objective, TRAINING, has_teacher=True)
+    return arm_rows(data, objective, TRAINING, AMPLE, has_teacher=True)
 
 
 def all_at_once(source: BatchLogits, rows: Rows) -> Any:
@@ -93,7 +95,7 @@ def logits_of(
     generator = torch.Generator().manual_seed(0)
     positions = torch.randint(0, len(rows), (8, 16), generator=generator)
     passes = torch.randint(0, 4, (8, 16), generator=generator)
-    partners = transfer_partners(data, TRAINING).pixels if views.policy.mixes else None
+    partners = transfer_partners(data, TRAINING, AMPLE).pixels if views.policy.mixes else None
     renderer = ViewRenderer(views.policy, rows.pixels, partners)
     shown = renderer.draw(positions, passes % views.num_cached_views())
     of_step = source.chunk(positions, passes)
@@ -115,7 +117,7 @@ def test_cached_and_live_logits_of_replayed_views_are_the_same(
     rows = rows_of(data)
     sources: list[Teacher] = [cached_teacher(cache, **params), live_teacher(teacher, **params)]
     cached, live = (
-        logits_of(source.open(rows, SOFT, TRAINING), data, rows, views) for source in sources
+        logits_of(source.open(rows, SOFT, TRAINING, AMPLE), data, rows, views) for source in sources
     )
     for ours, theirs in zip(cached, live, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-3)
@@ -142,10 +144,12 @@ def test_partners_of_a_disjoint_split_are_those_of_the_labelling(
     assert 0 < len(soft) < len(rows)
     cached = cached_teacher(label(teacher, data, tmp_path, VIEWS[mixing]))
     positions, passes = soft[None], torch.zeros(1, len(soft), dtype=torch.int64)
-    partners = transfer_partners(data, TRAINING).pixels
+    partners = transfer_partners(data, TRAINING, AMPLE).pixels
     pixels = ViewRenderer(VIEWS[mixing].policy, rows.pixels, partners).draw(positions, passes)
     ours, theirs = (
-        source.open(rows, both, TRAINING).chunk(positions, passes)(0, pixels.render(0)).logits
+        source.open(rows, both, TRAINING, AMPLE)
+        .chunk(positions, passes)(0, pixels.render(0))
+        .logits
         for source in (cached, live_teacher(teacher))
     )
     torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-3)
@@ -177,7 +181,7 @@ def test_students_of_both_sources_are_alike(data: LabelledImages, tmp_path: Path
 def test_a_live_teacher_labels_in_eval_mode_and_learns_nothing(data: LabelledImages) -> None:
     teacher = [member(data.images, 0)]
     rows = rows_of(data)
-    source = live_teacher(teacher).open(rows, SOFT, TRAINING)
+    source = live_teacher(teacher).open(rows, SOFT, TRAINING, AMPLE)
     before = {k: v.clone() for k, v in source.members[0].network.state_dict().items()}
     of_step = source.chunk(torch.arange(8)[None], torch.zeros(1, 8, dtype=torch.int64))
     pixels = rows.pixels(torch.arange(8))
@@ -195,10 +199,10 @@ def test_a_cache_above_the_budget_is_read_from_disk_and_gives_the_same(
     encoding = Encoding(top_k, None if top_k is None else 4.0)
     cache = make_cache(tmp_path, data.images, data.splits, encoding=encoding)
     rows = rows_of(data)
-    tight = TRAINING.model_copy(update={"memory_budget_mb": 0})
     teacher = cached_teacher(cache)
     inside, above = (
-        all_at_once(teacher.open(rows, SOFT, training), rows) for training in (TRAINING, tight)
+        all_at_once(teacher.open(rows, SOFT, TRAINING, budget), rows)
+        for budget in (AMPLE, MemoryBudget(0))
     )
     assert inside.is_top_k == (top_k is not None)
     for name in ("logits", "class_ids", "tail_logits"):
@@ -214,7 +218,7 @@ def test_a_top_k_cache_gives_one_bucket_or_a_spread_tail(
     cache = make_cache(tmp_path, data.images, data.splits, logits=logits, encoding=Encoding(1, 4.0))
     rows = rows_of(data)
     ghost, spread = (
-        all_at_once(cached_teacher(cache, tail=tail).open(rows, SOFT, TRAINING), rows)
+        all_at_once(cached_teacher(cache, tail=tail).open(rows, SOFT, TRAINING, AMPLE), rows)
         for tail in ("ghost", "uniform")
     )
     dense = torch.from_numpy(logits[0, 0])
@@ -247,7 +251,7 @@ def test_class_40000_of_a_top_k_cache_keeps_its_number(
         encoding=Encoding(2, 4.0),
     )
     rows = rows_of(data)
-    found = all_at_once(cached_teacher(cache).open(rows, SOFT, TRAINING), rows)
+    found = all_at_once(cached_teacher(cache).open(rows, SOFT, TRAINING, AMPLE), rows)
     assert found.class_ids.unique(dim=0).tolist() == [[7, 40_000]]
     assert found.logits.unique(dim=0).tolist() == [[5, 9]]
     student = torch.zeros(len(rows), num_classes).index_fill_(1, torch.tensor([40_000]), 9.0)
@@ -269,7 +273,7 @@ def test_a_row_without_a_soft_target_has_no_soft_term(
     without = ~rows.has_soft_target
     assert rows.example_ids[without].tolist() == outside.tolist()
     cache = make_cache(tmp_path, data.images, kept)
-    logits = all_at_once(cached_teacher(cache).open(rows, both, TRAINING), rows).logits
+    logits = all_at_once(cached_teacher(cache).open(rows, both, TRAINING, AMPLE), rows).logits
     labels = data.labels_of(rows.example_ids.numpy())
     assert torch.equal(logits.argmax(1)[~without], labels[~without])
 
@@ -343,10 +347,10 @@ def test_what_the_logits_depend_on_is_part_of_a_trainings_identity(
         live_teacher([member(data.images, 0)], precision="bfloat16"),
         live_teacher([member(data.images, 1)]),
     ]
-    identities = [str(source.open(rows, SOFT, TRAINING).identity) for source in sources]
+    identities = [str(source.open(rows, SOFT, TRAINING, AMPLE).identity) for source in sources]
     assert len(set(identities)) == len(sources)
     again = cached_teacher(make_cache(tmp_path / "c", data.images, data.splits))
-    assert str(again.open(rows, SOFT, TRAINING).identity) == identities[0]
+    assert str(again.open(rows, SOFT, TRAINING, AMPLE).identity) == identities[0]
 
 
 FITTED = Calibration({"geometric": 2.0, "arithmetic": 1.6}, (0.75, 0.25), 9)
@@ -362,12 +366,12 @@ def test_a_calibrated_teacher_is_averaged_at_temperature_one_and_divided(
     calibrated = params | {"teacher_calibration": "temperature"}
     made = label_transfer_set(teacher, data, PartsFolder(tmp_path), CACHING, views, FITTED)
     rows, at_one = rows_of(data), SOFT.model_copy(update={"temperature": 1.0})
-    plain = cached_teacher(made, **params).open(rows, at_one, TRAINING)
-    cached = cached_teacher(made, **calibrated).open(rows, SOFT, TRAINING)
+    plain = cached_teacher(made, **params).open(rows, at_one, TRAINING, AMPLE)
+    cached = cached_teacher(made, **calibrated).open(rows, SOFT, TRAINING, AMPLE)
     live = replace(live_teacher(teacher, **calibrated), calibration=FITTED)
     expected, ours, theirs = (
         torch.cat(logits_of(source, data, rows, views))
-        for source in (plain, cached, live.open(rows, SOFT, TRAINING))
+        for source in (plain, cached, live.open(rows, SOFT, TRAINING, AMPLE))
     )
     divided = expected / FITTED.temperatures[kind]  # type: ignore[index]
     torch.testing.assert_close(ours, divided)
@@ -386,7 +390,7 @@ def test_what_was_fitted_and_is_not_used_leaves_the_identity_as_it_was(
                 teacher, data, PartsFolder(tmp_path / name), CACHING, VIEWS["clean"], fitted
             )
         )
-        .open(rows, SOFT, TRAINING)
+        .open(rows, SOFT, TRAINING, AMPLE)
         .identity
         for name, fitted in (("without", None), ("with", one))
     ]

@@ -22,6 +22,7 @@ from kd_pipeline.data.pixel_store import allocate_pixels
 from kd_pipeline.data.settings import DataIngestParams
 from kd_pipeline.errors import DataError
 from kd_pipeline.events import Progress, emit
+from kd_pipeline.memory import MemoryBudget
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,9 @@ class _Target:
     max_pixels: int
 
 
-def decode_images(listing: ImageListing, params: DataIngestParams) -> DecodedImages:
+def decode_images(
+    listing: ImageListing, params: DataIngestParams, budget: MemoryBudget
+) -> DecodedImages:
     """Decode all images of a listing to one size and colour.
 
     Colour `auto` is grey only where all images are grey. Oversized images are rejected by their
@@ -67,7 +70,7 @@ def decode_images(listing: ImageListing, params: DataIngestParams) -> DecodedIma
     # `max_pixels_per_image` takes the place of Pillow's bound and, unlike it, may be raised.
     pillows_bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        return _decode(listing, _plan(listing, params), params.memory_budget_mb)
+        return _decode(listing, _plan(listing, params), budget)
     finally:
         Image.MAX_IMAGE_PIXELS = pillows_bound
 
@@ -106,9 +109,9 @@ def _plan(listing: ImageListing, params: DataIngestParams) -> _Target:
     return _Target(colour, side, (CHANNELS[colour], size[1], size[0]), max_pixels)
 
 
-def _decode(listing: ImageListing, target: _Target, memory_budget_mb: int) -> DecodedImages:
+def _decode(listing: ImageListing, target: _Target, budget: MemoryBudget) -> DecodedImages:
     num_images, stop = len(listing.sources), 0
-    pixels = allocate_pixels((num_images, *target.shape), memory_budget_mb=memory_budget_mb)
+    pixels = allocate_pixels((num_images, *target.shape), budget)
     decoded = DecodedImages(pixels, [], {})
     emit(Progress("decode images", 0, num_images, "images"))
     for chunk in _decode_chunks(listing, target):

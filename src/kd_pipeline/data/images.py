@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,9 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kd_pipeline.errors import DataError
+from kd_pipeline.memory import MemoryBudget, fits_device
 
 if TYPE_CHECKING:  # The pipelines' wiring imports ImageSet and should not pay for torch.
     from torch import Tensor
+
+CHUNK_BYTES = 64 * 2**20
+"""Pixels are copied to a GPU so many bytes at a time."""
 
 
 class ImageSet:
@@ -101,26 +106,44 @@ class ImageSet:
         return torch.from_numpy(taken)
 
     def reader(
-        self, example_ids: ArrayLike, *, device: str, budget_bytes: int = 0
+        self, example_ids: ArrayLike, *, device: str, budget: MemoryBudget | None = None
     ) -> "ImagePixels":
         """Pixels of examples int64 [n], by position among them.
 
         Args:
             example_ids: int64 [n].
             device: Where batches are given.
-            budget_bytes: Up to this size all pixels are copied to the device at once; more are
-                read batch by batch.
+            budget: Where all pixels fit what is left of it, they are copied to the device at once.
+                None reads them batch by batch.
         """
         import torch
 
         rows = self.positions(example_ids)
-        fits = len(rows) * int(np.prod(self.pixels.shape[1:])) <= budget_bytes
-        return ImagePixels(
-            example_ids=torch.from_numpy(self.example_ids[rows]).to(device),
-            images=self,
-            rows=rows,
-            loaded=self.take_rows(rows).to(device) if fits else None,
-        )
+        loaded = None if budget is None else self._loaded(rows, device, budget)
+        ids = torch.from_numpy(self.example_ids[rows]).to(device)
+        return ImagePixels(example_ids=ids, images=self, rows=rows, loaded=loaded)
+
+    def _loaded(
+        self, rows: NDArray[np.int64], device: str, budget: MemoryBudget
+    ) -> "Tensor | None":
+        """A copy of rows on the device; None where it does not fit."""
+        import torch
+
+        shape = (len(rows), *self.pixels.shape[1:])
+        if device == "cpu":
+            if not budget.fits(math.prod(shape)):
+                return None
+            taken = budget.array(shape, np.uint8)
+            np.take(self.pixels, rows, axis=0, out=taken, mode="clip")
+            return torch.from_numpy(taken)
+        # The budget is the process's; a GPU has memory of its own.
+        if not fits_device(device, math.prod(shape)):
+            return None
+        loaded = torch.empty(shape, dtype=torch.uint8, device=device)
+        step = max(1, CHUNK_BYTES // math.prod(shape[1:]))
+        for at in range(0, len(rows), step):
+            loaded[at : at + step] = self.take_rows(rows[at : at + step])
+        return loaded
 
 
 @dataclass(frozen=True, eq=False)

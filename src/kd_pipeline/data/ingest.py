@@ -20,6 +20,7 @@ from kd_pipeline.data.sources_parquet import list_parquet
 from kd_pipeline.data.sources_torchvision import list_torchvision
 from kd_pipeline.data.sources_webdataset import list_webdataset
 from kd_pipeline.errors import DataError
+from kd_pipeline.memory import MemoryBudget, open_budget
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +45,12 @@ class IngestedImages:
     """`source`, `example_id` and `reason` of every image left out."""
 
 
-def ingest_images(params: DataIngestParams) -> IngestedImages:
+def ingest_images(params: DataIngestParams, budget: MemoryBudget | None = None) -> IngestedImages:
     """Read all images of a source.
 
     Unreadable images are listed and left out. So are copies of test images outside the test set,
-    which do not count towards `max_rejected_share`.
+    which do not count towards `max_rejected_share`. Pixels beyond the `budget` are decoded into a
+    memory-mapped file; None is `auto`.
 
     Raises:
         ParameterError: If the settings do not fit the source.
@@ -59,7 +61,9 @@ def ingest_images(params: DataIngestParams) -> IngestedImages:
     if listing.class_names and (listing.labels >= 0).all():
         check_classes(listing.labels, listing.partitions, listing.class_names)
     logger.info("%s: %d images listed", params.source.kind, len(listing.sources))
-    decoded = _decoded_already(listing, params) or decode_images(listing, params)
+    decoded = _decoded_already(listing, params) or decode_images(
+        listing, params, budget or open_budget()
+    )
     _check_rejected_share(listing, decoded, params.max_rejected_share)
     reasons = decoded.reasons | _copies_of_test_images(listing, decoded)
     _check_classes_left(listing, reasons)

@@ -1,9 +1,8 @@
-"""Memory for pixels: an array, or above a budget a memory-mapped scratch file."""
+"""Memory for pixels: an array, or above the memory budget a memory-mapped scratch file."""
 
 import math
 import mmap
 import os
-import shutil
 import tempfile
 import weakref
 from pathlib import Path
@@ -11,27 +10,24 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kd_pipeline.errors import DataError
+from kd_pipeline.memory import MemoryBudget, scratch_folder
 
 SCRATCH_PREFIX = "kd_pipeline_pixels_"
 
 
-def allocate_pixels(shape: tuple[int, ...], *, memory_budget_mb: int) -> NDArray[np.uint8]:
+def allocate_pixels(shape: tuple[int, ...], budget: MemoryBudget) -> NDArray[np.uint8]:
     """Empty uint8 array, above the budget in a scratch file that is deleted with the array.
+
+    The file has a name, so that it can be moved to where the images are kept.
 
     Raises:
         DataError: If the disk of the scratch file has not as many bytes free.
     """
     num_bytes = math.prod(shape)
-    if num_bytes <= memory_budget_mb * 2**20:
-        return np.empty(shape, dtype=np.uint8)
-    folder = _scratch_folder()
-    # First: the file is sparse, and writing it to a full disk kills the process (SIGBUS).
-    if num_bytes >= (free := shutil.disk_usage(folder).free):
-        raise DataError(
-            f"{shape[0]:,} images of `data_ingest.image_size` {shape[-1]} need "
-            f"{num_bytes / 2**30:,.1f} GiB, got {free / 2**30:,.1f} GiB free in {folder} (TMPDIR)"
-        )
+    if budget.fits(num_bytes):
+        return budget.array(shape, np.uint8)
+    what = f"{shape[0]:,} images of `data_ingest.image_size` {shape[-1]}"
+    folder = scratch_folder(num_bytes, what=what)
     handle, name = tempfile.mkstemp(prefix=SCRATCH_PREFIX, suffix=".npy", dir=folder)
     os.close(handle)
     pixels = np.lib.format.open_memmap(name, mode="w+", dtype=np.uint8, shape=shape)
@@ -60,9 +56,3 @@ def scratch_file(pixels: NDArray[np.uint8]) -> Path | None:
         return None
     path = Path(str(pixels.filename))
     return path if path.name.startswith(SCRATCH_PREFIX) and path.exists() else None
-
-
-def _scratch_folder() -> str:
-    # /tmp is often memory under another name; /var/tmp is meant for what is large.
-    folder = os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108 - mkstemp makes the name
-    return folder if os.access(folder, os.W_OK) else tempfile.gettempdir()

@@ -116,8 +116,6 @@ class DataIngestParams(Params):
     max_rejected_share: Fraction = 0.01
     max_pixels_per_image: PositiveInt = 178_956_970
     """An image with more pixels is rejected unread (Pillow's own bound is the default)."""
-    memory_budget_mb: PositiveInt = 4096
-    """More MiB of pixels than this are decoded into a memory-mapped file."""
 
 
 class TeacherShare(Params):

@@ -16,6 +16,9 @@ from kd_pipeline.randomness import derive_seed, random_bits
 ROLES = ("teacher_train", "transfer", "validation", "test")
 COLUMNS = ("example_id", "role", "use_label", "for_student")
 
+_ROWS_AT_ONCE = 65_536
+"""Of a table, as text."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -65,15 +68,15 @@ def check_splits(splits: pd.DataFrame) -> pd.DataFrame:
         raise DataError(f"splits must have the roles {ROLES}: unknown {unknown}, empty {missing}")
     if splits.duplicated(["example_id", "role"]).any():
         raise DataError("splits must name an example once in a role, got it twice")
-    ids = {role: set(rows["example_id"]) for role, rows in splits.groupby("role")}
-    training = ids["teacher_train"] | ids["transfer"]
+    test, validation = ids_with_role(splits, "test"), ids_with_role(splits, "validation")
+    training = splits.loc[splits["role"].isin(["teacher_train", "transfer"]), "example_id"]
     for name, shared in (
-        ("test and training", ids["test"] & training),
-        ("validation and training", ids["validation"] & training),
-        ("test and validation", ids["test"] & ids["validation"]),
+        ("test and training", np.intersect1d(test, training)),
+        ("validation and training", np.intersect1d(validation, training)),
+        ("test and validation", np.intersect1d(test, validation)),
     ):
-        if shared:
-            raise DataError(f"{name} must be disjoint: {len(shared)} shared, {sorted(shared)[:3]}")
+        if len(shared):
+            raise DataError(f"{name} must be disjoint: {len(shared)} shared, {shared[:3].tolist()}")
     held_out = splits["role"].isin(["validation", "test"])
     if splits.loc[held_out, "for_student"].any():
         raise DataError("splits must keep validation and test rows from the students' training")
@@ -85,7 +88,9 @@ def split_fingerprint(splits: pd.DataFrame) -> str:
     digest = hashlib.sha256()
     for column in COLUMNS:
         values = splits[column] if column == "role" else splits[column].astype("int64")
-        digest.update("\n".join(values.astype(str)).encode())
+        for start in range(0, len(values), _ROWS_AT_ONCE):
+            lines = "\n".join(map(str, values.iloc[start : start + _ROWS_AT_ONCE].tolist()))
+            digest.update(("\n" * (start > 0) + lines).encode())
     return digest.hexdigest()[:16]
 
 

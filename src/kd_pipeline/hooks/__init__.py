@@ -1,6 +1,7 @@
-"""Kedro hooks: checks, a lock and threads before a run, progress on the terminal, MLflow."""
+"""Kedro hooks: checks, a lock, threads and memory before a run, the terminal, MLflow."""
 
 from kd_pipeline.hooks.guard_hook import GuardHook
+from kd_pipeline.hooks.memory_hook import MemoryHook
 from kd_pipeline.hooks.mlflow_hook import MLflowHook
 from kd_pipeline.hooks.processes_hook import ProcessesHook
 from kd_pipeline.hooks.resume_hook import ResumeHook
@@ -12,6 +13,7 @@ __all__ = [
     "GuardHook",
     "MLflowHook",
     "ProcessesHook",
+    "MemoryHook",
     "ResumeHook",
     "RunLockHook",
     "TerminalHook",

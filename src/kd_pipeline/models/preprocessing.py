@@ -1,6 +1,7 @@
 """A model's normalisation and input size, stored with it."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -49,15 +50,21 @@ def measure_preprocessing(pixels: Tensor) -> Preprocessing:
     Args:
         pixels: uint8 [num_images, channels, height, width], at least one image.
     """
-    num_channels = pixels.shape[1]
-    counts = torch.stack(
-        [torch.bincount(pixels[:, c].flatten(), minlength=256) for c in range(num_channels)]
-    ).double()
+    return measure_batches([pixels])
+
+
+def measure_batches(batches: Iterable[Tensor]) -> Preprocessing:
+    """The same over images that come in batches, of which one at a time is in memory."""
+    counts, shape = torch.zeros(()), torch.Size()
+    for pixels in batches:
+        shape = pixels.shape[1:]
+        levels = [torch.bincount(channel.flatten(), minlength=256) for channel in pixels.unbind(1)]
+        counts = counts + torch.stack(levels).double()
     weights = counts / counts.sum(dim=1, keepdim=True)
     levels = torch.arange(256, dtype=torch.float64) / 255
     mean = weights @ levels
     variance = (weights * (levels - mean[:, None]) ** 2).sum(dim=1)
     # A constant channel is not scaled: its standard deviation is 0.
     std = torch.where(variance > 0, variance.sqrt(), torch.ones_like(variance))
-    _, channels, height, width = pixels.shape
+    channels, height, width = shape
     return Preprocessing((channels, height, width), tuple(mean.tolist()), tuple(std.tolist()))

@@ -1,7 +1,5 @@
 """The soft targets of some examples, gathered part by part from a store."""
 
-import os
-import tempfile
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from kd_pipeline.errors import DataError, ParameterError
+from kd_pipeline.memory import MemoryBudget, mapped_array
 from kd_pipeline.soft_targets.encoding import FLOAT16_MAX
 from kd_pipeline.soft_targets.ensemble import EnsembleAverage
 from kd_pipeline.soft_targets.manifest import Manifest
@@ -25,12 +24,12 @@ def gather_targets(
     params: SoftTargetsParams,
     *,
     temperature: float | None,
-    memory_budget_bytes: int,
+    budget: MemoryBudget,
 ) -> TeacherLogits[NDArray[Any]]:
     """Read the soft targets of examples, averaged over the members of an ensemble.
 
-    The store is read part by part. A result above the budget is `np.memmap` of an unlinked
-    temporary file.
+    The store is read part by part. A result that does not fit what is left of the budget is
+    `np.memmap` of a scratch file.
 
     Args:
         soft_targets: The store.
@@ -38,7 +37,7 @@ def gather_targets(
         params: How to average.
         temperature: At which the targets will be read; None where the loss has none. An
             arithmetic average is then taken at temperature 1.
-        memory_budget_bytes: Largest result that is kept in memory.
+        budget: Of the process.
 
     Returns:
         float16 [num_views, n, num_classes], or of the top k, in the order of `example_ids`.
@@ -53,7 +52,7 @@ def gather_targets(
     shares = params.shares(manifest.num_members)
     _check_encoding(manifest, temperature)
     num_views = manifest.provenance.num_views
-    targets = allocate(manifest, (num_views, len(example_ids)), budget_bytes=memory_budget_bytes)
+    targets = allocate(manifest, (num_views, len(example_ids)), budget)
     order = np.argsort(example_ids, kind="stable")
     wanted = example_ids[order]
     for view in range(num_views):
@@ -106,14 +105,17 @@ def _check_encoding(manifest: Manifest, temperature: float | None) -> None:
 
 
 def allocate(
-    manifest: Manifest, shape: tuple[int, int], *, budget_bytes: int
+    manifest: Manifest, shape: tuple[int, int], budget: MemoryBudget
 ) -> TeacherLogits[NDArray[Any]]:
-    """Arrays for rows of a store, [*shape, ...], mapped from a file where they exceed a budget."""
+    """Arrays for rows of a store, [*shape, ...], mapped from a file where they exceed a budget.
+
+    All are in the same place.
+    """
     top_k = manifest.encoding.top_k
     width = len(manifest.provenance.class_names) if top_k is None else top_k
     bytes_per_row = 2 * width if top_k is None else 4 * width + 2
-    on_disk = shape[0] * shape[1] * bytes_per_row > budget_bytes
-    make = _allocate_on_disk if on_disk else np.empty
+    fits = budget.fits(shape[0] * shape[1] * bytes_per_row)
+    make = budget.array if fits else mapped_array
     logits = make((*shape, width), np.float16)
     if top_k is None:
         return TeacherLogits(logits)
@@ -127,15 +129,3 @@ def put(
     for name, values in vars(rows).items():
         if values is not None:
             getattr(targets, name)[index] = values
-
-
-def _allocate_on_disk(shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    # /tmp is often memory under another name; /var/tmp is meant for what is large.
-    large = "/var/tmp"  # noqa: S108 - the file has no name there
-    folder = large if "TMPDIR" not in os.environ and os.access(large, os.W_OK) else None
-    with tempfile.TemporaryFile(prefix="kd_pipeline_soft_targets_", dir=folder) as file:
-        if hasattr(os, "posix_fallocate"):
-            # A full disk is an error here, and would be a crash once the pages are written.
-            os.posix_fallocate(file.fileno(), 0, size)
-        return np.memmap(file, mode="w+", dtype=dtype, shape=shape)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -115,10 +117,20 @@ def _read_parquet(file: Path) -> tuple[Any, Any, Declared]:
     ids = table.column("example_id").to_numpy()
     columns = [column for column in table.column_names if column != "example_id"]
     if columns == ["logits"]:
-        rows = table.column("logits").to_pylist()
+        rows = np.concatenate([_matrix(chunk) for chunk in table.column("logits").chunks])
         names = (table.schema.metadata or {}).get(b"class_names")
-        return ids, np.array(rows, dtype=np.float64), [] if names is None else [json.loads(names)]
+        return ids, rows, [] if names is None else [json.loads(names)]
     return ids, np.stack([table.column(c).to_numpy() for c in columns], axis=1), [columns]
+
+
+def _matrix(lists: pa.Array) -> NDArray[Any]:
+    """Lists of equal length as an array [num_rows, length], without Python's numbers."""
+    lengths = pc.unique(pc.list_value_length(lists)).to_pylist()
+    if len(lengths) != 1 or lengths[0] is None:
+        raise ValueError(f"`logits` must be lists of one length, got {lengths[:3]}")
+    values = lists.flatten().to_numpy(zero_copy_only=False)
+    precise = np.float32 if values.dtype in (np.float16, np.float32) else np.float64
+    return values.astype(precise).reshape(len(lists), lengths[0])
 
 
 def _check(ids: NDArray[Any], logits: NDArray[Any], *, name: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kd_pipeline.memory import MemoryBudget
 from kd_pipeline.soft_targets.ensemble import average_logits
 from kd_pipeline.soft_targets.gathering import allocate, put
 from kd_pipeline.soft_targets.manifest import Manifest
@@ -22,7 +23,7 @@ from kd_pipeline.teacher_logits import TeacherLogits
 
 logger = logging.getLogger(__name__)
 
-MAX_ROWS, MAX_LOGITS, MAX_BYTES = 50_000, 50_000_000, 2**30
+MAX_ROWS, MAX_LOGITS = 50_000, 50_000_000
 ENSEMBLE = "ensemble"
 """The average of the members, which students learn from. Members are named by their number."""
 TEMPERATURES = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0)
@@ -127,7 +128,11 @@ class Sample:
 
 
 def sample(
-    soft_targets: SoftTargets, params: SoftTargetsParams, *, max_rows: int = MAX_ROWS
+    soft_targets: SoftTargets,
+    params: SoftTargetsParams,
+    budget: MemoryBudget,
+    *,
+    max_rows: int = MAX_ROWS,
 ) -> Sample:
     """Read rows of a cache: all of them, or as many of each view, drawn at random.
 
@@ -140,7 +145,7 @@ def sample(
     count = min(manifest.num_examples, max(1, num_rows // num_views))
     views = np.repeat(np.arange(num_views), count)
     ids = np.empty(len(views), dtype=np.int64)
-    rows = allocate(manifest, (manifest.num_members, len(views)), budget_bytes=MAX_BYTES)
+    rows = allocate(manifest, (manifest.num_members, len(views)), budget)
     random, start = np.random.default_rng(0), 0
     for view, shard in product(range(num_views), range(manifest.num_shards)):
         if shard == 0:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,11 @@ class Manifest:
     """What was fitted on validation beside the labelling; no part depends on it."""
     parts: tuple[Part, ...] = ()
 
+    @cached_property
+    def part_at(self) -> Mapping[tuple[int, int, int], Part]:
+        """The parts by member, view and shard."""
+        return {(part.member, part.view, part.shard): part for part in self.parts}
+
     @property
     def num_members(self) -> int:
         """Of the teacher, one fingerprint each."""
@@ -123,6 +129,10 @@ class Manifest:
 
     def head(self) -> dict[str, Any]:
         """All that can be stated before the first part is written, as JSON gives it back."""
+        return dict(self._head)
+
+    @cached_property
+    def _head(self) -> dict[str, Any]:  # Compared with that of every part that is read.
         head = {"format": FORMAT, "dtype": "float16", "num_rows": self.num_rows}
         head |= asdict(replace(self, parts=()))
         del head["parts"], head["calibration"]

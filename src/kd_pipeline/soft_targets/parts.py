@@ -115,14 +115,13 @@ def checked_bytes(folder: Path, part: Part, manifest: Manifest) -> bytes:
     return data
 
 
-def part_problem(folder: Path, part: Part, manifest: Manifest) -> str | None:
-    """What is wrong with a part that is missing or of another size; None where it is neither."""
-    path = folder / part.file
-    if not path.is_file():
+def part_problem(folder: Path, part: Part, manifest: Manifest, size: int | None) -> str | None:
+    """What is wrong with a part of this size, None where it is missing; None where nothing is."""
+    if size is None:
         return f"{part.file} is missing"
-    if (size := path.stat().st_size) == part.size_bytes:
+    if size == part.size_bytes:
         return None
-    return _other_origin(path.read_bytes(), part, manifest) or (
+    return _other_origin((folder / part.file).read_bytes(), part, manifest) or (
         f"{part.file} is damaged: it has {size} bytes instead of {part.size_bytes}"
     )
 

@@ -161,7 +161,8 @@ class PartsFolder:
     def _finish_shards(self, manifest: Manifest, shard: Shard, at_work: Sequence[str]) -> None:
         """Finish the store if no other shard works on it and all its parts are there."""
         layout, finished = manifest.layout(), self._finished_parts(manifest)
-        there = {p.file for p in layout if p.file in finished or (self.folder / p.file).exists()}
+        listed = {*finished, *(path.name for path in self.folder.iterdir())}
+        there = {part.file for part in layout if part.file in listed}
         if not at_work and len(there) == len(layout):
             self._discard_others(manifest)
             found = [self._existing(part, manifest, finished) for part in layout]

@@ -1,13 +1,14 @@
 """How long the parts of a cache took to make, in a file beside the store.
 
 It is not in the store: the same logits give the same bytes there, whatever they took. Seconds are
-kept by a part's SHA-256, so that a part that is reused keeps those of its making. Shards write a
-file each, and are read together.
+kept by a part's SHA-256, so that a part that is reused keeps those of its making. A file has a JSON
+object a line: a line is added for each part, and the rest is not read for that. Shards write a file
+each, and are read together.
 """
 
 import glob
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kd_pipeline.soft_targets.manifest import Part
@@ -16,13 +17,18 @@ from kd_pipeline.soft_targets.manifest import Part
 def add_seconds(store: Path, part: Part, seconds: float, shard: str = "") -> None:
     """Note what a part took, in the file of its shard."""
     file = _file(store, shard)
-    _write(file, _read(file) | {part.sha256: seconds})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as opened:
+        # The end of a line first: a killed process may have left half of one.
+        opened.write(f"\n{json.dumps({part.sha256: seconds})}")
 
 
 def keep_seconds(store: Path, parts: Iterable[Part]) -> None:
     """Forget all parts but these, and bring them into one file."""
     digests = {part.sha256 for part in parts}
-    _write(_file(store), {digest: s for digest, s in _read_all(store).items() if digest in digests})
+    kept = {digest: s for digest, s in _read_all(store).items() if digest in digests}
+    _file(store).parent.mkdir(parents=True, exist_ok=True)
+    _file(store).write_text(json.dumps(kept), encoding="utf-8")
     for file in _files(store):
         if file != _file(store):
             file.unlink(missing_ok=True)
@@ -48,14 +54,17 @@ def _read_all(store: Path) -> dict[str, float]:
 
 
 def _read(file: Path) -> dict[str, float]:
-    """Seconds by SHA-256; none where the file is missing or half-written: no result rests on it."""
+    """Seconds by SHA-256, without lines that are damaged: no result rests on them."""
     try:
-        found = json.loads(file.read_bytes())
-        return {str(digest): float(seconds) for digest, seconds in found.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        lines = file.read_bytes().splitlines()
+    except OSError:
         return {}
+    return {digest: seconds for line in lines for digest, seconds in _read_line(line).items()}
 
 
-def _write(file: Path, seconds: Mapping[str, float]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(seconds), encoding="utf-8")
+def _read_line(line: bytes) -> dict[str, float]:
+    try:
+        found = json.loads(line or b"{}")
+        return {str(digest): float(seconds) for digest, seconds in found.items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}

@@ -16,14 +16,16 @@ from kd_pipeline.data.splits import student_rows
 from kd_pipeline.errors import DataError
 from kd_pipeline.losses.hard import NO_LABEL
 from kd_pipeline.losses.settings import ObjectiveParams
+from kd_pipeline.memory import MemoryBudget
 from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.predict import predict_batches, resolve_device
-from kd_pipeline.models.preprocessing import Preprocessing, measure_preprocessing
+from kd_pipeline.models.preprocessing import Preprocessing, measure_batches
 from kd_pipeline.randomness import derive_seed, shuffled_order
 from kd_pipeline.training.settings import Training
 
 NUM_IMAGES_MEASURED = 10_000
 """Normalisation is measured on at most so many images."""
+_MEASURED_AT_ONCE = 256
 _VALIDATION_BATCH_SIZE = 1024
 
 
@@ -51,26 +53,31 @@ def make_rows(
     data: LabelledImages,
     example_ids: np.ndarray,
     training: Training,
+    budget: MemoryBudget,
     *,
     use_label: Tensor | None = None,
     has_soft_target: Tensor | None = None,
 ) -> Rows:
     """Rows of these examples, int64 [num_rows] ascending, on the device that a training names.
 
+    Their pixels are copied there if they fit what is left of the budget.
     `use_label` and `has_soft_target` are bool [num_rows]; None is True for all.
     """
     device, labels = resolve_device(training.device), data.labels_of(example_ids)
     if use_label is not None:
         labels = labels.where(use_label, NO_LABEL)
-    pixels = data.images.reader(
-        example_ids, device=device, budget_bytes=training.memory_budget_bytes
-    )
+    pixels = data.images.reader(example_ids, device=device, budget=budget)
     soft = None if has_soft_target is None else has_soft_target.to(device)
     return Rows(pixels, labels.to(device), soft)
 
 
 def arm_rows(
-    data: LabelledImages, objective: ObjectiveParams, training: Training, *, has_teacher: bool
+    data: LabelledImages,
+    objective: ObjectiveParams,
+    training: Training,
+    budget: MemoryBudget,
+    *,
+    has_teacher: bool,
 ) -> Rows:
     """The rows that an arm can learn from: those with a label or a soft target that it uses.
 
@@ -81,8 +88,7 @@ def arm_rows(
     """
     open_rows = student_rows(data.splits)
     ids = open_rows["example_id"].to_numpy(np.int64)
-    in_transfer = torch.tensor(open_rows["in_transfer"].to_list())
-    use_label = torch.tensor(open_rows["use_label"].to_list())
+    in_transfer, use_label = _flags(open_rows, "in_transfer"), _flags(open_rows, "use_label")
     labelled = _labelled(data, open_rows)
     has_soft = in_transfer & (has_teacher and objective.soft_weight > 0)
     used = has_soft | (labelled & objective.uses_labels)
@@ -93,13 +99,18 @@ def arm_rows(
         )
     soft = None if bool(has_soft[used].all()) else has_soft[used]
     kept = ids[used.numpy()]
-    return make_rows(data, kept, training, use_label=use_label[used], has_soft_target=soft)
+    return make_rows(data, kept, training, budget, use_label=use_label[used], has_soft_target=soft)
 
 
 def _labelled(data: LabelledImages, rows: pd.DataFrame) -> Tensor:
     """Which rows of the splits have a label that a student may use, bool [num_rows]."""
-    use_label = torch.tensor(rows["use_label"].to_list())
-    return use_label & (data.labels_of(rows["example_id"].to_numpy(np.int64)) != NO_LABEL)
+    return _flags(rows, "use_label") & (
+        data.labels_of(rows["example_id"].to_numpy(np.int64)) != NO_LABEL
+    )
+
+
+def _flags(rows: pd.DataFrame, column: str) -> Tensor:
+    return torch.from_numpy(rows[column].to_numpy(bool, copy=True))
 
 
 def has_usable_labels(data: LabelledImages) -> bool:
@@ -107,18 +118,27 @@ def has_usable_labels(data: LabelledImages) -> bool:
     return bool(_labelled(data, student_rows(data.splits)).any())
 
 
-def transfer_partners(data: LabelledImages, training: Training) -> Rows:
-    """What a policy that mixes images mixes in: the transfer set, the same for every arm."""
+def transfer_partners(
+    data: LabelledImages, training: Training, budget: MemoryBudget, *, beside: Rows | None = None
+) -> Rows:
+    """What a policy that mixes images mixes in: the transfer set, the same for every arm.
+
+    Pixels of the rows `beside` it are not held twice where they are of the same examples.
+    """
     rows = student_rows(data.splits)
     rows = rows[rows["in_transfer"]]
-    use_label = torch.tensor(rows["use_label"].to_list())
-    return make_rows(data, rows["example_id"].to_numpy(np.int64), training, use_label=use_label)
+    use_label = _flags(rows, "use_label")
+    ids = rows["example_id"].to_numpy(np.int64)
+    if beside is not None and np.array_equal(beside.example_ids.cpu().numpy(), ids):
+        labels = data.labels_of(ids).where(use_label, NO_LABEL)
+        return Rows(beside.pixels, labels.to(beside.labels.device))
+    return make_rows(data, ids, training, budget, use_label=use_label)
 
 
 def measure(data: LabelledImages, example_ids: np.ndarray) -> Preprocessing:
     """Channel statistics of these examples."""
     step = max(1, math.ceil(len(example_ids) / NUM_IMAGES_MEASURED))
-    return measure_preprocessing(data.images.take(example_ids[::step]))
+    return measure_batches(data.images.batches(example_ids[::step], _MEASURED_AT_ONCE))
 
 
 def measure_validation(classifier: Classifier, rows: Rows, *, device: str) -> dict[str, float]:

@@ -1,8 +1,15 @@
 """Settings of training: how any model is trained, the teacher, and the students."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializationInfo,
+    model_serializer,
+    model_validator,
+)
 
 from kd_pipeline.config import (
     BatchSize,
@@ -46,6 +53,11 @@ class EarlyStopping(Params):
     patience: PositiveInt = 10
 
 
+REMOVED: Mapping[str, Any] = {"memory_budget_mb": 4096}
+"""Settings that a training had before, at their defaults. What is serialised has them, and with it
+the key of every training and what arms must share: those of before stay as they were."""
+
+
 class Training(Params):
     """How a model is trained, whatever it learns from."""
 
@@ -64,9 +76,6 @@ class Training(Params):
     device: Device = "auto"
     precision: Precision = "auto"
     """auto: bfloat16 autocast where the hardware has it, float32 elsewhere."""
-    memory_budget_mb: PositiveInt = 4096
-    """More MiB than this are read from disk, batch by batch. The bound is for each of training
-    pixels, validation pixels, soft targets, and the pixels of mixing partners by itself."""
     stack_replicates: Literal["auto", "never"] = Field(default="auto", exclude=True)
     """auto: replicates of a network that is small enough train as one. No part of a training's
     identity: whether it was stacked is."""
@@ -74,10 +83,18 @@ class Training(Params):
     """Under torchrun: all processes train each model together, on slices of its batches, or each
     process trains other replicates (or members of a teacher) alone."""
 
-    @property
-    def memory_budget_bytes(self) -> int:
-        """The same in bytes."""
-        return self.memory_budget_mb * 2**20
+    @model_validator(mode="before")
+    @classmethod
+    def _without_removed(cls, given: Any) -> Any:
+        """What was serialised is taken back."""
+        if not isinstance(given, Mapping):
+            return given
+        return {k: v for k, v in given.items() if (k, v) not in REMOVED.items()}
+
+    @model_serializer(mode="wrap")
+    def _with_removed(self, serialise: Any, info: SerializationInfo) -> Any:
+        values = self.without_unused(serialise(self))
+        return values if info.exclude_unset else {**values, **REMOVED}
 
 
 class TeacherParams(Params):

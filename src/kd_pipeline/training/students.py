@@ -13,6 +13,7 @@ from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.data.splits import student_rows
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.events import TrainingEnded, TrainingStarted, emit
+from kd_pipeline.memory import MemoryBudget, open_budget
 from kd_pipeline.models.checkpoint import (
     DATA_FACTS,
     ModelCheckpoint,
@@ -54,6 +55,7 @@ def train_students(
     states: StateFolder,
     parameters: Mapping[str, Any] | None = None,
     extra_epochs: int = 0,
+    budget: MemoryBudget | None = None,
 ) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
     """Train one arm's replicates.
 
@@ -62,7 +64,8 @@ def train_students(
 
     A killed run resumes from `states`. `parameters` are further settings to log and to keep with
     the checkpoints; `teacher` is None for arms that learn from labels alone; `extra_epochs` are
-    those of a control beyond what all arms share.
+    those of a control beyond what all arms share. Pixels and soft targets are held in memory while
+    they fit the `budget`; None is `auto`.
 
     Returns:
         One checkpoint per replicate, and the history: a row per replicate and epoch.
@@ -77,7 +80,7 @@ def train_students(
     elif arm.soft_weight > 0:
         rule = "be 0 for an arm without a teacher"
         raise ParameterError("soft_weight", rule, arm.soft_weight)
-    plan = _plan(data, student, arm, views, teacher)
+    plan = _plan(data, student, arm, views, teacher, budget or open_budget())
     ids = student_rows(data.splits)["example_id"].to_numpy()
     initial = initial_model(data, student.model, student.pretrained, ids)
     facts: dict[str, Any] = {
@@ -114,20 +117,28 @@ def _plan(
     arm: ArmParams,
     views: ViewsParams,
     teacher: Teacher | None,
+    budget: MemoryBudget,
 ) -> TrainingPlan:
     training = student.training
-    rows = arm_rows(data, arm, training, has_teacher=teacher is not None)
+    # In the order in which they are given memory: validation is read least often.
+    rows = arm_rows(data, arm, training, budget, has_teacher=teacher is not None)
+    partners = None
+    if views.policy.mixes:
+        partners = transfer_partners(data, training, budget, beside=rows)
+    targets = None
+    if teacher is not None and arm.soft_weight > 0:
+        targets = teacher.open(rows, arm, training, budget)
     return TrainingPlan(
         rows=rows,
-        validation=make_rows(data, data.ids("validation"), training),
+        validation=make_rows(data, data.ids("validation"), training, budget),
         objective=arm,
         training=training,
         steps_per_epoch=math.ceil(len(student_rows(data.splits)) / training.batch_size),
         seed=student.seed,
-        teacher=teacher.open(rows, arm, training) if teacher and arm.soft_weight > 0 else None,
+        teacher=targets,
         policy=views.policy,
         num_views=views.num_views,
-        partners=transfer_partners(data, training) if views.policy.mixes else None,
+        partners=partners,
     )
 
 

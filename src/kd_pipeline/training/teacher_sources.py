@@ -21,6 +21,7 @@ from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.losses.settings import ObjectiveParams
 from kd_pipeline.losses.top_k import spread_tail
+from kd_pipeline.memory import MemoryBudget, fits_device
 from kd_pipeline.models.checkpoint import (
     ModelCheckpoint,
     build_classifier,
@@ -79,8 +80,10 @@ class Teacher(Protocol):
     def check(self, data: LabelledImages, objective: ObjectiveParams, views: ViewsParams) -> None:
         """Refuse, before anything trains, what does not fit the run."""
 
-    def open(self, rows: Rows, objective: ObjectiveParams, training: Training) -> BatchLogits:
-        """The logits of these training rows."""
+    def open(
+        self, rows: Rows, objective: ObjectiveParams, training: Training, budget: MemoryBudget
+    ) -> BatchLogits:
+        """The logits of these training rows, in memory where they fit the budget."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,10 @@ class CachedTeacher:
         manifest.fitted_temperature(self.params)
         _warn_of_smoothing(manifest.facts.get("teacher_label_smoothing", 0.0), objective)
 
-    def open(self, rows: Rows, objective: ObjectiveParams, training: Training) -> "CachedLogits":
-        """Gather the soft targets of these rows, in memory where they fit the budget."""
+    def open(
+        self, rows: Rows, objective: ObjectiveParams, training: Training, budget: MemoryBudget
+    ) -> "CachedLogits":
+        """Gather the soft targets of these rows."""
         has, manifest = rows.has_soft_target, self.soft_targets.manifest
         cached = torch.ones(len(rows), dtype=torch.bool) if has is None else has.cpu()
         fitted = manifest.fitted_temperature(self.params)
@@ -128,7 +133,7 @@ class CachedTeacher:
             rows.example_ids.cpu()[cached].numpy(),
             self.params,
             temperature=objective.read_temperature if fitted is None else 1.0,
-            memory_budget_bytes=training.memory_budget_bytes,
+            budget=budget,
         )
         spread = partial(
             spread_tail,
@@ -188,15 +193,21 @@ class CachedLogits:
         self.identity = identity
         self._device, self._read_tail, self._divisor = device, read_tail, divisor
         self._num_views, self._num_examples = targets.logits.shape[:2]
+        in_memory = not isinstance(targets.logits, np.memmap)
+        size = sum(values.nbytes for values in vars(targets).values() if values is not None)
+        self._home = device if in_memory and fits_device(device, size) else "cpu"
         self._targets = targets.map(self._flat)
         self._position_of_row = position_of_row.to(self._targets.logits.device)
 
     def _flat(self, values: NDArray[Any]) -> Tensor:
-        """[num_views x num_examples, ...]: one gather per batch. Mapped values stay on disk."""
+        """[num_views x num_examples, ...]: one gather per batch.
+
+        Mapped values stay on disk, and those that a GPU has no room for stay in memory.
+        """
         # torch indexes no uint16: the bits are kept, and read back in `chunk`.
         values = values.view(np.int16) if values.dtype == np.uint16 else values
         flat = torch.from_numpy(values).flatten(0, 1)
-        return flat if isinstance(values, np.memmap) else flat.to(self._device)
+        return flat.to(self._home)
 
     def chunk(self, rows: Tensor, passes: Tensor) -> LogitsOfSteps:
         """Gather the targets of all these steps at once."""
@@ -266,7 +277,13 @@ class LiveTeacher:
             self.calibration, is_top_k=False, num_members=len(self.checkpoints)
         )
 
-    def open(self, rows: Rows, objective: ObjectiveParams, training: Training) -> "LiveLogits":  # noqa: ARG002 - one interface
+    def open(
+        self,
+        rows: Rows,  # noqa: ARG002 - one interface
+        objective: ObjectiveParams,
+        training: Training,
+        budget: MemoryBudget,  # noqa: ARG002 - one interface
+    ) -> "LiveLogits":
         """Put the teacher on the device."""
         device, fitted = resolve_device(training.device), self._fitted_temperature()
         precision = resolve_precision(self.precision, device)

@@ -10,6 +10,7 @@ import pandas as pd
 from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.errors import StaleArtefactError
 from kd_pipeline.losses.settings import ObjectiveParams
+from kd_pipeline.memory import MemoryBudget, open_budget
 from kd_pipeline.models.checkpoint import DATA_FACTS, ModelCheckpoint
 from kd_pipeline.models.given import FetchedModel, ImagesAtHand, read_given
 from kd_pipeline.models.settings import Given, Model
@@ -28,9 +29,14 @@ NUM_IMAGES_TRIED = 8
 
 
 def train_teachers(
-    data: LabelledImages, params: TeacherParams, states: StateFolder
+    data: LabelledImages,
+    params: TeacherParams,
+    states: StateFolder,
+    budget: MemoryBudget | None = None,
 ) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
     """Train each member of a teacher on the teacher's examples, with a seed of its own.
+
+    Pixels are held in memory while they fit the `budget`; None is `auto`.
 
     Returns:
         One checkpoint per member, and the history: a row per member and epoch.
@@ -38,8 +44,9 @@ def train_teachers(
     # Null only where teachers are given.
     model, training = cast(Model, params.model), cast(Training, params.training)
     ids = data.ids("teacher_train")
-    rows = make_rows(data, ids, training)
-    validation = make_rows(data, data.ids("validation"), training)
+    budget = budget or open_budget()
+    rows = make_rows(data, ids, training, budget)
+    validation = make_rows(data, data.ids("validation"), training, budget)
     seeds = [derive_seed(params.seed, "member", member) for member in range(params.num_members)]
     plans = [
         TrainingPlan(

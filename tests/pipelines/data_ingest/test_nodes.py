@@ -12,6 +12,7 @@ from kedro.validation.exceptions import DataValidationError
 
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.settings import DataIngestParams
+from kd_pipeline.memory import MemoryBudget
 from kd_pipeline.pipelines.data_ingest import create_pipeline
 from kd_pipeline.pipelines.data_ingest.nodes import ingest_image_source
 
@@ -53,7 +54,7 @@ def test_the_node_hands_every_parameter_on() -> None:
     params = DataIngestParams.model_validate(
         {"source": {"kind": "digits"}, "image_size": 4, "colour": "rgb"}
     )
-    images, examples, rejected = ingest_image_source(params)
+    images, examples, rejected = ingest_image_source(params, MemoryBudget(2**30))
     assert images.pixels.shape == (1797, 3, 4, 4)
     assert len(examples) == 1797
     assert rejected.empty

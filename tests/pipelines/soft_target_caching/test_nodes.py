@@ -14,6 +14,7 @@ from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.errors import CheckpointError, ParameterError, TeacherTooWeakError
 from kd_pipeline.labelling.settings import SoftTargetCachingParams
+from kd_pipeline.memory import MemoryBudget
 from kd_pipeline.models.checkpoint import ModelCheckpoint
 from kd_pipeline.models.settings import Model
 from kd_pipeline.pipelines.soft_target_caching.nodes import (
@@ -30,6 +31,7 @@ from kd_pipeline.views.settings import ViewsParams
 
 CACHING = SoftTargetCachingParams(batch_size=7, device="cpu", rows_per_part=50)
 VIEWS = ViewsParams(seed=3, num_views=2, transforms=[{"name": "shift", "max_pixels": 2}])
+AMPLE = MemoryBudget(2**30)
 GEOMETRIC, ARITHMETIC = SoftTargetsParams(), SoftTargetsParams(ensemble_average="arithmetic")
 
 
@@ -137,25 +139,25 @@ def made(
 def test_the_summary_has_a_row_per_member_and_one_of_their_average_as_students_read_it(
     made: SoftTargets, examples: pd.DataFrame
 ) -> None:
-    summary, pairs, *figures = summarise_soft_targets(made, examples, GEOMETRIC)
+    summary, pairs, *figures = summarise_soft_targets(made, examples, GEOMETRIC, AMPLE)
     assert summary["teacher"].tolist() == ["0", "1", "ensemble"]
     assert summary["agreement_with_labels"].between(0, 1).all()
     assert set(pairs["class_a"]) | set(pairs["class_b"]) == {"low", "middle", "high"}
     assert [type(figure) for figure in figures] == [Figure, Figure]
-    other, *_ = summarise_soft_targets(made, examples, ARITHMETIC)
+    other, *_ = summarise_soft_targets(made, examples, ARITHMETIC, AMPLE)
     pd.testing.assert_frame_equal(summary[:2], other[:2])
     assert summary["entropy_at_1"][2] < other["entropy_at_1"][2]
 
 
 def test_without_labels_agreement_is_unknown(made: SoftTargets, examples: pd.DataFrame) -> None:
     unlabelled = examples.assign(label=pd.array([pd.NA] * len(examples), dtype="Int64"))
-    summary, *_ = summarise_soft_targets(made, unlabelled, GEOMETRIC)
+    summary, *_ = summarise_soft_targets(made, unlabelled, GEOMETRIC, AMPLE)
     assert summary["agreement_with_labels"].isna().all()
 
 
 def test_views_are_drawn_of_each_kind(
     made: SoftTargets, images: ImageSet, examples: pd.DataFrame
 ) -> None:
-    figure = draw_soft_targets(made, images, examples, GEOMETRIC, VIEWS)
+    figure = draw_soft_targets(made, images, examples, GEOMETRIC, AMPLE, VIEWS)
     drawn = [axes for panel in figure.subfigs for axes in panel.axes if axes.images]
     assert len(drawn) == 3 + 4 + 4  # Sure ones are one per class, and there are three.

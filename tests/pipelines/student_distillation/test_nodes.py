@@ -15,6 +15,7 @@ from kd_pipeline.errors import ParameterError, StaleArtefactError, TeacherTooWea
 from kd_pipeline.events import Event, TrainingStarted
 from kd_pipeline.labelling.settings import SoftTargetCachingParams
 from kd_pipeline.labelling.soft_targets import label_transfer_set
+from kd_pipeline.memory import MemoryBudget
 from kd_pipeline.models.checkpoint import ModelCheckpoint
 from kd_pipeline.models.state_folder import StateFolder
 from kd_pipeline.pipelines.student_distillation.nodes import (
@@ -46,6 +47,7 @@ def shared(tables: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """What every student's node takes."""
     return tables | {
         "training_states": StateFolder(tmp_path / "states"),
+        "memory_budget": MemoryBudget(2**30),
         "student": STUDENT,
         "views": ViewsParams(),
         "soft_target_params": SoftTargetsParams(),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import ids_with_role
+from kd_pipeline.memory import MemoryBudget
 from kd_pipeline.pipelines.sweep.nodes import make_search
 from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.soft_targets.store import SoftTargets
@@ -66,6 +67,7 @@ def search(
         soft_targets=cache,
         teacher_card={"fingerprints": ["t"]},
         trial_folder=tmp_path / folder,
+        memory_budget=MemoryBudget(2**30),
         sweep=sweep,
         student=STUDENT,
         arm=ArmParams(soft_weight=1.0),
@@ -112,6 +114,7 @@ def test_an_arm_of_labels_is_searched_without_a_cache(
     (found,) = make_search("student_baseline", taught=False)(
         **tables,
         trial_folder=tmp_path,
+        memory_budget=MemoryBudget(0),
         sweep=SWEEP,
         student=STUDENT,
         arm=ArmParams(),

@@ -12,6 +12,7 @@ import torch
 
 from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.events import Event, TrainingStarted
+from kd_pipeline.memory import MemoryBudget
 from kd_pipeline.models.checkpoint import ModelCheckpoint, write_checkpoint
 from kd_pipeline.models.given import FetchedModel
 from kd_pipeline.models.state_folder import StateFolder
@@ -45,6 +46,7 @@ def train(tables: dict[str, Any], tmp_path: Path) -> Train:
             **tables,
             training_states=StateFolder(tmp_path / "states"),
             tracking_store=STORE,
+            memory_budget=MemoryBudget(2**30),
             params=params or TeacherParams(**(block | changes)),
         )
 

@@ -8,12 +8,13 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from kd_pipeline.data.images import ImageSet
+    from kd_pipeline.memory import MemoryBudget
 else:  # Kedro resolves every hint of a node to validate its parameters; these would import pandas.
-    DataFrame = ImageSet = object
+    DataFrame = ImageSet = MemoryBudget = object
 
 
 def ingest_image_source(
-    params: DataIngestParams,
+    params: DataIngestParams, memory_budget: MemoryBudget
 ) -> tuple[ImageSet, DataFrame, DataFrame]:
     """Read, check and hash all images of the source.
 
@@ -22,5 +23,5 @@ def ingest_image_source(
     """
     from kd_pipeline.data.ingest import ingest_images
 
-    ingested = ingest_images(params)
+    ingested = ingest_images(params, memory_budget)
     return ingested.images, ingested.examples, ingested.rejected

@@ -11,7 +11,7 @@ def create_pipeline() -> Pipeline:
         [
             Node(
                 func=ingest_image_source,
-                inputs={"params": "params:data_ingest"},
+                inputs={"params": "params:data_ingest", "memory_budget": "memory_budget"},
                 outputs=["images", "examples", "rejected_images"],
                 name="ingest_image_source",
             )

@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from kd_pipeline.data.images import ImageSet
+    from kd_pipeline.memory import MemoryBudget
     from kd_pipeline.models.checkpoint import ModelCheckpoint
     from kd_pipeline.soft_targets.parts_folder import PartsFolder
     from kd_pipeline.soft_targets.store import SoftTargets
 else:  # Kedro resolves every hint of a node to validate its parameters; these would import torch.
-    DataFrame = Figure = ImageSet = ModelCheckpoint = PartsFolder = SoftTargets = object
+    DataFrame = Figure = ImageSet = MemoryBudget = object
+    ModelCheckpoint = PartsFolder = SoftTargets = object
 
 
 def cache_soft_targets(
@@ -59,7 +61,10 @@ def cache_soft_targets(
 
 
 def summarise_soft_targets(
-    soft_targets: SoftTargets, examples: DataFrame, soft_target_params: SoftTargetsParams
+    soft_targets: SoftTargets,
+    examples: DataFrame,
+    soft_target_params: SoftTargetsParams,
+    memory_budget: MemoryBudget,
 ) -> tuple[DataFrame, DataFrame, Figure, Figure]:
     """Describe how soft the soft targets are, how often right, and which classes are confused.
 
@@ -71,7 +76,7 @@ def summarise_soft_targets(
     from kd_pipeline.evaluation.soft_target_figures import confidence_figure, entropy_figure
     from kd_pipeline.soft_targets import inspection
 
-    sample = inspection.sample(soft_targets, soft_target_params)
+    sample = inspection.sample(soft_targets, soft_target_params, memory_budget)
     labels = inspection.known_labels(examples)
     table = inspection.summarise(sample, labels)
     histogram = inspection.confidence_histogram(sample, labels)
@@ -89,6 +94,7 @@ def draw_soft_targets(
     images: ImageSet,
     examples: DataFrame,
     soft_target_params: SoftTargetsParams,
+    memory_budget: MemoryBudget,
     views: ViewsParams,
 ) -> Figure:
     """Draw some views as they were labelled, beside their most likely classes."""
@@ -96,7 +102,7 @@ def draw_soft_targets(
     from kd_pipeline.soft_targets import inspection
     from kd_pipeline.views import ViewRenderer
 
-    sample = inspection.sample(soft_targets, soft_target_params)
+    sample = inspection.sample(soft_targets, soft_target_params, memory_budget)
     picks = inspection.pick_examples(sample, inspection.known_labels(examples))
     pixels = images.reader(soft_targets.example_ids, device="cpu")
     pictures = render_picks(picks, ViewRenderer(views.policy, pixels, partners=pixels))

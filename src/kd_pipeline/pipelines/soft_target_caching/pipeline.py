@@ -14,6 +14,7 @@ _SOFT_TARGETS = {
     "soft_targets": "soft_targets",
     "examples": "examples",
     "soft_target_params": "params:soft_targets",
+    "memory_budget": "memory_budget",
 }
 
 
@@ -32,7 +33,7 @@ def create_pipeline(teacher: str = _TEACHER) -> Pipeline:
         nodes,
         tags=_IN_SHARDS,
         namespace=teacher,
-        inputs={"images", "examples", "splits"},
+        inputs={"images", "examples", "splits", "memory_budget"},
         parameters={
             value for node in nodes for value in node.inputs if value.startswith("params:")
         },

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
     from kd_pipeline.data.dataset import LabelledImages
     from kd_pipeline.data.images import ImageSet
+    from kd_pipeline.memory import MemoryBudget
     from kd_pipeline.models.checkpoint import ModelCheckpoint
     from kd_pipeline.models.state_folder import StateFolder
     from kd_pipeline.soft_targets.store import SoftTargets
     from kd_pipeline.training.teacher_sources import Teacher
 else:  # Kedro resolves every hint of a node to validate its parameters; these would import torch.
-    DataFrame = ImageSet = ModelCheckpoint = StateFolder = SoftTargets = object
+    DataFrame = ImageSet = MemoryBudget = ModelCheckpoint = StateFolder = SoftTargets = object
 
 
 def train_on_labels(
@@ -29,6 +30,7 @@ def train_on_labels(
     examples: DataFrame,
     splits: DataFrame,
     training_states: StateFolder,
+    memory_budget: MemoryBudget,
     student: StudentParams,
     arm: ArmParams,
     views: ViewsParams,
@@ -45,7 +47,7 @@ def train_on_labels(
     from kd_pipeline.data.dataset import LabelledImages
 
     data = LabelledImages(images, examples, splits)
-    return _train(data, student, arm, views, training_states, soft_target_params)
+    return _train(data, student, arm, views, training_states, memory_budget, soft_target_params)
 
 
 def train_at_teacher_cost(
@@ -54,6 +56,7 @@ def train_at_teacher_cost(
     splits: DataFrame,
     checkpoints: list[ModelCheckpoint],
     training_states: StateFolder,
+    memory_budget: MemoryBudget,
     student: StudentParams,
     arm: ArmParams,
     views: ViewsParams,
@@ -69,7 +72,14 @@ def train_at_teacher_cost(
     data = LabelledImages(images, examples, splits)
     extra = epochs_of_teacher_cost(checkpoints, data, student, views)
     return _train(
-        data, student, arm, views, training_states, soft_target_params, extra_epochs=extra
+        data,
+        student,
+        arm,
+        views,
+        training_states,
+        memory_budget,
+        soft_target_params,
+        extra_epochs=extra,
     )
 
 
@@ -80,6 +90,7 @@ def train_on_soft_targets(
     soft_targets: SoftTargets,
     teacher_card: Mapping[str, Any],
     training_states: StateFolder,
+    memory_budget: MemoryBudget,
     student: StudentParams,
     arm: ArmParams,
     views: ViewsParams,
@@ -94,7 +105,9 @@ def train_on_soft_targets(
 
     data = LabelledImages(images, examples, splits)
     teacher = CachedTeacher(soft_targets, soft_target_params, teacher_card["fingerprints"])
-    return _train(data, student, arm, views, training_states, soft_target_params, teacher)
+    return _train(
+        data, student, arm, views, training_states, memory_budget, soft_target_params, teacher
+    )
 
 
 def train_on_live_teacher(
@@ -103,6 +116,7 @@ def train_on_live_teacher(
     splits: DataFrame,
     checkpoints: list[ModelCheckpoint],
     training_states: StateFolder,
+    memory_budget: MemoryBudget,
     student: StudentParams,
     arm: ArmParams,
     views: ViewsParams,
@@ -124,7 +138,9 @@ def train_on_live_teacher(
     validated = validate_teacher(checkpoints, data, caching, soft_target_params)
     if validated is not None:
         teacher = replace(teacher, calibration=validated.calibration)
-    return _train(data, student, arm, views, training_states, soft_target_params, teacher)
+    return _train(
+        data, student, arm, views, training_states, memory_budget, soft_target_params, teacher
+    )
 
 
 def _train(
@@ -133,6 +149,7 @@ def _train(
     arm: ArmParams,
     views: ViewsParams,
     states: StateFolder,
+    budget: MemoryBudget,
     soft_target_params: SoftTargetsParams,
     teacher: "Teacher | None" = None,
     extra_epochs: int = 0,
@@ -149,6 +166,7 @@ def _train(
         states=states,
         parameters=logged,
         extra_epochs=extra_epochs,
+        budget=budget,
     )
 
 

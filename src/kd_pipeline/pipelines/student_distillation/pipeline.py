@@ -16,7 +16,7 @@ from kd_pipeline.pipelines.student_distillation.nodes import (
 )
 
 LABELS, TEACHER = "labels", "teacher"
-_DATA = {"images": "images", "examples": "examples", "splits": "splits"}
+_DATA = {name: name for name in ("images", "examples", "splits", "memory_budget")}
 _OWN = {
     "training_states": "training_states",
     "student": "params:student",

@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
     from kd_pipeline.data.dataset import LabelledImages
     from kd_pipeline.data.images import ImageSet
+    from kd_pipeline.memory import MemoryBudget
     from kd_pipeline.models.state_folder import StateFolder
     from kd_pipeline.soft_targets.store import SoftTargets
     from kd_pipeline.sweep.search import ArmSearch
     from kd_pipeline.training.teacher_sources import Teacher
 else:  # Kedro resolves every hint of a node to validate its parameters; these would import torch.
-    DataFrame = Figure = ImageSet = SoftTargets = ArmSearch = object
+    DataFrame = Figure = ImageSet = MemoryBudget = SoftTargets = ArmSearch = object
 
 Searches = list[ArmSearch]
 """One, or none for an arm that `sweep.arms` leaves out."""
@@ -39,6 +40,7 @@ def make_search(name: str, *, taught: bool) -> Callable[..., Searches]:
         examples: DataFrame,
         splits: DataFrame,
         trial_folder: Path,
+        memory_budget: MemoryBudget,
         sweep: SweepParams,
         student: StudentParams,
         arm: ArmParams,
@@ -47,7 +49,9 @@ def make_search(name: str, *, taught: bool) -> Callable[..., Searches]:
     ) -> Searches:
         """Search the settings of an arm that has no teacher; no row of the test set is read."""
         data = _without_test(images, examples, splits)
-        return _search(name, data, trial_folder, sweep, student, arm, views, soft_target_params)
+        return _search(
+            name, data, trial_folder, memory_budget, sweep, student, arm, views, soft_target_params
+        )
 
     def search_on_soft_targets(
         images: ImageSet,
@@ -56,6 +60,7 @@ def make_search(name: str, *, taught: bool) -> Callable[..., Searches]:
         soft_targets: SoftTargets,
         teacher_card: Mapping[str, Any],
         trial_folder: Path,
+        memory_budget: MemoryBudget,
         sweep: SweepParams,
         student: StudentParams,
         arm: ArmParams,
@@ -68,7 +73,16 @@ def make_search(name: str, *, taught: bool) -> Callable[..., Searches]:
         teacher = CachedTeacher(soft_targets, soft_target_params, teacher_card["fingerprints"])
         data = _without_test(images, examples, splits)
         return _search(
-            name, data, trial_folder, sweep, student, arm, views, soft_target_params, teacher
+            name,
+            data,
+            trial_folder,
+            memory_budget,
+            sweep,
+            student,
+            arm,
+            views,
+            soft_target_params,
+            teacher,
         )
 
     return search_on_soft_targets if taught else search_on_labels
@@ -85,6 +99,7 @@ def _search(
     name: str,
     data: "LabelledImages",
     trial_folder: Path,
+    budget: MemoryBudget,
     sweep: SweepParams,
     student: StudentParams,
     arm: ArmParams,
@@ -100,7 +115,7 @@ def _search(
     from kd_pipeline.sweep.trials import ArmTrials
 
     logged = {"soft_targets": soft_target_params.model_dump(mode="json")}
-    train = partial(_train, data, views, teacher, logged)
+    train = partial(_train, data, views, teacher, logged, budget)
     facts = {**data.labelled_provenance, "views": views.model_dump(mode="json"), **logged}
     taught_by = {"teacher": teacher.fingerprints if teacher else ()}
     return [search_arm(ArmTrials(name, sweep, student, arm, facts, taught_by, train, trial_folder))]
@@ -111,6 +126,7 @@ def _train(
     views: ViewsParams,
     teacher: "Teacher | None",
     logged: Mapping[str, Any],
+    budget: MemoryBudget,
     student: StudentParams,
     arm: ArmParams,
     states: "StateFolder",
@@ -119,7 +135,14 @@ def _train(
     from kd_pipeline.training.students import train_students
 
     return train_students(
-        data, student, arm, views, teacher=teacher, states=states, parameters=logged
+        data,
+        student,
+        arm,
+        views,
+        teacher=teacher,
+        states=states,
+        parameters=logged,
+        budget=budget,
     )
 
 

@@ -11,7 +11,7 @@ from kd_pipeline.pipelines.sweep.nodes import (
     write_sweep_preset,
 )
 
-_DATA = {name: name for name in ("images", "examples", "splits", "trial_folder")}
+_DATA = {name: name for name in ("images", "examples", "splits", "trial_folder", "memory_budget")}
 _BLOCKS = {
     "sweep": "params:sweep",
     "student": "params:student",

@@ -8,11 +8,12 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from kd_pipeline.data.images import ImageSet
+    from kd_pipeline.memory import MemoryBudget
     from kd_pipeline.models.checkpoint import ModelCheckpoint
     from kd_pipeline.models.state_folder import StateFolder
     from kd_pipeline.tracking.store import Store
 else:  # Kedro resolves every hint of a node to validate its parameters; these would import torch.
-    DataFrame = ImageSet = ModelCheckpoint = StateFolder = Store = object
+    DataFrame = ImageSet = MemoryBudget = ModelCheckpoint = StateFolder = Store = object
 
 
 def train_teacher(
@@ -21,6 +22,7 @@ def train_teacher(
     splits: DataFrame,
     training_states: StateFolder,
     tracking_store: Store,
+    memory_budget: MemoryBudget,
     params: TeacherParams,
 ) -> tuple[list[ModelCheckpoint], DataFrame, dict[str, Any]]:
     """Train the teacher's members on the role `teacher_train`, or adopt given ones.
@@ -49,5 +51,5 @@ def train_teacher(
         with fetched(params.given, tracking_store) as models:
             checkpoints = adopt_given(data, params.given, models)
         return checkpoints, no_history, identity_card(checkpoints, images.class_names)
-    checkpoints, history = train_teachers(data, params, training_states)
+    checkpoints, history = train_teachers(data, params, training_states, memory_budget)
     return checkpoints, history, identity_card(checkpoints, images.class_names)

@@ -4,7 +4,7 @@ from kedro.pipeline import Node, Pipeline
 
 from kd_pipeline.pipelines.teacher_training.nodes import train_teacher
 
-_SHARED = ("images", "examples", "splits", "tracking_store")
+_SHARED = ("images", "examples", "splits", "tracking_store", "memory_budget")
 
 
 def create_pipeline() -> Pipeline:
