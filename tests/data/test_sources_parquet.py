@@ -163,7 +163,7 @@ def test_memory_holds_two_row_groups(
     tmp_path: Path, write_parquet: Write, encoded: Encoded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Above the bound, peak memory is that of two row groups however many there are."""
-    monkeypatch.setattr(sources_parquet, "MAX_GROUP_BYTES", 64 * 1024)
+    monkeypatch.setattr(sources_parquet, "KEPT_BYTES", 32 * 1024)
     noise = [encoded(seed) + bytes(30_000) for seed in range(40)]
     write_parquet("a.parquet", noise, [0, 1] * 20, row_group_size=2)
     listing = list_parquet(source(tmp_path))

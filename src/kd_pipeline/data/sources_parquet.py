@@ -19,7 +19,10 @@ from kd_pipeline.data.shards import BLOCK, Shard, ShardContents, list_shards
 from kd_pipeline.errors import DataError, ParameterError
 
 MAX_GROUP_BYTES = 2**30
-"""A row group is read whole. The last two are kept, and more up to half of this."""
+"""A row group is read whole."""
+KEPT_BYTES = 2**27
+"""The last two row groups are kept, and more up to this: threads read a few chunks of 8 MiB of
+pixels each at a time, in the order of the rows."""
 
 
 class ParquetKey(NamedTuple):
@@ -58,7 +61,7 @@ class ParquetReader:
         """A row group's images, or why it cannot be read, which is tried once."""
         place = shard, number
         if place not in self._kept:
-            while len(self._kept) > 1 and self._num_bytes() > MAX_GROUP_BYTES // 2:
+            while len(self._kept) > 1 and self._num_bytes() > KEPT_BYTES:
                 self._kept.popitem(last=False)
             try:
                 self._kept[place] = self._read(shard, number)
