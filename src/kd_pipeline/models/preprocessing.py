@@ -58,8 +58,8 @@ def measure_batches(batches: Iterable[Tensor]) -> Preprocessing:
     counts, shape = torch.zeros(()), torch.Size()
     for pixels in batches:
         shape = pixels.shape[1:]
-        levels = [torch.bincount(channel.flatten(), minlength=256) for channel in pixels.unbind(1)]
-        counts = counts + torch.stack(levels).double()
+        found = [torch.bincount(channel.flatten(), minlength=256) for channel in pixels.unbind(1)]
+        counts = counts + torch.stack(found).double()
     weights = counts / counts.sum(dim=1, keepdim=True)
     levels = torch.arange(256, dtype=torch.float64) / 255
     mean = weights @ levels

@@ -130,7 +130,7 @@ def _matrix(lists: pa.Array) -> NDArray[Any]:
         raise ValueError(f"`logits` must be lists of one length, got {lengths[:3]}")
     values = lists.flatten().to_numpy(zero_copy_only=False)
     precise = np.float32 if values.dtype in (np.float16, np.float32) else np.float64
-    return values.astype(precise).reshape(len(lists), lengths[0])
+    return np.asarray(values, dtype=precise).reshape(len(lists), lengths[0])
 
 
 def _check(ids: NDArray[Any], logits: NDArray[Any], *, name: str) -> None:

@@ -141,7 +141,8 @@ def test_a_student_may_teach_whatever_it_learnt_from(first: Student, taken: set[
     wired = create_pipeline([first, Student("second", learns_from="first")])
     trains = node(wired, "first.checkpoints")
     data = {name for name in trains.inputs if not name.startswith("params:")}
-    assert data == {"images", "examples", "splits", "first.training_states"} | taken
+    always = {"images", "examples", "splits", "memory_budget", "first.training_states"}
+    assert data == always | taken
     assert trains.outputs == ["first.checkpoints", "first.history", "first.card"]
     blocks = typed_blocks(wired)
     assert (blocks["student"], blocks["first"], blocks["second"]) == (
@@ -153,7 +154,8 @@ def test_a_student_may_teach_whatever_it_learnt_from(first: Student, taken: set[
 
 def test_what_comes_from_outside_is_what_the_stages_before_give(wired: Pipeline) -> None:
     outside = {n for n in wired.inputs() if not n.startswith("params:")}
-    given = {"images", "examples", "splits", "teacher.checkpoints", "teacher.card"}
+    given = {"images", "examples", "splits", "memory_budget"}
+    given |= {"teacher.checkpoints", "teacher.card"}
     resumed = {f"{student.name}.training_states" for student in STUDENTS}
     parts = {"soft_target_parts", "large.soft_target_parts", "middle.soft_target_parts"}
     assert outside == given | resumed | parts
