@@ -108,11 +108,14 @@ def _read(
     sources = find_sources(fingerprints, students)
     averages = {TEACHER: average, LABELS: average}
     for student, replicates in students.items():
-        source = sources[student]
-        read = [_predict(one, data, params, role=student) for one in replicates]
-        for number, (one, logits) in enumerate(zip(replicates, read, strict=True)):
+        source, teaches = sources[student], student in sources.values()
+        read: list[_Logits] = []
+        for number, one in enumerate(replicates):
+            logits = _predict(one, data, params, role=student)
+            if teaches:  # Of others, one replicate's logits at a time are in memory.
+                read.append(logits)
             yield _Model(student, number, source, one.fingerprint, [one], logits, averages[source])
-        if student in sources.values():
+        if teaches:
             averages[student] = _average(read, soft_targets)
 
 
