@@ -2,7 +2,6 @@
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -47,20 +46,14 @@ class LabelledImages:
         return {
             "class_names": list(self.images.class_names),
             "images": self.images.fingerprint,
-            "splits": self._splits_fingerprint,
+            "splits": split_fingerprint(self.splits),
         }
 
     @property
     def labelled_provenance(self) -> dict[str, Any]:
         """What trained models and test metrics depend on: the labels that are used too."""
-        return {**self.provenance, "labels": self._labels_fingerprint}
+        return {**self.provenance, "labels": self._labels_fingerprint()}
 
-    # Once: each is over all rows, and asked for by every replicate.
-    @cached_property
-    def _splits_fingerprint(self) -> str:
-        return split_fingerprint(self.splits)
-
-    @cached_property
     def _labels_fingerprint(self) -> str:
         """16 hex digits over the labels of all rows but those of a transfer set without them."""
         used = self.splits["use_label"] | (self.splits["role"] != "transfer")
@@ -69,17 +62,13 @@ class LabelledImages:
         digest.update(self.labels_of(ids).numpy().astype("<i8").tobytes())
         return digest.hexdigest()[:16]
 
-    @cached_property
-    def _labels(self) -> "pd.Series[Any]":
-        return self.examples.set_index("example_id")["label"]
-
     def ids(self, role: str) -> NDArray[np.int64]:
         """Example ids of one role, ascending."""
         return ids_with_role(self.splits, role)
 
     def labels_of(self, example_ids: ArrayLike) -> Tensor:
         """Labels int64 [n] of examples int64 [n], `NO_LABEL` where there is none."""
-        labels = self._labels.reindex(example_ids)
+        labels = self.examples.set_index("example_id")["label"].reindex(example_ids)
         return torch.from_numpy(labels.fillna(NO_LABEL).to_numpy(np.int64, copy=True))
 
     def labelled(self, role: str) -> tuple[NDArray[np.int64], Tensor]:

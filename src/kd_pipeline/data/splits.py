@@ -38,7 +38,9 @@ def split_examples(
         ParameterError: If a count or name does not fit the examples.
     """
     excluded = _labels_of(params.transfer.excluded_classes, class_names)
-    test, validation, pool = _hold_out(examples.set_index("example_id").sort_index(), params)
+    # What follows copies the table several times: without its texts, but for the hashes.
+    drawn = examples[["example_id", "label", "partition", "content_hash"]]
+    test, validation, pool = _hold_out(drawn.set_index("example_id").sort_index(), params)
     seed = derive_seed(params.seed, "teacher")
     teacher = _draw_teacher(_labelled(pool), class_names, params.teacher, seed=seed)
     allowed = pool[~pool["label"].isin(excluded)]
