@@ -68,5 +68,8 @@ def test_usable_memory_is_the_machines_or_the_containers(
     assert usable_memory([tmp_path / "missing", tmp_path / "memory.max"]) == (expected or machine)
 
 
-def test_auto_is_half_of_what_is_usable() -> None:
+def test_auto_is_half_of_what_is_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert open_budget("auto").left == usable_memory() // 2 // 4
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
     assert open_budget("auto").left == open_budget().left == usable_memory() // 2

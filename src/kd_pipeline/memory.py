@@ -29,6 +29,7 @@ CONTAINER_LIMITS = (
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
 """Of cgroup v2, where `max` is none, and v1."""
+_PROCESSES = "LOCAL_WORLD_SIZE"
 _UNKNOWN_MEMORY = 8 * 2**30
 """Taken for the machine's where the system does not state it."""
 
@@ -66,7 +67,8 @@ def open_budget(given: int | str = AUTO) -> MemoryBudget:
         ParameterError: If it is neither.
     """
     if given == AUTO:
-        return MemoryBudget(int(SHARE * usable_memory()))
+        # Under torchrun, the processes of one machine share it.
+        return MemoryBudget(int(SHARE * usable_memory()) // int(os.environ.get(_PROCESSES, "1")))
     if not isinstance(given, int) or isinstance(given, bool) or given < 1:
         raise ParameterError("memory_budget_mb", "be auto or a number of MiB from 1 on", given)
     return MemoryBudget(given * 2**20)

@@ -20,6 +20,7 @@ from kd_pipeline.errors import KdPipelineError
 from kd_pipeline.events import EpochEnded, Event, emit, listening
 from kd_pipeline.losses.hard import NO_LABEL
 from kd_pipeline.losses.settings import ObjectiveParams
+from kd_pipeline.memory import MemoryBudget
 from kd_pipeline.models.checkpoint import ModelCheckpoint, build_untrained
 from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.preprocessing import Preprocessing
@@ -47,7 +48,7 @@ def plan_of(*, seed: int = 3, training: Mapping[str, Any] | None = None) -> Trai
     logits = torch.randn(1, NUM_ROWS, 3, generator=generator).half()
     labels = (torch.arange(NUM_ROWS) % 3).where(torch.arange(NUM_ROWS) % 2 == 0, NO_LABEL)
     images = ImageSet(np.arange(NUM_ROWS), pixels.numpy(), ("a", "b", "c"))
-    reader = images.reader(images.example_ids, device="cpu", budget_bytes=2**20)
+    reader = images.reader(images.example_ids, device="cpu", budget=MemoryBudget(2**20))
     rows = Rows(reader, labels, torch.arange(NUM_ROWS) % 3 > 0)
     views = ViewsParams(seed=1, transforms=[{"name": "shift", "max_pixels": 1}, {"name": "mixup"}])
     usual = {

@@ -12,8 +12,8 @@ from kd_pipeline.hooks.threads_hook import ThreadsHook
 __all__ = [
     "GuardHook",
     "MLflowHook",
-    "ProcessesHook",
     "MemoryHook",
+    "ProcessesHook",
     "ResumeHook",
     "RunLockHook",
     "TerminalHook",
