@@ -136,10 +136,13 @@ def test_every_block_is_of_a_kind_that_is_run() -> None:
         ("sh", "where: export"), ("python", "where: executorch"), ("sh", "where: served"),
         ("python", "file: src/my_package/losses.py"), ("yaml", "where: arm"),
         ("sh", "where: sweep"), ("yaml", "where: sweep"),
-        # By tests/end_to_end/test_label_in_shards.py.
+        # By tests/end_to_end/test_label_in_shards.py and test_sweep_in_shards.py.
         ("sh", "where: torchrun"), ("sh", "where: batch"),
         # By tests/end_to_end/test_several_devices.py.
         ("sh", "where: training"), ("sh", "where: replicas"),
+        # Of run-on-many-machines.md: by the last test here, and tests/end_to_end/test_airflow.py.
+        ("sh", "where: two hosts"), ("sh", "where: slurm"), ("yaml", "where: kubernetes"),
+        ("sh", "where: airflow"), ("sh", "where: server"), ("sh", "where: containers"),
     }  # fmt: skip
     for page in sorted(PAGES.glob("*.md")):
         assert {(code.language, code.marker) for code in blocks(page.name)} <= known, page.name
@@ -317,7 +320,31 @@ def test_the_sweep_of_the_page_is_one_that_the_stage_takes() -> None:
     commands = [code.text for code in blocks("tune-fairly.md") if code.language == "sh"]
     named = re.findall(r"--pipelines=(\S+)", "\n".join(commands))
     assert {name for names in named for name in names.split(",")} <= set(register_pipelines())
-    (changes,) = re.findall(r"--params=(\S+)", "\n".join(commands))
+    changes = ",".join(re.findall(r"--params=(\S+)", "\n".join(commands)))
     assert {change.split("=")[0].split(".")[1] for change in changes.split(",")} <= set(
         SweepParams.model_fields
     )
+
+
+def test_the_commands_for_many_machines_name_stages_settings_and_files() -> None:
+    """Their engines are not at hand: what of them is the project's own is looked up."""
+    by_marker = {code.marker.partition(": ")[2]: code for code in blocks("run-on-many-machines.md")}
+    commands = "\n".join(code.text for code in by_marker.values())
+    named = re.findall(r"--pipelines=(\S+)", commands)
+    assert set(named) <= set(register_pipelines())
+    job = yaml.safe_load(by_marker["kubernetes"].text)
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    (typed,) = container["args"]
+    changes = re.search(r"--params=(\S+)", typed)
+    assert changes is not None
+    given = dict(change.split("=") for change in changes[1].split(","))
+    assert given.pop("soft_target_caching.shard") == "$JOB_COMPLETION_INDEX"
+    assert int(given["soft_target_caching.num_shards"]) == job["spec"]["completions"]
+    assert "\n" not in typed.strip()
+    slurm = by_marker["slurm"].text
+    assert re.findall(r"(\w+)=\$SLURM_ARRAY_TASK_COUNT,sweep\.(\w+)=\$", slurm) == [
+        ("num_shards", "shard")
+    ]
+    assert {"num_shards", "shard"} <= set(SweepParams.model_fields)
+    for path in re.findall(r"deploy/[\w.]+\.\w+|deploy/Dockerfile", commands):
+        assert (PAGES.parents[1] / path).exists() or path == "deploy/.env", path

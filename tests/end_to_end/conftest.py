@@ -3,11 +3,16 @@
 import io
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import chdir, redirect_stdout
+from contextlib import chdir, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -237,3 +242,78 @@ def fetch_runs() -> Callable[[Project], list[Any]]:
             return list(found)
 
     return fetch
+
+
+def find_free_port() -> int:
+    """A port of this machine that nothing listens on at this moment."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """`find_free_port`."""
+    return find_free_port
+
+
+def wait(condition: Callable[[], bool], *, what: str, seconds: float = 600) -> None:
+    """Return when the condition holds; fail after some seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} took more than {seconds:g} s"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., None]:
+    """`wait`."""
+    return wait
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """URL of a PostgreSQL server with a folder and a port of its own; a database is to follow."""
+    psycopg = pytest.importorskip("psycopg", reason="the extra `postgresql` is not installed")
+    debian = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")))  # Not on PATH.
+    initdb = shutil.which("initdb") or next(reversed(debian), None)
+    if initdb is None:
+        pytest.skip("PostgreSQL is not installed; on Debian: apt-get install postgresql")
+    # It refuses to run as root; Debian's package has made the user.
+    user = "postgres" if os.geteuid() == 0 else None
+    folder, port = Path(tempfile.mkdtemp(prefix="kd-postgresql-")), find_free_port()
+    if user:
+        shutil.chown(folder, user)
+    programs, data = Path(initdb).resolve().parent, folder / "data"
+    made = [initdb, "-D", data, "-U", "kd", "--auth=trust", "--encoding=UTF8"]
+    subprocess.run(made, user=user, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    options = ["-p", str(port), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
+    command = [programs / "postgres", "-D", data, "-k", folder, *options]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(command, user=user, cwd=folder, stdout=log, stderr=log)
+    url = f"postgresql://kd@127.0.0.1:{port}"
+
+    def answers() -> bool:
+        assert server.poll() is None, (folder / "log").read_text()
+        with suppress(psycopg.OperationalError), psycopg.connect(f"{url}/postgres"):
+            return True
+        return False
+
+    try:
+        wait(answers, what="the start of PostgreSQL")
+        yield url
+    finally:
+        server.send_signal(signal.SIGINT)  # Its fast shutdown.
+        server.wait(60)
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def database(postgresql: str) -> str:
+    """URL of a new database, as SQLAlchemy has it."""
+    import psycopg
+
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(f"{postgresql}/postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return f"{postgresql}/{name}".replace("postgresql://", "postgresql+psycopg://")

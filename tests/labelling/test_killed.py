@@ -18,7 +18,7 @@ from kd_pipeline.datasets.soft_targets import SoftTargetPartsDataset, SoftTarget
 from kd_pipeline.labelling.settings import SoftTargetCachingParams
 from kd_pipeline.labelling.soft_targets import label_shard, label_transfer_set
 from kd_pipeline.models.checkpoint import ModelCheckpoint
-from kd_pipeline.soft_targets.shards import Shard
+from kd_pipeline.shards import Shard
 from kd_pipeline.soft_targets.store import check_store, read_soft_targets
 from kd_pipeline.views.settings import ViewsParams
 

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from kd_pipeline.errors import DataError, StaleArtefactError
+from kd_pipeline.shards import Shard
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.manifest import Manifest, Part
 from kd_pipeline.soft_targets.parts_folder import PLAN_FILE, PartsFolder
 from kd_pipeline.soft_targets.seconds import total_seconds
-from kd_pipeline.soft_targets.shards import Shard
+from kd_pipeline.soft_targets.shards import describe_missing, parts_of
 from kd_pipeline.soft_targets.store import (
     SoftTargets,
     check_store,
@@ -86,7 +87,7 @@ def test_shards_are_runs_of_the_layout_that_cover_it_and_differ_by_one_part_at_m
     num_parts: int, count: int
 ) -> None:
     layout = [Part(0, view, 0, num_rows=1) for view in range(num_parts)]
-    runs = [shard.of(layout) for shard in shards(count)]
+    runs = [parts_of(shard, layout) for shard in shards(count)]
     assert [part for run in runs for part in run] == layout
     assert max(map(len, runs)) - min(map(len, runs)) <= 1
 
@@ -94,10 +95,10 @@ def test_shards_are_runs_of_the_layout_that_cover_it_and_differ_by_one_part_at_m
 def test_what_is_missing_is_named_with_who_makes_it(labelling: Labelling) -> None:
     layout = labelling.manifest.layout()
     there = [part.file for part in layout[:4]]
-    text = Shard(0, 3).describe_missing(layout, there, at_work=["1-of-3"])
+    text = describe_missing(3, layout, there, at_work=["1-of-3"])
     expected = "4 of 12 parts are there, 8 missing: 4 of shard 1-of-3 (at work), "
     assert text.startswith(f"{expected}4 of shard 2-of-3 (not at work); ")
-    text = Shard(0, 100).describe_missing(layout, [], at_work=[])
+    text = describe_missing(100, layout, [], at_work=[])
     assert "more of 4 other shards" in text
 
 
@@ -106,7 +107,7 @@ def test_what_is_missing_is_named_with_who_makes_it(labelling: Labelling) -> Non
 def test_any_number_of_shards_in_any_order_gives_the_bytes_of_one_process(
     labelling: Labelling, store: SoftTargets, count: int, order: int
 ) -> None:
-    wanted = [shard for shard in shards(count) if shard.of(labelling.manifest.layout())]
+    wanted = [shard for shard in shards(count) if parts_of(shard, labelling.manifest.layout())]
     *first, last = wanted[::order]
     labelling.run(*first)
     assert not labelling.finished.exists()

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from kd_pipeline.events import EpochEnded, TrainingStarted, emit
+from kd_pipeline.shards import Shard
 from kd_pipeline.sweep.settings import SweepParams
 from kd_pipeline.sweep.trials import ArmTrials
 from kd_pipeline.training.settings import ArmParams, StudentParams
@@ -57,7 +58,9 @@ def formula() -> Formula:
 def make_trials(tmp_path: Path, formula: Formula) -> Callable[..., ArmTrials]:
     """Trials of an arm, `student_kd` or the baseline, with changes to the block `sweep`."""
 
-    def make(arm: str = "student_kd", train: Any = formula, **changes: Any) -> ArmTrials:
+    def make(
+        arm: str = "student_kd", train: Any = formula, shard: Shard | None = None, **changes: Any
+    ) -> ArmTrials:
         block: dict[str, Any] = {
             "num_trials": 8,
             "num_startup_trials": 3,
@@ -72,6 +75,7 @@ def make_trials(tmp_path: Path, formula: Formula) -> Callable[..., ArmTrials]:
         )
         own = ArmParams(temperature=2.0, soft_weight=1.0) if arm == "student_kd" else ArmParams()
         params = SweepParams(**block | changes)
-        return ArmTrials(arm, params, student, own, {"images": "i"}, {}, train, tmp_path / "sweep")
+        facts, folder = {"images": "i"}, tmp_path / "sweep"
+        return ArmTrials(arm, params, student, own, facts, {}, train, folder, shard)
 
     return make

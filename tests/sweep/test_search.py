@@ -9,7 +9,7 @@ import pytest
 from kd_pipeline.errors import DataError, ParameterError, TrainingDivergedError
 from kd_pipeline.events import Event, Progress, TrialEnded, listening
 from kd_pipeline.sweep.search import ArmSearch, search_arm
-from kd_pipeline.sweep.study import JOURNAL
+from kd_pipeline.sweep.storage import JOURNAL
 from kd_pipeline.sweep.trials import ArmTrials
 
 LR = "student.training.optimiser.arguments.lr"

@@ -29,7 +29,7 @@ from kd_pipeline.errors import our_cause
 from kd_pipeline.evaluation.roles import colours, label
 from kd_pipeline.hooks.inputs import describe_inputs, fingerprint_of_test_set
 from kd_pipeline.hooks.parameters import check_parameters
-from kd_pipeline.hooks.shards import is_follower, shard_of_run
+from kd_pipeline.hooks.shards import is_follower, labelling_shard
 from kd_pipeline.tracking.chart_colours import arm_tags
 from kd_pipeline.tracking.journal import Journal
 from kd_pipeline.tracking.operations import DatasetFacts
@@ -119,7 +119,7 @@ class MLflowHook:
             name.endswith(CHECKPOINTS) or _last(name) == SOFT_TARGET_SUMMARY for name in outputs
         )
         # Of a store that is labelled in shards, the one run that summarises it is logged.
-        is_silent = shard_of_run(pipeline, catalog) or is_follower(pipeline)
+        is_silent = labelling_shard(pipeline, catalog) or is_follower(pipeline)
         if not self._params.enabled or not tracked or is_silent:
             return
         pipeline_name = ",".join(run_params.get("pipeline_names") or ["__default__"])

@@ -36,7 +36,7 @@ def check_sweep(pipeline: Pipeline, catalog: Catalog) -> None:
     if _SWEEP not in pipeline.inputs():
         return
     from kd_pipeline.sweep.results import check_preset  # Imports torch.
-    from kd_pipeline.sweep.study import check_installed
+    from kd_pipeline.sweep.storage import check_installed
 
     check_installed()
     sweep, students = load_block(catalog, "sweep", SweepParams), student_nodes(pipeline)

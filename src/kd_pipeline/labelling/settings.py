@@ -1,8 +1,8 @@
 """The blocks `soft_target_caching` and `soft_target_verification`."""
 
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from kd_pipeline.config import (
     BatchSize,
@@ -13,9 +13,10 @@ from kd_pipeline.config import (
     Seed,
     Temperature,
 )
+from kd_pipeline.shards import Sharded
 
 
-class SoftTargetCachingParams(Computing):
+class SoftTargetCachingParams(Computing, Sharded):
     """`soft_target_caching`: how the teacher labels the transfer set."""
 
     batch_size: BatchSize = 512
@@ -28,25 +29,6 @@ class SoftTargetCachingParams(Computing):
     """Given exactly where `top_k` is: such a cache can be read at this temperature only."""
     min_validation_accuracy: Fraction | None = None
     """A teacher below it is refused before it labels anything."""
-
-    num_shards: PositiveInt = 1
-    """Processes that label disjoint parts of one store; torchrun's WORLD_SIZE where it is not set.
-    The store does not depend on it."""
-    shard: Annotated[int, Field(ge=0)] | None = None
-    """Which of them this process is, from 0 on; torchrun's RANK where it is not set."""
-
-    @model_validator(mode="after")
-    def _a_shard_is_one_of_their_number(self) -> Self:
-        if self.shard is None and self.num_shards > 1:
-            raise ValueError(
-                "`shard` must be given where `num_shards` is above 1, got null of "
-                f"{self.num_shards}"
-            )
-        if self.shard is not None and self.shard >= self.num_shards:
-            raise ValueError(
-                f"`shard` must be below `num_shards`, {self.num_shards}, got {self.shard}"
-            )
-        return self
 
     @model_validator(mode="after")
     def _a_tail_holds_at_one_temperature(self) -> Self:

@@ -16,11 +16,12 @@ from kd_pipeline.labelling.members import Member, Predictor, check_members, open
 from kd_pipeline.labelling.settings import SoftTargetCachingParams
 from kd_pipeline.models.checkpoint import ModelCheckpoint
 from kd_pipeline.models.predict import resolve_device, resolve_precision
+from kd_pipeline.shards import Shard
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.manifest import Manifest, Part, Provenance
 from kd_pipeline.soft_targets.parts_folder import LogitsOf, PartsFolder
 from kd_pipeline.soft_targets.settings import Calibration
-from kd_pipeline.soft_targets.shards import Shard
+from kd_pipeline.soft_targets.shards import parts_of
 from kd_pipeline.soft_targets.store import SoftTargets, plan_store
 from kd_pipeline.views.settings import ViewsParams
 
@@ -63,7 +64,7 @@ def label_shard(
 ) -> None:
     """As `label_transfer_set`, one shard's parts of the store; see `PartsFolder.fill_shard`."""
     manifest = _plan(teacher, data, caching, views, calibration)
-    mine = shard.of(manifest.layout())
+    mine = parts_of(shard, manifest.layout())
     with _labelling(mine, manifest, teacher, data, caching, views) as logits_of:
         parts.fill_shard(shard, manifest, data.ids("transfer"), logits_of)
 

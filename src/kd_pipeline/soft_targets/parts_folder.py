@@ -22,10 +22,11 @@ from kd_pipeline.atomic import move_folder, put_file
 from kd_pipeline.checksums import checked_dumps, checked_loads
 from kd_pipeline.errors import StaleArtefactError
 from kd_pipeline.locks import take_alone, take_lock
+from kd_pipeline.shards import Shard
 from kd_pipeline.soft_targets.manifest import Manifest, Part
 from kd_pipeline.soft_targets.parts import checked_bytes, read_head, recover_part, write_part
 from kd_pipeline.soft_targets.seconds import add_seconds, keep_seconds
-from kd_pipeline.soft_targets.shards import Shard
+from kd_pipeline.soft_targets.shards import describe_missing, parts_of
 from kd_pipeline.soft_targets.store import SoftTargets, read_manifest, write_manifest
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class PartsFolder:
             DataError: As `fill`; also if the same shard, or one of another number, works here.
             StaleArtefactError: If other shards have begun another store here.
         """
-        if not (mine := shard.of(layout := manifest.layout())):
+        if not (mine := parts_of(shard, layout := manifest.layout())):
             text = (
                 "soft targets: shard %s has nothing to do: the store has %d parts (rows_per_part)"
             )
@@ -170,7 +171,7 @@ class PartsFolder:
             there = {part.file for part in parts}
             if len(parts) == len(layout):
                 self._finish(manifest, parts)
-        logger.info("soft targets: %s", shard.describe_missing(layout, there, at_work))
+        logger.info("soft targets: %s", describe_missing(shard.count, layout, there, at_work))
 
     def _finish(self, manifest: Manifest, parts: Sequence[Part]) -> SoftTargets:
         store = self.finished or self.folder

@@ -1,7 +1,7 @@
-"""The search of one arm: its trials, in processes side by side, and what came of them."""
+"""The search of one arm: its trials, of one process or of several, and what came of them."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ from kd_pipeline.errors import ParameterError
 from kd_pipeline.events import Progress, TrialEnded, emit
 from kd_pipeline.sweep.settings import SweepParams
 from kd_pipeline.sweep.space import decode_values, present_values
-from kd_pipeline.sweep.study import finished_trials, mend_journal, open_study, retry_killed
+from kd_pipeline.sweep.storage import mend_journal, storage_errors
+from kd_pipeline.sweep.study import fail_killed, finished_trials, left_trials, open_study
 from kd_pipeline.sweep.trials import ArmTrials, run_trial
 
 if TYPE_CHECKING:
@@ -40,44 +41,51 @@ class ArmSearch:
 def search_arm(trials: ArmTrials) -> ArmSearch:
     """Run the trials that are left to do, and sum up all.
 
-    Trials of earlier runs of the same search count; one that was killed is run again.
-
     Raises:
-        DataError: If the file of trials is damaged.
+        DataError: If the journal is damaged, or the server of the trials cannot be used.
         ParameterError: If no trial was trained to its end.
     """
-    mend_journal(trials.folder)
-    study = open_study(trials.folder, trials.study, trials.params)
-    retry_killed(study)
-    if not study.get_trials(deepcopy=False):
-        ranges = trials.params.ranges_of(trials.arm)
-        # First the settings at hand: the best ones are then no worse on validation.
-        study.enqueue_trial(present_values(trials.blocks, ranges))
-    _run_left(trials, len(finished_trials(study, trials.params.num_trials)))
-    found = _outcome(study, trials.arm, trials.params)
+    run_left(trials)
+    with storage_errors():
+        study = open_study(trials.folder, trials.study, trials.params)
+        found = _outcome(study, trials.arm, trials.params)
     values = ", ".join(f"{name} {value}" for name, value in found.best.items())
     logger.info("  best is trial %d: %s", found.best_trial, values)
     return found
 
 
-def _run_left(trials: ArmTrials, num_done: int) -> None:
-    total = trials.params.num_trials
-    if num_done:
+def run_left(trials: ArmTrials) -> None:
+    """Run the trials that are left to do, of this process's shard or of all.
+
+    Trials of earlier runs of the same search count; one that was killed is run again.
+
+    Raises:
+        DataError: If the journal is damaged, or the server of the trials cannot be used.
+    """
+    mend_journal(trials.folder)
+    with storage_errors():
+        study = open_study(trials.folder, trials.study, trials.params)
+        fail_killed(study, trials.shard)
+        # First the settings at hand: the best ones are then no worse on validation.
+        first = present_values(trials.blocks, trials.params.ranges_of(trials.arm))
+        left = left_trials(study, trials.positions, first)
+    total = len(trials.positions)
+    if num_done := total - len(left):
         logger.info("  %d of %d trials were there", num_done, total)
-    for done, ended in enumerate(_run(trials, range(num_done, total)), start=num_done + 1):
+    for done, ended in enumerate(_run(trials, left), start=num_done + 1):
         emit(ended)
         emit(Progress(f"trials of {trials.arm}", done, total, "trials", ended.state))
 
 
-def _run(trials: ArmTrials, indices: range) -> Iterator[TrialEnded]:
-    """Run trials, and yield each when it ends."""
-    num_processes = min(trials.params.num_processes, len(indices))
+def _run(trials: ArmTrials, left: Mapping[int, Mapping[str, Any]]) -> Iterator[TrialEnded]:
+    """Run the trials of some positions with some values, and yield each when it ends."""
+    num_processes = min(trials.params.num_processes, len(left))
     if num_processes <= 1:
-        yield from (run_trial(trials, index) for index in indices)
+        yield from (run_trial(trials, *one) for one in left.items())
         return
     # Processes of loky start afresh: a fork would copy locks of torch's and MLflow's threads.
     with parallel_config("loky", n_jobs=num_processes, inner_max_num_threads=1):
-        jobs = (delayed(run_trial)(trials, index) for index in indices)
+        jobs = (delayed(run_trial)(trials, *one) for one in left.items())
         yield from Parallel(return_as="generator_unordered", pre_dispatch="n_jobs")(jobs)
 
 

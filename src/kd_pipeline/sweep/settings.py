@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from kd_pipeline.config import NumModels, Params, PositiveInt, Seed, at_most
+from kd_pipeline.shards import Sharded
 
 Metric = Literal["validation/accuracy", "validation/loss"]
 
@@ -96,7 +97,7 @@ def _legal_folder(name: str) -> str:
     return name
 
 
-class SweepParams(Params):
+class SweepParams(Sharded):
     """`sweep`."""
 
     seed: Seed = 0

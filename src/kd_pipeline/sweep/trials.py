@@ -20,9 +20,11 @@ from kd_pipeline.errors import TrainingDivergedError
 from kd_pipeline.losses.settings import ObjectiveParams
 from kd_pipeline.models.checkpoint import ModelCheckpoint
 from kd_pipeline.models.state_folder import StateFolder
+from kd_pipeline.shards import Shard
 from kd_pipeline.sweep.settings import SHARED, SweepParams
 from kd_pipeline.sweep.space import Blocks, apply_values, suggest
-from kd_pipeline.sweep.study import open_study
+from kd_pipeline.sweep.storage import storage_errors
+from kd_pipeline.sweep.study import ask_trial, open_study
 
 if TYPE_CHECKING:
     import optuna
@@ -50,8 +52,16 @@ class ArmTrials:
     """JSON-able: what else those of this arm depend on, its teacher."""
     train: Train
     folder: Path
-    """Where trials are kept."""
+    """Of the journal, and of what killed trials go on from."""
+    shard: Shard | None = None
+    """Whose trials this process runs; None runs all."""
     main_process: int = field(default_factory=os.getpid)
+
+    @property
+    def positions(self) -> range:
+        """Those of the trials that this process runs: a shard's are dealt out in turn."""
+        start, step = (self.shard.index, self.shard.count) if self.shard else (0, 1)
+        return range(start, self.params.num_trials, step)
 
     @cached_property
     def blocks(self) -> Blocks:
@@ -91,20 +101,25 @@ def _digest(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def run_trial(trials: ArmTrials, index: int) -> events.TrialEnded:
+@storage_errors()
+def run_trial(trials: ArmTrials, position: int, given: Mapping[str, Any]) -> events.TrialEnded:
     """Run one trial and keep its outcome in the study.
 
     A training that diverges is a pruned trial: its values are bad ones.
 
     Args:
         trials: Of the arm.
-        index: Position among its trials, on which its random draws depend.
+        position: Among its trials; the random draws depend on it.
+        given: Values that are not drawn.
+
+    Raises:
+        DataError: If the storage cannot be used, or another process has taken this trial up.
     """
     import optuna
     from optuna.trial import TrialState
 
-    study = open_study(trials.folder, trials.study, trials.params, index)
-    trial = study.ask()
+    study = open_study(trials.folder, trials.study, trials.params, position, given)
+    trial = ask_trial(study, position, trials.shard)
     values = suggest(trial, trials.params.ranges_of(trials.arm), trials.arm)
     states, watch = trials.states(values), _Watch(trials, trial)
     value, state, started = None, TrialState.COMPLETE, time.monotonic()
@@ -115,7 +130,7 @@ def run_trial(trials: ArmTrials, index: int) -> events.TrialEnded:
     except (optuna.TrialPruned, TrainingDivergedError):
         state, metrics = TrialState.PRUNED, watch.latest()
     except Exception:
-        study.tell(trial, state=TrialState.FAIL)
+        study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
         raise
     seconds = time.monotonic() - started
     kept = {"metrics": metrics, "epochs": watch.num_epochs, "seconds": seconds}

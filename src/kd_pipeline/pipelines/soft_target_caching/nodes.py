@@ -46,15 +46,15 @@ def cache_soft_targets(
     """
     from kd_pipeline.data.dataset import LabelledImages
     from kd_pipeline.labelling.members import read_given_logits
-    from kd_pipeline.labelling.shards import find_shard
     from kd_pipeline.labelling.soft_targets import label_shard, label_transfer_set
     from kd_pipeline.labelling.validation import validate_teacher
+    from kd_pipeline.shards import find_shard
 
     data = LabelledImages(images, examples, splits)
     members = checkpoints or read_given_logits(teacher.given_logits, data)
     validated = validate_teacher(members, data, caching, soft_target_params)
     calibration = None if validated is None else validated.calibration
-    if (shard := find_shard(caching)) is not None:
+    if (shard := find_shard(caching, block="soft_target_caching")) is not None:
         label_shard(shard, members, data, parts, caching, views, calibration)
         raise SystemExit(0)
     return label_transfer_set(members, data, parts, caching, views, calibration)

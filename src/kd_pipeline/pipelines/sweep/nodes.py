@@ -1,5 +1,6 @@
 """Nodes of a sweep: one search per arm, then what all of them came to."""
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 else:  # Kedro resolves every hint of a node to validate its parameters; these would import torch.
     DataFrame = Figure = ImageSet = MemoryBudget = SoftTargets = ArmSearch = object
 
+logger = logging.getLogger(__name__)
+
 Searches = list[ArmSearch]
-"""One, or none for an arm that `sweep.arms` leaves out."""
+"""One; none for an arm that `sweep.arms` leaves out, and from a process that runs one shard."""
 
 
 def make_search(name: str, *, taught: bool) -> Callable[..., Searches]:
@@ -111,14 +114,20 @@ def _search(
         return []
     from functools import partial
 
-    from kd_pipeline.sweep.search import search_arm
+    from kd_pipeline.shards import find_shard
+    from kd_pipeline.sweep.search import run_left, search_arm
     from kd_pipeline.sweep.trials import ArmTrials
 
     logged = {"soft_targets": soft_target_params.model_dump(mode="json")}
     train = partial(_train, data, views, teacher, logged, budget)
     facts = {**data.labelled_provenance, "views": views.model_dump(mode="json"), **logged}
     taught_by = {"teacher": teacher.fingerprints if teacher else ()}
-    return [search_arm(ArmTrials(name, sweep, student, arm, facts, taught_by, train, trial_folder))]
+    shard = find_shard(sweep, block="sweep")
+    trials = ArmTrials(name, sweep, student, arm, facts, taught_by, train, trial_folder, shard)
+    if shard is None:
+        return [search_arm(trials)]
+    run_left(trials)
+    return []
 
 
 def _train(
@@ -150,7 +159,7 @@ def tabulate_trials(sweep: SweepParams, **searches: Searches) -> tuple[DataFrame
     """List all trials, and the best values of each arm beside those of the preset."""
     from kd_pipeline.sweep.results import best_values_table, trial_table
 
-    found = _flat(searches)
+    found = _whole(sweep, searches)
     return trial_table(found), best_values_table(found, sweep)
 
 
@@ -159,7 +168,7 @@ def draw_sweep(sweep: SweepParams, **searches: Searches) -> tuple[Figure, Figure
     from kd_pipeline.evaluation import sweep_figures
     from kd_pipeline.sweep.results import trial_table
 
-    found = _flat(searches)
+    found = _whole(sweep, searches)
     trials, ranges = trial_table(found), sweep.parameters
     log = [name for name, span in ranges.items() if span.log]
     return (
@@ -175,8 +184,22 @@ def write_sweep_preset(
     """Write the best values as a preset, and return its text."""
     from kd_pipeline.sweep.results import write_preset
 
-    return write_preset(presets, parameters, _flat(searches), sweep)
+    return write_preset(presets, parameters, _whole(sweep, searches), sweep)
 
 
-def _flat(searches: Mapping[str, Searches]) -> Searches:
+def _whole(sweep: SweepParams, searches: Mapping[str, Searches]) -> Searches:
+    """The searches of all arms.
+
+    Raises:
+        SystemExit: With code 0, from a process that runs the trials of one shard: what they came to
+            is for a run of this stage without shards.
+    """
+    from kd_pipeline.shards import find_shard
+
+    if (shard := find_shard(sweep, block="sweep")) is not None:
+        logger.info(
+            "Shard %s has run its trials; `kedro run --pipelines=sweep` without shards sums up all",
+            shard.name,
+        )
+        raise SystemExit(0)
     return [one for found in searches.values() for one in found]

@@ -1,0 +1,2 @@
+-- The trials of sweeps have a database of their own: never MLflow's.
+CREATE DATABASE trials;
