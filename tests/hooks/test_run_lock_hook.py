@@ -120,6 +120,30 @@ def test_processes_that_train_run_beside_each_other_and_beside_no_shard(
             hooks_of(tmp_path).before_pipeline_run(run_params={}, **refused)
 
 
+def test_shards_of_a_sweep_run_beside_each_other_and_not_beside_those_of_the_labelling(
+    tmp_path: Path,
+) -> None:
+    def begin(kind: str, index: int, count: int) -> Any:
+        catalog, hooks = catalog_of_shard(index, count), hooks_of(tmp_path)
+        block = {"parameters": {"student.training.batch_size": {"choices": [16, 32]}}}
+        shard = {"num_shards": count, "shard": index}
+        catalog["params:sweep"] = MemoryDataset(block | shard)
+        pipeline = register_pipelines()[kind]
+        hooks.before_pipeline_run(run_params={}, pipeline=pipeline, catalog=catalog)
+        return hooks
+
+    kept = [begin("sweep", index, 4) for index in (0, 1)]
+    for refused in (("sweep", 1, 4), ("sweep", 2, 3), ("soft_target_caching", 2, 4)):
+        with pytest.raises(DataError, match="another run"):
+            begin(*refused)
+    for hooks in kept:
+        hooks.after_pipeline_run(run_params={}, run_result={}, pipeline=None, catalog=None)
+    held = begin("soft_target_caching", 2, 4)
+    with pytest.raises(DataError, match="another run"):
+        begin("sweep", 0, 4)
+    held.after_pipeline_run(run_params={}, run_result={}, pipeline=None, catalog=None)
+
+
 def test_another_project_is_free(tmp_path: Path, other: subprocess.Popen[str]) -> None:
     hooks_of(tmp_path / "another").before_pipeline_run(**NOTHING)
 

@@ -1,10 +1,16 @@
-"""Which runs may be one shard: those of one teacher's labelling, and of nothing else."""
+"""Which runs may be one shard: those of one teacher's labelling or of a sweep, and no others."""
 
 import pytest
 from kedro.io import DataCatalog, MemoryDataset
 
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.hooks.shards import is_follower, labelling_shard, lock_of_run, process_of_run
+from kd_pipeline.hooks.shards import (
+    is_follower,
+    labelling_shard,
+    lock_of_run,
+    process_of_run,
+    sweep_shard,
+)
 from kd_pipeline.pipeline_registry import register_pipelines
 from kd_pipeline.shards import Shard
 
@@ -91,3 +97,29 @@ def test_one_process_trains_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert process_of_run(PIPELINES["distill"]) is None
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert not is_follower(PIPELINES["teacher_training"])
+
+
+def swept(**shard: int) -> DataCatalog:
+    span = {"student.training.batch_size": {"choices": [16, 32]}}
+    return DataCatalog({"params:sweep": MemoryDataset({"parameters": span, **shard})})
+
+
+def test_a_sweep_is_a_shard_where_it_is_set() -> None:
+    assert sweep_shard(PIPELINES["sweep"], swept(num_shards=4, shard=1)) == Shard(1, 4)
+    assert sweep_shard(PIPELINES["sweep"], swept()) is None
+    assert sweep_shard(PIPELINES["distill"], swept(num_shards=4, shard=1)) is None
+
+
+def test_a_sweep_with_other_stages_is_refused_as_a_shard() -> None:
+    more = PIPELINES["sweep"] + PIPELINES["transfer_split"]
+    with pytest.raises(ParameterError, match=r"`sweep\.num_shards` must be 1 in a run of other"):
+        sweep_shard(more, swept(num_shards=4, shard=1))
+    assert sweep_shard(more, swept()) is None
+
+
+def test_the_locks_of_the_two_kinds_of_shards_differ() -> None:
+    sweep = lock_of_run(PIPELINES["sweep"], swept(num_shards=4, shard=1))
+    labelling = lock_of_run(PIPELINES["soft_target_caching"], catalog(num_shards=4, shard=1))
+    assert labelling == "1-of-4"
+    assert sweep not in {labelling, ""}
+    assert lock_of_run(PIPELINES["sweep"], swept()) == ""

@@ -45,8 +45,8 @@ class RunLockHook:
     ) -> Generator[None, object, object]:
         """Refuse a run beside another one, unless it does not matter to either.
 
-        Shards of one labelling or of one sweep, and processes of one training, run beside each other
-        and beside nothing else.
+        Shards of one labelling or of one sweep, and processes of one training, run beside each
+        other and beside nothing else.
 
         Raises:
             DataError: Naming the process that runs, its host and its start.

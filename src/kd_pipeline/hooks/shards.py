@@ -1,4 +1,4 @@
-"""Which of several processes a run is: a shard of the labelling or of a sweep, or one that trains."""
+"""Which of several processes a run is: a shard of labelling or a sweep, or one that trains."""
 
 from typing import Any
 
