@@ -111,12 +111,12 @@ def test_four_processes_of_which_one_is_killed_run_as_many_trials_as_asked_for(
     trials = trials_of(finished)
     assert set(trials["state"]) <= {"complete", "pruned"}
     assert f"{NUM_TRIALS} of {NUM_TRIALS} trials were there" in done.stdout + done.stderr
-    killed = found[0].params[LR]
-    assert killed in list(trials[LR])
     every = [one for trials_of_arm in all_trials(finished, server) for one in trials_of_arm]
-    states = [one.state.name for one in every if one.params.get(LR) == killed]
-    assert sorted(states) in (["COMPLETE", "FAIL"], ["FAIL", "PRUNED"])
     assert len(every) == 2 * NUM_TRIALS + 1
+    (lost,) = [one for one in every if one.state.name == "FAIL"]
+    assert lost.params == found[0].params
+    twice = [one for one in every if one.params == lost.params]
+    assert [one.user_attrs["position"] for one in twice] == [lost.user_attrs["position"]] * 2
     assert (finished.data / JOURNAL).exists() != bool(server)
 
 
