@@ -1,11 +1,14 @@
-"""Shared by all tests: quiet threads, no deadlines, a small image set, and a count of faults."""
+"""Shared by all tests: quiet threads, small images, a count of faults, a server of objects."""
 
 import re
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import numpy as np
 import pandas as pd
@@ -192,3 +195,106 @@ def make_cache() -> MakeCache:
         )
 
     return make
+
+
+class ObjectServer(ThreadingHTTPServer):
+    """As much of S3 as the project asks for, in memory: one bucket named `bucket`."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Answers)
+        self.objects: dict[str, bytes] = {}
+        self.conditional = True
+        """Whether If-None-Match is heeded."""
+        self.refusal = ""
+        """Code of an error with which all requests are answered."""
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class _Answers(BaseHTTPRequestHandler):
+    server: ObjectServer
+
+    def do_GET(self) -> None:
+        self._key()
+        if self.path.count("/") == 1:  # A list, less what is in deeper folders where asked so.
+            prefix = dict(parse_qsl(urlsplit(self.path).query)).get("prefix", "")
+            keys = [key for key in sorted(self.server.objects) if key.startswith(prefix)]
+            if "delimiter=" in self.path:
+                keys = [key for key in keys if "/" not in key.removeprefix(prefix)]
+            date = "<LastModified>2026-01-01T00:00:00Z</LastModified><ETag>0</ETag>"
+            found = "".join(
+                f"<Contents><Key>{key}</Key><Size>{len(self.server.objects[key])}</Size>{date}"
+                "</Contents>"
+                for key in keys
+            )
+            self._answer(200, f"<ListBucketResult>{found}</ListBucketResult>".encode())
+        elif (content := self.server.objects.get(self._key())) is None:
+            self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+        elif span := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            start, last = int(span[1]), int(span[2])
+            total = {"Content-Range": f"bytes {start}-{last}/{len(content)}"}
+            self._answer(206, content[start : last + 1], **total)
+        else:
+            self._answer(200, content)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def do_PUT(self) -> None:
+        content, key = self.rfile.read(int(self.headers["Content-Length"])), self._key()
+        asked = self.headers.get("If-None-Match") == "*" and self.server.conditional
+        if asked and key in self.server.objects:
+            self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
+        else:
+            if not self.server.refusal:
+                self.server.objects[key] = content
+            self._answer(200, b"")
+
+    def do_DELETE(self) -> None:
+        self.server.objects.pop(self._key(), None)
+        self._answer(204, b"")
+
+    def do_POST(self) -> None:  # Removes several.
+        asked = self.rfile.read(int(self.headers["Content-Length"]))
+        keys = re.findall(rb"<Key>(.*?)</Key>", asked)
+        for key in keys:
+            self.server.objects.pop(key.decode(), None)
+        removed = b"".join(b"<Deleted><Key>%b</Key></Deleted>" % key for key in keys)
+        self._answer(200, b"<DeleteResult>%b</DeleteResult>" % removed)
+
+    def _key(self) -> str:
+        return unquote(urlsplit(self.path).path).removeprefix("/bucket").removeprefix("/")
+
+    def _answer(self, status: int, content: bytes, **headers: str) -> None:
+        if self.server.refusal:
+            # As AWS does it, which quotes the key.
+            key = self.headers.get("Authorization", "")
+            status = 404 if self.server.refusal == "NoSuchBucket" else 403
+            content = f"<Error><Code>{self.server.refusal}</Code><Key>{key}</Key></Error>".encode()
+        self.send_response(status)
+        for name, value in {
+            "ETag": '"0"',
+            "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT",
+            **headers,
+        }.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+@pytest.fixture
+def object_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectServer]:
+    """A server of object storage, which the environment names, with credentials."""
+    pytest.importorskip("obstore")
+    with ObjectServer() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the-key-id")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-secret")
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()

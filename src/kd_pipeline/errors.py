@@ -53,6 +53,10 @@ class ExportError(KdPipelineError):
     """A model cannot be exported as asked, or its file breaks a bound."""
 
 
+class ObjectStorageError(KdPipelineError):
+    """Object storage cannot be used, or what it holds and what lies here do not fit."""
+
+
 class TrackingStoreError(KdPipelineError):
     """MLflow's store cannot be used as it is."""
 

@@ -11,6 +11,7 @@ from kd_pipeline.hooks import (
     GuardHook,
     MemoryHook,
     MLflowHook,
+    ObjectStorageHook,
     ProcessesHook,
     ResumeHook,
     RunLockHook,
@@ -68,6 +69,7 @@ HOOKS = (
     TerminalHook(),
     MLflowHook(),
     ResumeHook(),
+    ObjectStorageHook(),
     ThreadsHook(),
     MemoryHook(),
 )
@@ -76,6 +78,9 @@ CONFIG_LOADER_CLASS = LayeredConfigLoader
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
     "default_run_env": "local",
-    "config_patterns": {"mlflow": ["mlflow*", "mlflow*/**"]},
+    "config_patterns": {
+        "mlflow": ["mlflow*", "mlflow*/**"],
+        "object_storage": ["object_storage*", "object_storage*/**"],
+    },
     "custom_resolvers": {"environment": _environment},
 }

@@ -15,9 +15,10 @@ from kd_pipeline.errors import DataError, StaleArtefactError
 from kd_pipeline.shards import Shard
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.manifest import Manifest, Part
-from kd_pipeline.soft_targets.parts_folder import PLAN_FILE, PartsFolder
+from kd_pipeline.soft_targets.parts_folder import PartsFolder
 from kd_pipeline.soft_targets.seconds import total_seconds
 from kd_pipeline.soft_targets.shards import describe_missing, parts_of
+from kd_pipeline.soft_targets.shared_parts import PLAN_FILE
 from kd_pipeline.soft_targets.store import (
     SoftTargets,
     check_store,

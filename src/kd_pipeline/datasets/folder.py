@@ -1,9 +1,12 @@
 """What the project's Kedro datasets share: each keeps its data in one folder."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kedro.io.core import AbstractDataset, DatasetError
+
+if TYPE_CHECKING:
+    from kd_pipeline.object_storage.mirror import Mirror
 
 
 class InFolder:
@@ -28,8 +31,14 @@ class InFolder:
 class FolderDataset(InFolder, AbstractDataset[None, Path]):
     """Loads the path of a folder, which need not exist yet; there is nothing to save."""
 
+    mirror: "Mirror | None" = None
+    """As `FetchesItself`."""
+
     def load(self) -> Path:
-        """The path."""
+        """The path; what object storage has of it, or in it, is here by then."""
+        if self.mirror is not None:
+            self.mirror.pull(self._filepath, strict=False)  # Not each folder is an artefact.
+            self.mirror.pull_all_in(self._filepath)
         return self._filepath
 
     def save(self, data: None) -> None:  # noqa: ARG002 (the base class names it)

@@ -9,6 +9,7 @@ from kedro.io.core import AbstractDataset, DatasetError
 from kd_pipeline.datasets.folder import InFolder
 
 if TYPE_CHECKING:  # pyarrow costs a second at start-up, and nothing here validates parameters.
+    from kd_pipeline.object_storage.mirror import Mirror
     from kd_pipeline.soft_targets.parts_folder import PartsFolder
     from kd_pipeline.soft_targets.store import SoftTargets
 
@@ -42,6 +43,9 @@ class SoftTargetsDataset(InFolder, AbstractDataset["SoftTargets", "SoftTargets"]
 class SoftTargetPartsDataset(InFolder, AbstractDataset[None, "PartsFolder"]):
     """Loads a `PartsFolder`, which a node fills part by part; there is nothing to save."""
 
+    mirror: "Mirror | None" = None
+    """As `FetchesItself`."""
+
     def __init__(
         self,
         *,
@@ -60,8 +64,12 @@ class SoftTargetPartsDataset(InFolder, AbstractDataset[None, "PartsFolder"]):
     def load(self) -> "PartsFolder":
         """The folder, which need not exist yet."""
         from kd_pipeline.soft_targets.parts_folder import PartsFolder
+        from kd_pipeline.soft_targets.shared_parts import SharedParts
 
-        return PartsFolder(self._filepath, self._finished)
+        shared = None
+        if self.mirror is not None:
+            shared = SharedParts(self.mirror, self._filepath, self._finished)
+        return PartsFolder(self._filepath, self._finished, shared)
 
     def save(self, data: None) -> None:  # noqa: ARG002 (the base class names it)
         """Refuse: parts are written while the teacher labels."""

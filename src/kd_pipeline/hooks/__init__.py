@@ -1,8 +1,9 @@
-"""Kedro hooks: checks, a lock, threads and memory before a run, the terminal, MLflow."""
+"""Kedro hooks: checks, a lock, threads and memory before a run, object storage, the terminal, MLflow."""
 
 from kd_pipeline.hooks.guard_hook import GuardHook
 from kd_pipeline.hooks.memory_hook import MemoryHook
 from kd_pipeline.hooks.mlflow_hook import MLflowHook
+from kd_pipeline.hooks.object_storage_hook import ObjectStorageHook
 from kd_pipeline.hooks.processes_hook import ProcessesHook
 from kd_pipeline.hooks.resume_hook import ResumeHook
 from kd_pipeline.hooks.run_lock_hook import RunLockHook
@@ -13,6 +14,7 @@ __all__ = [
     "GuardHook",
     "MLflowHook",
     "MemoryHook",
+    "ObjectStorageHook",
     "ProcessesHook",
     "ResumeHook",
     "RunLockHook",

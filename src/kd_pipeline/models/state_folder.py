@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kd_pipeline.atomic import replace_folder
 from kd_pipeline.checksums import checked_dumps, checked_loads, file_checksum
+from kd_pipeline.object_storage.mirror import Mirror
 
 _TENSOR = "__tensor__"
 _PAIRS = "__pairs__"
@@ -23,9 +24,10 @@ logger = logging.getLogger(__name__)
 class StateFolder:
     """States by key: nested dicts and lists of tensors and JSON-able values."""
 
-    def __init__(self, folder: Path) -> None:
-        """Keep states below `folder`, which need not exist."""
+    def __init__(self, folder: Path, mirror: Mirror | None = None) -> None:
+        """Keep states below `folder`, which need not exist, and on object storage by its mirror."""
         self.folder = folder
+        self._mirror = mirror
 
     def save(self, key: str, state: Mapping[str, Any]) -> None:
         """Replace the state under a key, whole or not at all."""
@@ -36,6 +38,8 @@ class StateFolder:
             plain[_CHECKSUM] = file_checksum(temporary / "state.safetensors")
             # Histories hold NaN where nothing was measured.
             (temporary / "state.json").write_text(checked_dumps(plain, allow_nan=True))
+        if self._mirror is not None:
+            self._mirror.push(self.folder / key)
 
     def load(self, key: str) -> dict[str, Any] | None:
         """The state under a key; None where there is none.
@@ -43,6 +47,8 @@ class StateFolder:
         A damaged one is warned of and counts as none: training from the start loses only time.
         """
         folder = self.folder / key
+        if self._mirror is not None and not folder.is_dir():
+            self._mirror.pull(folder, strict=False)
         if not folder.is_dir():
             return None
         try:
@@ -60,6 +66,8 @@ class StateFolder:
     def clear(self) -> None:
         """Remove every state."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self._mirror is not None:
+            self._mirror.clear(self.folder)
 
 
 def _detach(value: Any, tensors: dict[str, Tensor]) -> Any:

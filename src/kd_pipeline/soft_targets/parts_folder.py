@@ -27,14 +27,13 @@ from kd_pipeline.soft_targets.manifest import Manifest, Part
 from kd_pipeline.soft_targets.parts import checked_bytes, read_head, recover_part, write_part
 from kd_pipeline.soft_targets.seconds import add_seconds, keep_seconds
 from kd_pipeline.soft_targets.shards import describe_missing, parts_of
+from kd_pipeline.soft_targets.shared_parts import PLAN_FILE, SharedParts
 from kd_pipeline.soft_targets.store import SoftTargets, read_manifest, write_manifest
 
 logger = logging.getLogger(__name__)
 
 LogitsOf = Callable[[Part, NDArray[np.int64]], NDArray[np.float32]]
 """From a part and its example ids to logits, float32 [num_rows, num_classes]."""
-PLAN_FILE = ".plan.json"
-"""Head of the store that shards make, put there by the first of them."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,8 @@ class PartsFolder:
     """Need not exist."""
     finished: Path | None = None
     """Where the store is moved once it is whole; parts of the same store there are reused."""
+    shared: SharedParts | None = None
+    """The parts on object storage, if they are kept there."""
 
     def fill(
         self, manifest: Manifest, example_ids: NDArray[np.int64], logits_of: LogitsOf
@@ -66,7 +67,10 @@ class PartsFolder:
             self._lock_alone(held)
             self.folder.mkdir(exist_ok=True)
             self._discard_others(manifest)
-            parts = self._make(manifest.layout(), manifest, example_ids, logits_of)
+            layout = manifest.layout()
+            if self.shared is not None:
+                self.shared.begin(manifest, layout, alone=True)
+            parts = self._make(layout, manifest, example_ids, logits_of)
             return self._finish(manifest, parts)
 
     def fill_shard(
@@ -97,6 +101,8 @@ class PartsFolder:
             held.callback(lock.release)
             self.folder.mkdir(exist_ok=True)
             self._agree(manifest)
+            if self.shared is not None:
+                self.shared.begin(manifest, mine, alone=False)
             self._make(mine, manifest, example_ids, logits_of, shard.name)
             alone, at_work = take_alone(lock, self._lock_file, busy=self._busy)
             if alone is not None:
@@ -152,6 +158,8 @@ class PartsFolder:
                 made = write_part(self.folder, part, manifest, ids, logits_of(part, ids))
                 taken = time.perf_counter() - started
                 add_seconds(self.finished or self.folder, made, taken, shard)
+                if self.shared is not None:
+                    self.shared.keep(made)
                 counts["made"] += 1
             parts.append(made)
         shown = ", ".join(f"{count} {what}" for what, count in counts.items())
@@ -161,11 +169,16 @@ class PartsFolder:
 
     def _finish_shards(self, manifest: Manifest, shard: Shard, at_work: Sequence[str]) -> None:
         """Finish the store if no other shard works on it and all its parts are there."""
+        if self.shared is not None:
+            self.shared.fetch_finished(manifest)
         layout, finished = manifest.layout(), self._finished_parts(manifest)
-        listed = {*finished, *(path.name for path in self.folder.iterdir())}
+        elsewhere = set() if self.shared is None else self.shared.names()
+        listed = {*finished, *elsewhere, *(path.name for path in self.folder.iterdir())}
         there = {part.file for part in layout if part.file in listed}
         if not at_work and len(there) == len(layout):
             self._discard_others(manifest)
+            if self.shared is not None:
+                self.shared.bring(layout)
             found = [self._existing(part, manifest, finished) for part in layout]
             parts = [part for part in found if part is not None]
             there = {part.file for part in parts}
@@ -179,6 +192,8 @@ class PartsFolder:
         if self.finished is not None:
             move_folder(self.folder, self.finished)
         keep_seconds(store, parts)
+        if self.shared is not None:
+            self.shared.publish()
         return SoftTargets(store, written)
 
     def _existing(
