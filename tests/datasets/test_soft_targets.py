@@ -11,7 +11,10 @@ from kedro.io.core import DatasetError
 
 from kd_pipeline.datasets.soft_targets import SoftTargetPartsDataset, SoftTargetsDataset
 from kd_pipeline.errors import StaleArtefactError
+from kd_pipeline.object_storage.mirror import Mirror
+from kd_pipeline.object_storage.store import ObjectStore
 from kd_pipeline.soft_targets.manifest import Provenance
+from kd_pipeline.soft_targets.shared_parts import SharedParts
 from kd_pipeline.soft_targets.store import SoftTargets, write_soft_targets
 
 PROVENANCE = Provenance(("a", "b"), ("t",), "i", "s", {"seed": 0, "transforms": []}, 1)
@@ -119,3 +122,11 @@ def test_the_finished_store_is_found_from_any_folder(
     assert isinstance(store, SoftTargetsDataset)
     assert str(parts.load().finished) == store._describe()["filepath"]
     assert str(parts.load().finished).startswith("/project/data/")
+
+
+def test_parts_are_shared_where_their_folder_is_mirrored(tmp_path: Path) -> None:
+    folders = {"filepath": str(tmp_path / "parts"), "finished": {"filepath": str(tmp_path / "x")}}
+    dataset = SoftTargetPartsDataset(**folders)
+    assert dataset.load().shared is None
+    dataset.mirror = Mirror(tmp_path, ObjectStore(None, "s3://bucket/x"))
+    assert dataset.load().shared == SharedParts(dataset.mirror, tmp_path / "parts", tmp_path / "x")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -16,7 +17,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from kd_pipeline.errors import ObjectStorageError
+from kd_pipeline.errors import ObjectStorageError, our_cause
 from kd_pipeline.object_storage.mirror import Mirror
 from kd_pipeline.object_storage.store import ObjectStore, connect
 
@@ -126,139 +127,141 @@ def make_bucket(server: Server) -> None:
     made.create_dir(BUCKET)
 
 
-@pytest.fixture
-def checkout(
-    another: Callable[[Path], Any], server: Server, tmp_path: Path
-) -> Callable[..., "Checkout"]:
-    """Makes checkouts with the preset, the settings of smoke, and a prefix of the test."""
-    uri = f"s3://{BUCKET}/{tmp_path.name}"
+class Checkout:
+    """A checkout whose data folder is a mirror."""
 
-    def make(name: str, uri: str = uri) -> Checkout:
-        project = another(tmp_path / name)
+    def __init__(self, project: Any, uri: str, run_here: Callable[..., Any]) -> None:
+        self.project, self.uri, self._run_here = project, uri, run_here
         conf = project.path / "conf"
         shutil.copy(conf / "smoke/parameters_smoke.yml", conf / "object_storage")
         settings = conf / "object_storage/object_storage.yml"
         settings.write_text(settings.read_text() + "max_wait_seconds: 5\n")
         (conf / "object_storage/mlflow.yml").write_text("enabled: false\n")
-        return Checkout(project, uri, server)
 
-    return make
+    def run(self, *pipelines: str, **given: Any) -> None:
+        """Run pipelines here, and raise the error that ends them."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("KD_DATA_URI", self.uri)
+            outcome = self._run_here(self.project, pipelines, env="object_storage", **given)
+        if outcome.error is not None:
+            raise our_cause(outcome.error) or outcome.error
 
+    def command(self, pipelines: str) -> list[str]:
+        return f"kedro run --env=object_storage --pipelines={pipelines}".split()
 
-class Checkout:
-    """A checkout whose data folder is a mirror."""
-
-    def __init__(self, project: Any, uri: str, server: Server) -> None:
-        self.project, self.uri = project, uri
-        self.environment = server.environment | {"KD_DATA_URI": uri}
-
-    def run(self, pipelines: str, arguments: str = "") -> subprocess.CompletedProcess[str]:
-        typed = f"kedro run --env=object_storage --pipelines={pipelines} {arguments}"
-        done = self.project.command(typed, environment=self.environment)
-        assert SECRET not in done.stdout + done.stderr
-        return done
-
-    def begin(self, pipelines: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            f"kedro run --env=object_storage --pipelines={pipelines}".split(),
-            cwd=self.project.path,
-            env=self.project.environment | self.environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def environment(self, server: Server) -> dict[str, str]:
+        kept: dict[str, str] = self.project.environment
+        return kept | server.environment | {"KD_DATA_URI": self.uri}
 
     def results(self) -> dict[str, bytes]:
-        return {name: (self.project.data / name).read_bytes() for name in RESULTS}
+        return results(self.project)
 
     def objects(self) -> dict[str, int]:
         return connect(self.uri, 10.0).sizes("")
 
     def wait_for(self, part: str) -> None:
         """Until an object whose name has that part is there."""
-        for _ in range(6000):
+        for _ in range(10_000):
             if any(part in name for name in self.objects()):
                 return
             time.sleep(0.02)
         raise TimeoutError(part)
 
 
+def results(project: Any) -> dict[str, bytes]:
+    return {name: (project.data / name).read_bytes() for name in RESULTS}
+
+
+@pytest.fixture
+def checkout(
+    another: Callable[[Path], Any], run_here: Callable[..., Any], server: Server, tmp_path: Path
+) -> Callable[..., Checkout]:
+    """Makes checkouts with the preset, the settings of smoke, and a prefix of the test."""
+    uri = f"s3://{BUCKET}/{tmp_path.name}"
+    return lambda name, uri=uri: Checkout(another(tmp_path / name), uri, run_here)
+
+
 def test_a_whole_run_and_a_second_checkout_that_evaluates_from_the_bucket(
-    checkout: Callable[..., Checkout], finished_run: Any
+    checkout: Callable[..., Checkout], fresh: Any, run_here: Callable[..., Any]
 ) -> None:
     one, other = checkout("one"), checkout("other")
-    done = one.run("distill", "--params=model_export.enabled=true,model_export.targets=onnx")
-    assert done.returncode == 0, done.stderr
-    # The same as with all data on the disk, where the smoke preset runs.
-    assert one.results() == {name: (finished_run.data / name).read_bytes() for name in RESULTS}
+    assert run_here(fresh).error is None  # All on the disk.
+    one.run("distill", params={"model_export": {"enabled": True, "targets": ["onnx"]}})
+    assert one.results() == results(fresh)
     objects = one.objects()
     assert not [name for name in objects if ".interrupted" in name or name.startswith(".put")]
     assert "06_models/export/student_kd/card.json" in objects
-    done = other.run("evaluation")
-    assert done.returncode == 0, done.stderr
+    other.run("evaluation")
     assert other.results() == one.results()
-    assert other.objects() == objects
-    again = one.run("evaluation")  # What the other has sent is what is here.
-    assert again.returncode == 0, again.stderr
+    assert other.objects().keys() == objects.keys()
+    one.run("evaluation")  # From what the other has sent.
 
 
 def test_a_server_that_is_killed_in_mid_write_ends_the_run_and_the_next_goes_on(
-    checkout: Callable[..., Checkout], server: Server, finished_run: Any
+    checkout: Callable[..., Checkout], server: Server, fresh: Any, run_here: Callable[..., Any]
 ) -> None:
     one, other = checkout("one"), checkout("other")
-    running = one.begin("distill")
-    one.wait_for("02_intermediate/images/")
-    server.kill()
+    stages = ("data_ingest", "transfer_split", "teacher_training", "soft_target_caching")
+
+    def kill_when_it_writes() -> None:
+        one.wait_for("02_intermediate/images/")
+        server.kill()
+
+    with ThreadPoolExecutor() as beside:
+        killing = beside.submit(kill_when_it_writes)
+        with pytest.raises(ObjectStorageError, match=f"{server.url}: the server does not answer"):
+            one.run(*stages)
+        killing.result()
     try:
-        _, printed = running.communicate(timeout=280)
-        assert running.returncode == 1
-        assert f"at {server.url}: the server does not answer" in printed
-        refused = other.run("distill")
-        assert refused.returncode == 1
-        assert f"at {server.url}: the server does not answer" in refused.stderr
+        with pytest.raises(ObjectStorageError, match=f"{server.url}: the server does not answer"):
+            other.run(*stages)
     finally:
         server.start()
-    done = one.run("distill")
-    assert done.returncode == 0, done.stderr
-    done = other.run("evaluation")
-    assert done.returncode == 0, done.stderr
-    expected = {name: (finished_run.data / name).read_bytes() for name in RESULTS}
-    assert one.results() == other.results() == expected
+    one.run(*stages)
+    other.run("student_distillation", "evaluation")
+    assert run_here(fresh).error is None
+    found, expected = other.results(), results(fresh)
+    assert {name for name in RESULTS if found[name] != expected[name]} == set()
 
 
 def test_a_labelling_that_is_killed_goes_on_in_another_checkout(
-    checkout: Callable[..., Checkout], finished_run: Any
+    checkout: Callable[..., Checkout], server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     one, other = checkout("one"), checkout("other")
     for each in (one, other):
         settings = each.project.path / "conf/base/parameters_soft_target_caching.yml"
-        text = settings.read_text().replace("rows_per_part: null", "rows_per_part: 20")
-        settings.write_text(text)
-    done = one.run("data_ingest,transfer_split,teacher_training")
-    assert done.returncode == 0, done.stderr
-    running = one.begin("soft_target_caching")
-    one.wait_for("05_model_input/.interrupted/soft_targets/part-")
-    running.kill()
-    running.communicate()
-    done = other.run("soft_target_caching")
-    assert done.returncode == 0, done.stderr
-    assert "of an interrupted run" in done.stderr
+        settings.write_text(settings.read_text().replace("part: null", "part: 20"))
+    one.run("data_ingest", "transfer_split", "teacher_training")
+    with subprocess.Popen(
+        one.command("soft_target_caching"), cwd=one.project.path, env=one.environment(server)
+    ) as running:
+        one.wait_for("05_model_input/.interrupted/soft_targets/part-")
+        running.kill()
+    with caplog.at_level("INFO"):
+        other.run("soft_target_caching")
+    assert "of an interrupted run" in caplog.text
     assert not [name for name in other.objects() if ".interrupted/soft_targets" in name]
 
 
-def test_two_machines_label_shards_of_one_store(checkout: Callable[..., Checkout]) -> None:
+def test_two_machines_label_shards_of_one_store(
+    checkout: Callable[..., Checkout], caplog: pytest.LogCaptureFixture
+) -> None:
     one, other = checkout("one"), checkout("other")
-    shared = "soft_target_caching.rows_per_part=100"
-    done = one.run("data_ingest,transfer_split,teacher_training")
-    assert done.returncode == 0, done.stderr
+    rows = {"rows_per_part": 100}
+    one.run("data_ingest", "transfer_split", "teacher_training")
     for index, each in enumerate((one, other)):
-        shard = f"soft_target_caching.num_shards=2,soft_target_caching.shard={index}"
-        done = each.run("soft_target_caching", f"--params={shared},{shard}")
-        assert done.returncode == 0, done.stderr
+        assert "05_model_input/.soft_targets.objects.json" not in one.objects()
+        shard = rows | {"num_shards": 2, "shard": index}
+        with pytest.raises(SystemExit) as ended:
+            each.run("soft_target_caching", params={"soft_target_caching": shard})
+        assert not ended.value.code
     assert "05_model_input/.soft_targets.objects.json" in one.objects()
-    done = one.run("soft_target_caching", f"--params={shared}")
-    assert done.returncode == 0, done.stderr
-    assert "of the finished cache" in done.stderr
-    assert " made" not in done.stderr.partition("soft targets: ")[2].partition("\n")[0]
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        one.run("soft_target_caching", params={"soft_target_caching": rows})
+    [line] = [text for text in caplog.messages if text.startswith("soft targets: 1")]
+    assert "of the finished cache" in line
+    assert "made" not in line
 
 
 def test_of_two_processes_that_put_a_manifest_one_does(server: Server, tmp_path: Path) -> None:
@@ -277,13 +280,24 @@ def test_of_two_processes_that_put_a_manifest_one_does(server: Server, tmp_path:
 
 
 def test_a_bucket_that_is_not_there_is_refused_before_the_first_node(
-    checkout: Callable[..., Checkout],
+    checkout: Callable[..., Checkout], server: Server
 ) -> None:
-    done = checkout("one", "s3://no-such-bucket/x").run("distill")
+    """On the command line, as a user sees it."""
+    one = checkout("one", "s3://no-such-bucket/x")
+    done = subprocess.run(
+        one.command("distill"),
+        cwd=one.project.path,
+        env=one.environment(server),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 1
-    assert "s3://no-such-bucket/x at http" in done.stderr
-    assert "the bucket is not there" in done.stderr
-    assert "data_ingest" not in done.stderr
+    line = f"object storage s3://no-such-bucket/x at {server.url}: the bucket is not there"
+    assert line in done.stderr
+    assert "Traceback" not in done.stderr
+    assert SECRET not in done.stdout + done.stderr
+    assert {path.name for path in one.project.data.iterdir()} <= {".run.lock", ".run.lock.gate"}
 
 
 def test_a_wrong_secret_is_refused_and_not_shown(server: Server, monkeypatch: Any) -> None:

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from kd_pipeline.models.state_folder import StateFolder
+from kd_pipeline.object_storage.mirror import Mirror
+from kd_pipeline.object_storage.store import ObjectStore
 
 
 def test_nested_states_come_back_bit_for_bit(tmp_path: Path) -> None:
@@ -49,3 +51,22 @@ def test_a_damaged_state_is_named_and_counts_as_none(
     (tmp_path / "key" / file).write_bytes(content)
     assert folder.load("key") is None
     assert f"the interrupted training in {tmp_path / 'key'} is damaged" in caplog.text
+
+
+def test_a_state_is_there_on_another_machine_until_it_is_cleared(tmp_path: Path) -> None:
+    stores = pytest.importorskip("obstore.store")
+    backend = stores.MemoryStore()
+
+    def folder_of(machine: str) -> StateFolder:
+        mirror = Mirror(tmp_path / machine, ObjectStore(backend, "s3://bucket/x"))
+        return StateFolder(tmp_path / machine / "states", mirror)
+
+    one, other = folder_of("one"), folder_of("other")
+    assert other.load("key") is None
+    one.save("key", {"epoch": 1})
+    one.save("key", {"epoch": 2})
+    assert other.load("key") == {"epoch": 2}
+    one.save("key", {"epoch": 3})
+    assert other.load("key") == {"epoch": 2}  # Its own, from which training ends the same.
+    other.clear()
+    assert folder_of("late").load("key") is None
