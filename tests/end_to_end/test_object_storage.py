@@ -160,14 +160,6 @@ class Checkout:
     def objects(self) -> dict[str, int]:
         return connect(self.uri, 10.0).sizes("")
 
-    def wait_for(self, part: str) -> None:
-        """Until an object whose name has that part is there."""
-        for _ in range(10_000):
-            if any(part in name for name in self.objects()):
-                return
-            time.sleep(0.02)
-        raise TimeoutError(part)
-
 
 def results(project: Any) -> dict[str, bytes]:
     return {name: (project.data / name).read_bytes() for name in RESULTS}
@@ -196,73 +188,6 @@ def test_a_whole_run_and_a_second_checkout_that_evaluates_from_the_bucket(
     assert other.results() == one.results()
     assert other.objects().keys() == objects.keys()
     one.run("evaluation")  # From what the other has sent.
-
-
-def test_a_server_that_is_killed_in_mid_write_ends_the_run_and_the_next_goes_on(
-    checkout: Callable[..., Checkout], server: Server, fresh: Any, run_here: Callable[..., Any]
-) -> None:
-    one, other = checkout("one"), checkout("other")
-    stages = ("data_ingest", "transfer_split", "teacher_training", "soft_target_caching")
-
-    def kill_when_it_writes() -> None:
-        one.wait_for("02_intermediate/images/")
-        server.kill()
-
-    with ThreadPoolExecutor() as beside:
-        killing = beside.submit(kill_when_it_writes)
-        with pytest.raises(ObjectStorageError, match=f"{server.url}: the server does not answer"):
-            one.run(*stages)
-        killing.result()
-    try:
-        with pytest.raises(ObjectStorageError, match=f"{server.url}: the server does not answer"):
-            other.run(*stages)
-    finally:
-        server.start()
-    one.run(*stages)
-    other.run("student_distillation", "evaluation")
-    assert run_here(fresh).error is None
-    found, expected = other.results(), results(fresh)
-    assert {name for name in RESULTS if found[name] != expected[name]} == set()
-
-
-def test_a_labelling_that_is_killed_goes_on_in_another_checkout(
-    checkout: Callable[..., Checkout], server: Server, caplog: pytest.LogCaptureFixture
-) -> None:
-    one, other = checkout("one"), checkout("other")
-    for each in (one, other):
-        settings = each.project.path / "conf/base/parameters_soft_target_caching.yml"
-        settings.write_text(settings.read_text().replace("part: null", "part: 20"))
-    one.run("data_ingest", "transfer_split", "teacher_training")
-    with subprocess.Popen(
-        one.command("soft_target_caching"), cwd=one.project.path, env=one.environment(server)
-    ) as running:
-        one.wait_for("05_model_input/.interrupted/soft_targets/part-")
-        running.kill()
-    with caplog.at_level("INFO"):
-        other.run("soft_target_caching")
-    assert "of an interrupted run" in caplog.text
-    assert not [name for name in other.objects() if ".interrupted/soft_targets" in name]
-
-
-def test_two_machines_label_shards_of_one_store(
-    checkout: Callable[..., Checkout], caplog: pytest.LogCaptureFixture
-) -> None:
-    one, other = checkout("one"), checkout("other")
-    rows = {"rows_per_part": 100}
-    one.run("data_ingest", "transfer_split", "teacher_training")
-    for index, each in enumerate((one, other)):
-        assert "05_model_input/.soft_targets.objects.json" not in one.objects()
-        shard = rows | {"num_shards": 2, "shard": index}
-        with pytest.raises(SystemExit) as ended:
-            each.run("soft_target_caching", params={"soft_target_caching": shard})
-        assert not ended.value.code
-    assert "05_model_input/.soft_targets.objects.json" in one.objects()
-    caplog.clear()
-    with caplog.at_level("INFO"):
-        one.run("soft_target_caching", params={"soft_target_caching": rows})
-    [line] = [text for text in caplog.messages if text.startswith("soft targets: 1")]
-    assert "of the finished cache" in line
-    assert "made" not in line
 
 
 def test_of_two_processes_that_put_a_manifest_one_does(server: Server, tmp_path: Path) -> None:
