@@ -146,3 +146,13 @@ def test_settings_are_refused_by_name(tmp_path: Path) -> None:
         hook_of(tmp_path, {"folder": {}})
     with pytest.raises(SettingsError, match=r"`object_storage.folders` must have s3://<bucket>/"):
         hook_of(tmp_path, {"folders": {"data": "gs://bucket/x"}})
+
+
+def test_processes_that_train_together_have_their_data_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    trains = Pipeline([Node(shout, ["text", "states", "export"], "teacher.checkpoints")])
+    with pytest.raises(SettingsError, match=r"`object_storage\.folders` must be empty"):
+        hook_of(tmp_path).before_pipeline_run(trains, catalog_of(tmp_path))

@@ -1,4 +1,4 @@
-"""Kedro hooks: checks, a lock, threads and memory before a run, object storage, the terminal, MLflow."""
+"""Kedro hooks: checks, a lock, threads, memory, object storage, the terminal, MLflow."""
 
 from kd_pipeline.hooks.guard_hook import GuardHook
 from kd_pipeline.hooks.memory_hook import MemoryHook

@@ -12,8 +12,10 @@ from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
+from kd_pipeline.errors import SettingsError
 from kd_pipeline.hooks.guard_hook import check_writable
 from kd_pipeline.hooks.parameters import check_parameters
+from kd_pipeline.hooks.shards import process_of_run
 from kd_pipeline.object_storage.mirror import FetchesItself, Mirror, Mirrors
 from kd_pipeline.object_storage.settings import ObjectStorageParams
 from kd_pipeline.object_storage.store import connect
@@ -62,10 +64,16 @@ class ObjectStorageHook:
 
         Raises:
             ObjectStorageError: If a store cannot be used, or an input is unfinished there.
-            SettingsError: If obstore is not installed.
+            SettingsError: If obstore is not installed, or torchrun has started processes that train
+                together.
             DataError: If a folder cannot be written here.
         """
         self._catalog, wait = catalog, self._params.max_wait_seconds
+        if self._params.folders and process_of_run(pipeline) is not None:
+            raise SettingsError(
+                "`object_storage.folders` must be empty where torchrun's processes train together: "
+                f"all would write to {', '.join(self._params.folders)}; fetch the data first"
+            )
         self._mirrors = Mirrors(
             [
                 Mirror(self._project / folder, connect(uri, wait))
