@@ -143,6 +143,8 @@ def test_every_block_is_of_a_kind_that_is_run() -> None:
         # Of run-on-many-machines.md: by the last test here, and tests/end_to_end/test_airflow.py.
         ("sh", "where: two hosts"), ("sh", "where: slurm"), ("yaml", "where: kubernetes"),
         ("sh", "where: airflow"), ("sh", "where: server"), ("sh", "where: containers"),
+        # By tests/end_to_end/test_object_storage.py, with a server and a bucket of its own.
+        ("sh", "where: object storage"), ("yaml", "where: object storage"),
     }  # fmt: skip
     for page in sorted(PAGES.glob("*.md")):
         assert {(code.language, code.marker) for code in blocks(page.name)} <= known, page.name

@@ -92,13 +92,28 @@ def test_batch_norm_is_folded_into_convolutions(graph: Any) -> None:
 
 
 def test_int8_weights_are_a_byte_each_with_a_scale_per_channel(job: ExportJob, graph: Any) -> None:
-    tensors = {t.name: t for t in quantise(graph, job.calibration).graph.initializer}
-    weights = [t for name, t in tensors.items() if name.endswith("weight_quantized")]
+    quantised = quantise(graph, job.calibration).graph
+    tensors = {tensor.name: tensor for tensor in quantised.initializer}
+    scales = {
+        node.input[0]: tensors[node.input[1]]
+        for node in quantised.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in tensors
+    }
+    weights = [tensors[name] for name in scales if len(tensors[name].dims) > 1]
     assert len(weights) == 10  # Nine convolutions and the head.
     for weight in weights:
         assert weight.data_type == onnx.TensorProto.INT8
-        scale = tensors[weight.name.replace("_quantized", "_scale")]
-        assert list(scale.dims) == [3 if "head" in weight.name else weight.dims[0]]
+        is_head = len(weight.dims) == 2
+        assert list(scales[weight.name].dims) == [3 if is_head else weight.dims[0]]
+
+
+def test_tensors_inside_an_int8_file_are_numbered(job: ExportJob, graph: Any) -> None:
+    quantised = quantise(graph, job.calibration).graph
+    made = [name for node in quantised.node for name in node.output]
+    names = [*made, *(tensor.name for tensor in quantised.initializer)]
+    assert len(set(names)) == len(names)
+    assert {name for name in names if not name.isdecimal()} == {"logits"}
+    assert {name for node in quantised.node for name in node.input} <= {*names, "pixels", ""}
 
 
 def test_int8_is_near_float32(job: ExportJob, graph: Any, tmp_path: Path) -> None:

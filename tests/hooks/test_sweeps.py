@@ -11,13 +11,14 @@ from kd_pipeline.config import Params
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.errors import DataError, ParameterError, SettingsError
 from kd_pipeline.hooks.sweeps import check_space, check_sweep, check_swept_students
-from kd_pipeline.pipeline_registry import register_pipelines
+from kd_pipeline.pipeline_registry import COMPARE_LOSSES, register_pipelines
 from kd_pipeline.sweep.settings import SweepParams
 from kd_pipeline.training.settings import ArmParams, StudentParams
 
 SPAN = {"low": 1.0, "high": 8.0}
 LR = "student.training.optimiser.arguments.lr"
 BLOCKS: dict[str, Params] = {
+    **{one.name: ArmParams(soft_weight=1.0) for one in COMPARE_LOSSES},
     "student": StudentParams(model={"name": "mlp"}, training={"num_epochs": 1, "device": "cpu"}),
     "student_kd": ArmParams(soft_weight=1.0, temperature=4.0),
     "student_baseline": ArmParams(),

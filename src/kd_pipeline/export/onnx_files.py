@@ -94,7 +94,7 @@ def quantise(graph: Any, calibration: Tensor) -> Any:
             weight_type=quantisation.QuantType.QInt8,
             nodes_to_exclude=_preprocessing_nodes(graph),
         )
-        return _bare(require("onnx", extra="onnx").load(file))
+        return _with_numbered_tensors(_bare(require("onnx", extra="onnx").load(file)))
 
 
 def _preprocessing_nodes(graph: Any) -> list[str]:
@@ -142,6 +142,18 @@ def _bare(graph: Any) -> Any:
     for field in ("value_info", "metadata_props"):
         graph.graph.ClearField(field)
     graph.ClearField("metadata_props")
+    return graph
+
+
+def _with_numbered_tensors(graph: Any) -> Any:
+    """Numbers for the names of tensors between input and output, which were 6 % of ResNet-8."""
+    numbers = {value.name: value.name for value in (*graph.graph.input, *graph.graph.output)}
+    numbers[""] = ""  # An input that is left out.
+    for node in graph.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [numbers.setdefault(name, str(len(numbers))) for name in names]
+    for tensor in graph.graph.initializer:
+        tensor.name = numbers[tensor.name]
     return graph
 
 
