@@ -94,7 +94,7 @@ def quantise(graph: Any, calibration: Tensor) -> Any:
             weight_type=quantisation.QuantType.QInt8,
             nodes_to_exclude=_preprocessing_nodes(graph),
         )
-        return _with_numbered_tensors(_bare(require("onnx", extra="onnx").load(file)))
+        return _bare(require("onnx", extra="onnx").load(file))
 
 
 def _preprocessing_nodes(graph: Any) -> list[str]:
@@ -160,7 +160,8 @@ def _with_numbered_tensors(graph: Any) -> Any:
 def _export(job: ExportJob) -> list[ExportedFile]:
     graph = float_graph(job)
     files = [_write(graph, job, "float32")]
-    return [*files, _write(quantise(graph, job.calibration), job, "int8")]
+    quantised = _with_numbered_tensors(quantise(graph, job.calibration))
+    return [*files, _write(quantised, job, "int8")]
 
 
 def _write(graph: Any, job: ExportJob, precision: Precision) -> ExportedFile:

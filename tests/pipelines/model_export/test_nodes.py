@@ -106,7 +106,7 @@ def test_bounds_that_do_not_hold_leave_no_file(
     earlier = tmp_path / "export" / "student_kd"
     earlier.mkdir(parents=True)
     (earlier / "model.onnx").write_text("of an earlier run")
-    arguments = given(params=ModelExportParams(latency=FAST, budget_bytes=4000))
+    arguments = given(params=ModelExportParams(latency=FAST, budget_bytes=3000))
     with pytest.raises(ExportError, match=r"model\.int8\.onnx .* too many"):
         export_models(**arguments)
     assert names(earlier) == ["model.onnx"]
