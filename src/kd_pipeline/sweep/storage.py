@@ -60,9 +60,11 @@ def open_storage(folder: Path) -> "BaseStorage":
 def _server(url: str) -> "RDBStorage":
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import IntegrityError, ProgrammingError
+    from sqlalchemy.pool import NullPool
 
-    # Tried before each use: a server that was restarted in the meantime is connected to again.
-    options = {"pool_pre_ping": True, "connect_args": {"connect_timeout": _CONNECT_SECONDS}}
+    # A connection for each use: none is held between trials, since a server allows a hundred, and
+    # a server that was restarted in the meantime is connected to again.
+    options = {"poolclass": NullPool, "connect_args": {"connect_timeout": _CONNECT_SECONDS}}
     try:
         return RDBStorage(url, engine_kwargs=options)
     except (IntegrityError, ProgrammingError):  # Another process is making the tables too.
