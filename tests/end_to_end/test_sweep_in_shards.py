@@ -36,12 +36,17 @@ def begin(project: Any, typed: str, environment: dict[str, str]) -> "subprocess.
 def all_trials(project: Any, server: str) -> list[list[Any]]:
     """Of each arm, as Optuna has them; none before the first process has begun."""
     import optuna
+    from optuna.storages import RDBStorage
     from optuna.storages.journal import JournalFileBackend
+    from sqlalchemy.pool import NullPool
 
     journal = project.data / JOURNAL
     if not server and not journal.exists():
         return []
-    storage: Any = server or optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
+    if server:  # Asked many times: a pool each time would take all the server's connections.
+        storage: Any = RDBStorage(server, engine_kwargs={"poolclass": NullPool})
+    else:
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
     names = optuna.get_all_study_names(storage)
     return [optuna.load_study(study_name=name, storage=storage).trials for name in names]
 
