@@ -1,8 +1,8 @@
 """The one memory budget of a process, and arrays on disk for what exceeds it.
 
 Pixels and soft targets are the arrays that grow with the number of images. Their sizes are known
-before they are made: whoever makes one asks whether it fits what is left of the budget, and reads
-from disk if not. Results do not depend on it.
+before they are made: what fits in the rest of the budget is held in memory, and what does not is
+read from disk. Results do not depend on it.
 """
 
 import math

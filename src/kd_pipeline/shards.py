@@ -27,6 +27,11 @@ class Shard:
         """As `0-of-4`."""
         return f"{self.index}-of-{self.count}"
 
+    def slice_of(self, num_items: int) -> slice:
+        """Its run of a sequence of so many items; runs differ by one item at most."""
+        start, stop = (num_items * at // self.count for at in (self.index, self.index + 1))
+        return slice(start, stop)
+
 
 class Sharded(Params):
     """Work that several processes may do: fields that several blocks share."""

@@ -43,7 +43,8 @@ def check_sweep(pipeline: Pipeline, catalog: Catalog) -> None:
     names = [student.name for student in students]
     for arm in sweep.arms:
         if arm not in names:
-            raise ParameterError("sweep.arms", "be arms of `distill`", arm, legal=names)
+            rule = "be arms of `distill` or `compare_losses`"
+            raise ParameterError("sweep.arms", rule, arm, legal=names)
     blocks: dict[str, Params] = {name: load_block(catalog, name, ArmParams) for name in names}
     check_space(sweep, {SHARED: load_block(catalog, SHARED, StudentParams), **blocks})
     for student in students:

@@ -31,7 +31,7 @@ class Listing:
 
     @property
     def content(self) -> dict[str, tuple[int, str]]:
-        """The files less those beside it, which say how it was made."""
+        """The files less those beside it, which state how it was made."""
         return {n: facts for n, facts in self.files.items() if not n.startswith(".")}
 
     @classmethod

@@ -133,7 +133,7 @@ class Mirror:
             size = sizes.get(self._name(file))
             if size is not None and not file.exists():
                 with suppress(FileNotFoundError), replace_file(file) as temporary:
-                    # Whoever has finished the whole may have removed it by now.
+                    # A process that has finished the whole may have removed it by now.
                     self.store.fetch(self._name(file), temporary, size)
 
     def _name(self, path: Path) -> str:

@@ -19,8 +19,7 @@ def parts_of(shard: Shard, layout: Sequence["Part"]) -> Sequence["Part"]:
     Runs differ by one part at most. Were parts dealt out in turn, the short last part of every
     view could always be the same shard's.
     """
-    start, stop = (len(layout) * at // shard.count for at in (shard.index, shard.index + 1))
-    return layout[start:stop]
+    return layout[shard.slice_of(len(layout))]
 
 
 def describe_missing(

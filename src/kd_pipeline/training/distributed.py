@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from kd_pipeline.errors import ParameterError, ProcessesError
 from kd_pipeline.events import Event, emit, listening_alone
 from kd_pipeline.provenance import differences
+from kd_pipeline.shards import Shard
 
 JOIN_SECONDS = 300.0
 """Wait until all processes are there: on busy machines and network disks they start far apart."""
@@ -57,8 +58,7 @@ class Processes:
 
     def slice_of(self, batch_size: int) -> slice:
         """This process's examples of each batch; of two processes one may have one more."""
-        start, stop = (batch_size * at // self.count for at in (self.rank, self.rank + 1))
-        return slice(start, stop)
+        return Shard(self.rank, self.count).slice_of(batch_size)
 
     def parallel(self, classifier: nn.Module) -> nn.Module:
         """A module whose backward pass averages gradients over the processes.

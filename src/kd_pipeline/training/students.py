@@ -75,11 +75,7 @@ def train_students(
     """
     shared = student.for_arm(arm)
     student = shared.longer(extra_epochs)
-    if teacher is not None:
-        teacher.check(data, arm, views)
-    elif arm.soft_weight > 0:
-        rule = "be 0 for an arm without a teacher"
-        raise ParameterError("soft_weight", rule, arm.soft_weight)
+    _check_teacher(teacher, data, arm, views)
     plan = _plan(data, student, arm, views, teacher, budget or open_budget())
     ids = student_rows(data.splits)["example_id"].to_numpy()
     initial = initial_model(data, student.model, student.pretrained, ids)
@@ -98,7 +94,6 @@ def train_students(
     }
     if extra_epochs:
         facts["extra_epochs"] = extra_epochs
-    caching = teacher.caching_seconds if teacher else 0.0
     return train_each(
         _replicates(plan, student),
         initial=initial,
@@ -107,8 +102,23 @@ def train_students(
         facts=facts,
         states=states,
         quantisation=student.quantisation,
-        costs={} if caching is None else {"cost/caching_seconds": caching},
+        costs=_caching_costs(teacher),
     )
+
+
+def _check_teacher(
+    teacher: Teacher | None, data: LabelledImages, arm: ArmParams, views: ViewsParams
+) -> None:
+    if teacher is not None:
+        teacher.check(data, arm, views)
+    elif arm.soft_weight > 0:
+        rule = "be 0 for an arm without a teacher"
+        raise ParameterError("soft_weight", rule, arm.soft_weight)
+
+
+def _caching_costs(teacher: Teacher | None) -> dict[str, float]:
+    caching = teacher.caching_seconds if teacher else 0.0
+    return {} if caching is None else {"cost/caching_seconds": caching}
 
 
 def _plan(
@@ -199,8 +209,9 @@ def train_each(
     simulation = None if quantisation is None else fake_quantise(initial(0))
     processes, together = Processes.joined(), plans[0].training.placement == "data_parallel"
     sharing = processes if together else Processes()
-    fixed = (initial, data, model, facts, states, quantisation, simulation, costs or {}, sharing)
-    trainer = _Trainer(*fixed)
+    trainer = _Trainer(
+        initial, data, model, facts, states, quantisation, simulation, costs or {}, sharing
+    )
     groups = [plans] if _can_stack(plans, initial) else [[plan] for plan in plans]
     with processes.naming_losses():
         if processes.count > 1:
