@@ -64,8 +64,11 @@ def shuffled_order(example_ids: Tensor, *, stream: int | Tensor) -> Tensor:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Run a block under a fixed global torch seed; the old random state is restored after it."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+    devices = range(torch.cuda.device_count())
+    # Without a GPU, `torch.manual_seed` only notes for each kind of device where it was called.
+    set_seed = torch.manual_seed if devices else torch.default_generator.manual_seed
+    with torch.random.fork_rng(devices=devices):
+        set_seed(seed)
         yield
 
 

@@ -5,7 +5,7 @@ from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
+from scipy.special import bdtr
 
 
 class McNemar(TypedDict):
@@ -50,5 +50,5 @@ def mcnemar(arm: NDArray[np.float64], baseline: NDArray[np.float64]) -> list[McN
 
 
 def _sign_test(wins: int, losses: int) -> float:
-    num_discordant = wins + losses
-    return float(binomtest(wins, num_discordant).pvalue) if num_discordant else 1.0
+    # Not scipy.stats.binomtest: importing scipy.stats takes a second.
+    return min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5)))
