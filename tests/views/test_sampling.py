@@ -1,9 +1,10 @@
 """Sampling: whole moves are exact, and padding mirrors like numpy's."""
 
 import numpy as np
+import pytest
 import torch
 
-from kd_pipeline.views.sampling import reflected, sample_affine, unit_scale
+from kd_pipeline.views.sampling import pad_reflected, sample_affine, unit_scale
 
 
 def test_a_whole_move_fetches_pixels_exactly() -> None:
@@ -15,10 +16,11 @@ def test_a_whole_move_fetches_pixels_exactly() -> None:
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-5, rtol=0)
 
 
-def test_positions_reflect_like_numpy() -> None:
-    side = torch.arange(5)
-    expected = np.pad(side.numpy(), 4, mode="reflect")
-    assert reflected(5, 4, side).tolist() == expected.tolist()
+@pytest.mark.parametrize("margin", [0, 1, 4])
+def test_a_side_is_padded_like_numpys_reflect(margin: int) -> None:
+    images = torch.arange(30, dtype=torch.uint8).view(1, 5, 6)
+    expected = np.pad(images.numpy(), [(0, 0), (margin, margin), (0, 0)], mode="reflect")
+    assert pad_reflected(images, 1, margin).tolist() == expected.tolist()
 
 
 def test_the_unit_scale_ends_at_one() -> None:

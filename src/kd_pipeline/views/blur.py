@@ -10,7 +10,7 @@ from kd_pipeline.config import Fraction, PositiveFloat, PositiveInt
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.views.by_choice import change_by_choice
 from kd_pipeline.views.record import Drawn, Table, Transform
-from kd_pipeline.views.sampling import per_image, reflected, unit_scale_copy
+from kd_pipeline.views.sampling import pad_reflected, per_image, unit_scale_copy
 from kd_pipeline.views.settings import TransformParams
 from kd_pipeline.views.stream import Stream
 
@@ -76,7 +76,7 @@ def _along(images: Tensor, weights: Tensor, *, dim: int) -> Tensor:
     A convolution with a kernel per image would do, but its bits may change with the batch.
     """
     side, margin = images.shape[dim], weights.shape[1] - 1
-    padded = images.index_select(dim, reflected(side, margin, images))
+    padded = pad_reflected(images, dim, margin)
     smooth = images * per_image(weights[:, 0])
     for offset in range(1, margin + 1):
         before = padded.narrow(dim, margin - offset, side)

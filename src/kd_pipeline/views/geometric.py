@@ -12,7 +12,7 @@ from kd_pipeline.config import Fraction, ImageSide, PositiveFloat
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.views.boxes import draw_candidates, first_valid, placed, whole_sides
 from kd_pipeline.views.record import Drawn, Table, Transform
-from kd_pipeline.views.sampling import reflected, sample_affine, unit_scale
+from kd_pipeline.views.sampling import pad_reflected, sample_affine, unit_scale
 from kd_pipeline.views.settings import AreaFraction, NonNegative, TransformParams
 from kd_pipeline.views.stream import Stream
 
@@ -86,8 +86,7 @@ def render_shift(pixels: Tensor, drawn: Drawn, settings: Shift) -> Tensor:
         if most >= min(height, width):
             rule = f"be below the image's side ({min(height, width)}) where it reflects"
             raise ParameterError("transforms.shift.max_pixels", rule, most)
-        padded = pixels[:, :, reflected(height, most, pixels)]
-        padded = padded[..., reflected(width, most, pixels)]
+        padded = pad_reflected(pad_reflected(pixels, 2, most), 3, most)
     else:
         padded = F.pad(pixels, (most, most, most, most))
     # Every row of a window is a run of values in memory. Selected among all such runs, it is copied

@@ -48,7 +48,12 @@ def sample_affine(images: Tensor, inverse: Tensor, *, mode: str) -> Tensor:
     return F.grid_sample(images, grid, mode=mode, align_corners=False)
 
 
-def reflected(side: int, margin: int, like: Tensor) -> Tensor:
-    """Positions that pad a side by its mirror image, the edge not repeated, int64."""
-    positions = torch.arange(-margin, side + margin, device=like.device).abs()
-    return torch.where(positions >= side, 2 * (side - 1) - positions, positions)
+def pad_reflected(images: Tensor, dim: int, margin: int) -> Tensor:
+    """Pad a side at both ends by its mirror image, the edge not repeated.
+
+    Torch's own pads no bytes, and selecting by positions is up to ten times slower than copies.
+    """
+    side = images.shape[dim]
+    before = images.narrow(dim, 1, margin).flip(dim)
+    after = images.narrow(dim, side - 1 - margin, margin).flip(dim)
+    return torch.cat([before, images, after], dim)
