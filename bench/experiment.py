@@ -31,6 +31,11 @@ from kd_pipeline.views.settings import ViewsParams
 SOURCES: dict[str, dict[str, str]] = {
     "digits": {"kind": "digits"},
     "cifar10": {"kind": "image_folder", "root": os.environ.get("CIFAR10_ROOT", "")},
+    "fashion_mnist": {
+        "kind": "torchvision",
+        "name": "FashionMNIST",
+        "root": os.environ.get("FASHION_MNIST_ROOT", ""),
+    },
 }
 SHIFT_AND_FLIP: list[dict[str, Any]] = [
     {"name": "shift", "max_pixels": 4, "padding": "reflect"},
