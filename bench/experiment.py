@@ -1,4 +1,4 @@
-"""What the two experiments share: their data sets, and all that is trained for one seed."""
+"""What these experiments share: their data sets, and all that is trained for one seed."""
 
 import os
 import tempfile
@@ -31,10 +31,13 @@ from kd_pipeline.views.settings import ViewsParams
 SOURCES: dict[str, dict[str, str]] = {
     "digits": {"kind": "digits"},
     "cifar10": {"kind": "image_folder", "root": os.environ.get("CIFAR10_ROOT", "")},
-    "fashion_mnist": {
-        "kind": "torchvision",
-        "name": "FashionMNIST",
-        "root": os.environ.get("FASHION_MNIST_ROOT", ""),
+    **{
+        f"{prefix}mnist": {
+            "kind": "torchvision",
+            "name": name,
+            "root": os.environ.get(f"{prefix.upper()}MNIST_ROOT", ""),
+        }
+        for prefix, name in (("", "MNIST"), ("fashion_", "FashionMNIST"))
     },
 }
 SHIFT_AND_FLIP: list[dict[str, Any]] = [
@@ -126,6 +129,10 @@ class Seed:
     def labels(self, role: str = "test") -> Tensor:
         """Of all rows of a role."""
         return self.data.labels_of(self.data.ids(role))
+
+    def share_of(self, label: int) -> float:
+        """Of a class, among the labels that the teacher trains on."""
+        return float((self.labels("teacher_train") == label).double().mean())
 
     def logits(self, checkpoint: ModelCheckpoint, role: str = "test") -> Tensor:
         """Of the clean images of a role."""
