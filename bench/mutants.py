@@ -30,7 +30,7 @@ _LOSSES = (
     "top_k",
     "transformed",
 )
-_ENGINE = ("engine", "steps", "fairness")
+_ENGINE = ("engine", "epochs", "steps")
 _SENDER = ("sender", "runs", "models", "unsent")
 PACKAGES = {
     # Not own.py: it reads signatures, which mutmut's wrappers of functions change.

@@ -50,7 +50,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     ends: Counter[str] = Counter()
     for status in ("passed", "failed", "error"):
         for report in terminalreporter.getreports(status):
-            for key, outcome in report.user_properties:
+            # The report of a module that could not be collected has none.
+            for key, outcome in getattr(report, "user_properties", ()):
                 if key == "fault":
                     ends[outcome if status == "passed" else "wrong"] += 1
     if ends:

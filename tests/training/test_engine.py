@@ -1,6 +1,8 @@
 """The loop: resumes exactly, switches modes, sees divergence, pairs arms, and learns."""
 
 import math
+import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,7 +110,7 @@ class KilledError(Exception):
     """Stands for the end of the process."""
 
 
-def kill_after(epoch: int) -> Any:
+def kill_after(epoch: int | None) -> Any:
     def listener(event: Event) -> None:
         if isinstance(event, EpochEnded) and event.epoch == epoch:
             raise KilledError
@@ -135,6 +137,19 @@ def test_three_epochs_a_kill_and_the_rest_equal_six_bit_for_bit(
         for r in (record, again)
     ]
     assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize(("killed_in", "again"), [(3, 7), (5, 4), (7, 1), (None, 0)])
+def test_a_training_goes_on_from_its_last_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_in: int | None, again: int
+) -> None:
+    """Kept after three epochs, after six and at the end: so many of seven are trained again."""
+    the_plan = plan(training={"num_epochs": 7})
+    with suppress(KilledError), kill_after(killed_in):
+        train(tmp_path, the_plan)
+    seen = spy_on_views(monkeypatch)
+    train(tmp_path, the_plan)
+    assert len(seen) == again * 40
 
 
 def test_a_plateau_goes_on_counting_after_a_kill(tmp_path: Path) -> None:
@@ -204,6 +219,9 @@ def test_statistics_of_frozen_norms_do_not_drift(tmp_path: Path) -> None:
     assert frozen
     assert all(torch.equal(before[k], after[k]) for k in frozen)
     assert any(not torch.equal(before[k], after[k]) for k in before)
+    # Those that are not frozen do drift.
+    counted = [v for k, v in after.items() if k.endswith("num_batches_tracked")]
+    assert [int(count) for count in counted] == [0, 6 * 5]
 
 
 def test_a_norm_without_parameters_is_not_taken_for_a_frozen_one(tmp_path: Path) -> None:
@@ -216,8 +234,13 @@ def test_a_norm_without_parameters_is_not_taken_for_a_frozen_one(tmp_path: Path)
 
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
     wild = {"optimiser": {"name": "SGD", "arguments": {"lr": 1e30}}}
-    with pytest.raises(TrainingDivergedError, match=r"became (nan|inf) in epoch \d"):
+    with pytest.raises(TrainingDivergedError) as raised:
         train(tmp_path, plan(training=wild))
+    assert re.fullmatch(
+        r"the training loss became (nan|inf) in epoch 1; lower "
+        r"`training.optimiser.arguments.lr` or set `training.max_gradient_norm`",
+        str(raised.value),
+    )
 
 
 def test_early_stopping_watches_validation_and_keeps_its_best_epoch(tmp_path: Path) -> None:
@@ -233,6 +256,32 @@ def test_early_stopping_watches_validation_and_keeps_its_best_epoch(tmp_path: Pa
     assert record.best_epoch == losses.index(min(losses)) + 1 == record.epoch - 2
     found = measure_validation(classifier, plan().validation, device="cpu")
     assert found["validation/loss"] == pytest.approx(min(losses), abs=1e-5)
+
+
+def test_an_accuracy_is_best_where_it_is_highest(tmp_path: Path) -> None:
+    stopping = {"metric": "validation/accuracy", "patience": 4}
+    training = {"num_epochs": 50, "early_stopping": stopping}
+    _, record = train(tmp_path, plan(training=training, policy=ViewPolicy()))
+    accuracies = [row["validation/accuracy"] for row in record.history]
+    assert accuracies[0] < max(accuracies)
+    assert record.best_epoch == accuracies.index(max(accuracies)) + 1 == record.epoch - 4
+
+
+@pytest.mark.parametrize("metric", ["validation/loss", "validation/accuracy"])
+def test_of_equal_epochs_the_first_is_the_best(tmp_path: Path, metric: str) -> None:
+    """At a rate of 0 all are equal."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    still = {
+        "optimiser": {"name": "SGD", "arguments": {"lr": 0.0}},
+        "early_stopping": {"metric": metric, "patience": 2},
+    }
+    record = train_classifier(
+        Classifier(network, Preprocessing((1, 8, 8), (0.5,), (0.3,))),
+        plan(training=still),
+        states=StateFolder(tmp_path),
+        key="k",
+    )
+    assert (record.best_epoch, record.epoch) == (1, 3)
 
 
 def test_weight_norms_stay_bounded(tmp_path: Path) -> None:

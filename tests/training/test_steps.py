@@ -1,7 +1,7 @@
-"""What one step of the training loop does: rate, clipping, masks, precision, random masks."""
+"""What one step of the training loop does: rate, clipping, masks, precision, labels, pixels."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from kd_pipeline.training import engine
 from kd_pipeline.training.engine import TrainingPlan, train_classifier
 from kd_pipeline.training.rows import Rows
 from kd_pipeline.training.settings import Training
-from kd_pipeline.training.teacher_sources import CachedLogits
+from kd_pipeline.training.teacher_sources import CachedLogits, LogitsOfSteps
+from kd_pipeline.views.settings import ViewsParams
 
 NUM_ROWS = 40
 TRAINING = Training(
@@ -65,8 +66,21 @@ def classifier_of(*appended: nn.Module) -> Classifier:
 
 def train(folder: Path, plan: TrainingPlan, classifier: Classifier | None = None) -> Classifier:
     classifier = classifier or classifier_of()
-    train_classifier(classifier, plan, states=StateFolder(folder), key="k")
+    history_of(folder, plan, classifier)
     return classifier
+
+
+def history_of(
+    folder: Path, plan: TrainingPlan, classifier: Classifier | None = None
+) -> list[dict[str, float]]:
+    classifier = classifier or classifier_of()
+    return train_classifier(classifier, plan, states=StateFolder(folder), key="k").history
+
+
+def cached(logits: Tensor) -> CachedLogits:
+    """A cache of one view, of logits [num_rows, num_classes] in the order of the rows."""
+    targets = TeacherLogits(logits.half()[None].numpy())
+    return CachedLogits(targets, torch.arange(len(logits)), identity={}, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -131,7 +145,7 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             terms = super().__call__(student, labels, teacher, has, **rest)
             calls.append(
                 {"student": student, "teacher": teacher, "has": has, "labels": labels}
-                | {"loss": terms.loss}
+                | {"loss": terms.loss.detach(), **rest}
             )
             return terms
 
@@ -144,8 +158,7 @@ def test_the_mask_of_soft_targets_is_that_of_the_steps_rows(
 ) -> None:
     """The teacher's first logit numbers the row, so that each row is found again in its step."""
     mask = torch.rand(NUM_ROWS, generator=torch.Generator().manual_seed(0)) < 0.5
-    logits = torch.arange(NUM_ROWS).half()[None, :, None].expand(1, -1, 3).numpy()
-    teacher = CachedLogits(TeacherLogits(logits), torch.arange(NUM_ROWS), identity={}, device="cpu")
+    teacher = cached(torch.arange(NUM_ROWS)[:, None].expand(-1, 3))
     objective = ObjectiveParams(soft_weight=0.5)
     masked = replace(rows, has_soft_target=mask)
     train(tmp_path, plan_of(masked, teacher=teacher, num_views=1, objective=objective))
@@ -156,6 +169,25 @@ def test_the_mask_of_soft_targets_is_that_of_the_steps_rows(
         assert torch.equal(call["labels"], rows.labels[shown])
 
 
+def test_progress_is_the_share_of_all_steps_that_are_done(
+    rows: Rows, tmp_path: Path, losses: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two epochs of five steps, in chunks of two."""
+    monkeypatch.setattr(engine, "STEPS_PER_CHUNK", 2)
+    train(tmp_path, plan_of(rows))
+    assert [call["progress"] for call in losses] == pytest.approx([k / 10 for k in range(1, 11)])
+
+
+@pytest.fixture
+def other_default() -> Iterator[None]:
+    """On CUDA, torch's own choice for autocast is float16; here it is so on the CPU."""
+    before = torch.get_autocast_dtype("cpu")
+    torch.set_autocast_dtype("cpu", torch.float16)
+    yield
+    torch.set_autocast_dtype("cpu", before)
+
+
+@pytest.mark.usefixtures("other_default")
 def test_logits_of_bfloat16_give_a_loss_of_float32(
     rows: Rows, tmp_path: Path, losses: list[dict[str, Any]]
 ) -> None:
@@ -199,3 +231,85 @@ def test_dropout_differs_between_replicates_and_steps_but_not_between_arms(
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(first, other_arm, strict=True))
     every = torch.stack([*first, *other_replicate])
     assert len(every.unique(dim=0)) == len(every) == 20
+
+
+def test_losses_are_summed_in_float64(
+    rows: Rows, tmp_path: Path, losses: list[dict[str, Any]]
+) -> None:
+    (row,) = history_of(tmp_path, plan_of(rows, {"num_epochs": 1}, steps_per_epoch=70))
+    mean = math.fsum(call["loss"].item() for call in losses) / 70
+    assert row["train/loss"] == pytest.approx(mean, rel=1e-13)
+
+
+def pixels_shown_to(classifier: Classifier) -> list[Tensor]:
+    """Those of each training step, once it is trained."""
+    shown: list[Tensor] = []
+    classifier.register_forward_pre_hook(
+        lambda module, given: shown.append(given[0]) if module.training else None
+    )
+    return shown
+
+
+MIXUP = ViewsParams(seed=1, transforms=[{"name": "mixup"}]).policy
+
+
+def painted(labels: Tensor, values: list[int]) -> Rows:
+    """Images of one grey value each, that of their label."""
+    greys = torch.tensor(values, dtype=torch.uint8)[labels]
+    pixels = greys.view(-1, 1, 1, 1).expand(-1, 1, 6, 6).numpy()
+    images = ImageSet(np.arange(len(labels)), pixels, ("a", "b", "c"))
+    return Rows(images.reader(images.example_ids, device="cpu", budget=MemoryBudget(2**20)), labels)
+
+
+def test_a_mixed_image_has_the_labels_of_both_with_their_weights(
+    tmp_path: Path, losses: list[dict[str, Any]]
+) -> None:
+    """No grey value of the rows is one of their partners', so that a mixture shows both labels."""
+    own, other = torch.tensor([0.0, 100.0, 200.0]), torch.tensor([50.0, 150.0, 250.0])
+    rows = painted(torch.arange(NUM_ROWS) % 3, own.int().tolist())
+    partners = painted(torch.arange(20) // 2 % 3, other.int().tolist())
+    classifier = classifier_of()
+    shown = pixels_shown_to(classifier)
+    history = history_of(tmp_path, plan_of(rows, policy=MIXUP, partners=partners), classifier)
+    right = []
+    for pixels, call in zip(shown, losses, strict=True):
+        labels, partner_labels, weight = call["labels"]
+        grey = weight * own[labels] + (1 - weight) * other[partner_labels]
+        torch.testing.assert_close(pixels[:, 0, 0, 0] * 255, grey, rtol=0, atol=0.01)
+        dominant = torch.where(weight >= 0.5, labels, partner_labels)
+        right.append((call["student"].argmax(dim=1) == dominant).double().mean())
+    accuracies = torch.stack(right).view(2, 5).mean(dim=1).tolist()
+    assert [row["train/accuracy"] for row in history] == pytest.approx(accuracies)
+
+
+def test_partners_change_nothing_where_no_images_are_mixed(rows: Rows, tmp_path: Path) -> None:
+    beside = train(tmp_path / "beside", plan_of(rows, partners=rows)).state_dict()
+    without = train(tmp_path / "without", plan_of(rows)).state_dict()
+    assert all(torch.equal(beside[name], without[name]) for name in without)
+
+
+class LiveWitness:
+    """A teacher that runs beside the student, and keeps the pixels that it is shown."""
+
+    identity: Mapping[str, Any] = {}
+
+    def __init__(self) -> None:
+        self.shown: list[Tensor] = []
+
+    def chunk(self, *_: Tensor) -> LogitsOfSteps:
+        def of_step(_step: int, pixels: Tensor) -> TeacherLogits[Tensor]:
+            self.shown.append(pixels)
+            return TeacherLogits(torch.zeros(len(pixels), 3))
+
+        return of_step
+
+
+def test_a_live_teacher_is_shown_the_pixels_that_the_student_is_shown(
+    rows: Rows, tmp_path: Path
+) -> None:
+    teacher, classifier = LiveWitness(), classifier_of()
+    shown = pixels_shown_to(classifier)
+    objective = ObjectiveParams(soft_weight=0.5)
+    train(tmp_path, plan_of(rows, teacher=teacher, objective=objective), classifier)
+    assert len(shown) == 10
+    assert all(torch.equal(*pair) for pair in zip(shown, teacher.shown, strict=True))

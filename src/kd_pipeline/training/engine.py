@@ -258,7 +258,7 @@ class _Loop:
             done = meter.epoch * plan.steps_per_epoch + meter.steps + step + 1
             soft = None if has is None else has[step]
             terms = self.objective(logits, label, targets, soft, progress=done / self.num_steps)
-            self.optimiser.zero_grad(set_to_none=True)
+            self.optimiser.zero_grad()
             # Of several replicates, the gradients of the sum: each has a loss of its own.
             terms.loss.backward(torch.full_like(terms.loss, weight))  # type: ignore[no-untyped-call]
             if training.max_gradient_norm is not None:
@@ -374,7 +374,7 @@ def _match_layouts(optimiser: torch.optim.Optimizer) -> None:
         for parameter in group["params"]:
             for name, value in optimiser.state[parameter].items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    matched = torch.empty_like(parameter, dtype=value.dtype)
+                    matched = torch.empty_like(parameter)
                     optimiser.state[parameter][name] = matched.copy_(value)
 
 
