@@ -115,19 +115,22 @@ def register_pipelines() -> dict[str, Pipeline]:
 
 
 def _experiment(students: Sequence[Student]) -> Pipeline:
-    """A whole run with these students: from images to the report, and to files if asked."""
+    """A whole run with these students: from images to the report, and to files if asked.
+
+    What follows the caching of the teacher's soft targets has the tag `students`.
+    """
     names = [student.name for student in students]
     cached = {one.learns_from for one in students if not one.live}
-    labelling = [name for name in ("teacher", *(one.name for one in students)) if name in cached]
-    return sum(
-        (
-            data_ingest.create_pipeline(),
-            transfer_split.create_pipeline(),
-            teacher_training.create_pipeline(),
-            *(soft_target_caching.create_pipeline(model) for model in labelling),
-            student_distillation.create_pipeline(students),
-            evaluation.create_pipeline(names),
-            model_export.create_pipeline(names),
-        ),
-        Pipeline([]),
-    )
+    before = [
+        data_ingest.create_pipeline(),
+        transfer_split.create_pipeline(),
+        teacher_training.create_pipeline(),
+        *(soft_target_caching.create_pipeline(name) for name in cached & {TEACHER}),
+    ]
+    after = [
+        *(soft_target_caching.create_pipeline(name) for name in names if name in cached),
+        student_distillation.create_pipeline(students),
+        evaluation.create_pipeline(names),
+        model_export.create_pipeline(names),
+    ]
+    return sum(before, Pipeline([])) + Pipeline(after, tags="students")
