@@ -189,6 +189,15 @@ def test_a_whole_run_starts_from_nothing_and_trains_its_list_of_students(
 
 
 @pytest.mark.parametrize("name", STUDENTS)
+def test_the_tag_students_is_all_of_a_run_that_follows_the_teachers_cache(
+    name: str, pipelines: dict[str, Pipeline]
+) -> None:
+    tagged = pipelines[name].only_nodes_with_tags("students")
+    before = {n for pipeline in list(STAGES)[:4] for n in pipelines[pipeline].all_outputs()}
+    assert tagged.all_outputs() == pipelines[name].all_outputs() - before
+
+
+@pytest.mark.parametrize("name", STUDENTS)
 def test_every_student_takes_what_it_learns_from_and_its_teachers_files_only_live(
     name: str, pipelines: dict[str, Pipeline]
 ) -> None:
