@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import nct, norm, t
 
 from kd_pipeline.errors import DataError
 from kd_pipeline.evaluation.paired import PairedDifference, gap_recovered, paired_difference
@@ -123,7 +123,7 @@ def test_another_level_is_stated_and_a_lower_one_gives_a_narrower_interval() -> 
     usual, lower = (
         paired(cells, np.zeros_like(cells), confidence_level=level) for level in (0.95, 0.8)
     )
-    assert "confidence_level" not in usual
+    assert not {"confidence_level", "num_comparisons"} & set(usual)
     assert lower["confidence_level"] == 0.8
     assert usual["ci95"][0] < lower["ci95"][0] < lower["ci95"][1] < usual["ci95"][1]
 
@@ -232,6 +232,13 @@ def test_replicates_are_not_asked_for_where_they_are_enough_or_would_not_help() 
     assert "replicates_needed" not in paired(few_images[:1], right_or_wrong([0.5], 20))
 
 
+def test_replicates_are_asked_for_of_accuracies_alone() -> None:
+    """A point is no half-width to want of a loss, whose size may be any."""
+    arm, baseline = right_or_wrong([0.0, 1.0]), right_or_wrong([1.0, 0.0])
+    assert "replicates_needed" in paired(arm, baseline)
+    assert "replicates_needed" not in paired(2 * arm, 2 * baseline)
+
+
 def test_covers_the_truth_with_few_replicates() -> None:
     """The plain percentile bootstrap covers it in 90 of 100 here, that of examples alone in 45."""
     covered, rejected = covered_and_rejected((0.03, 0.1, 0.1), shape=(5, 200), experiments=400)
@@ -296,7 +303,7 @@ def test_the_smallest_detectable_difference_is_that_of_the_normal_where_examples
 ):
     cells = np.random.default_rng(0).normal(size=(1, 400))
     params = EvaluationParams(num_bootstrap_samples=20_000)
-    for num_comparisons in (1, 3):
+    for num_comparisons in (1, 2):
         found = paired_difference(
             cells, np.zeros_like(cells), params, num_comparisons=num_comparisons
         )
@@ -304,6 +311,17 @@ def test_the_smallest_detectable_difference_is_that_of_the_normal_where_examples
         expected = in_errors * cells.std() / math.sqrt(400)
         assert found["smallest_detectable"] == pytest.approx(expected, rel=0.03)
         assert found.get("num_comparisons", 1) == num_comparisons
+
+
+def test_the_smallest_detectable_difference_of_replicates_alone_is_by_the_noncentral_t() -> None:
+    """Five replicates of which no example differs from another."""
+    means = norm.ppf((np.arange(5) + 0.5) / 5)
+    cells = np.repeat(means[:, None], 2, axis=1)
+    found = paired(cells, np.zeros_like(cells), num_bootstrap_samples=20_000)
+    standard_error = means.std(ddof=1) / math.sqrt(5)
+    assert found["smallest_detectable"] is not None
+    shown = nct.sf(t.ppf(0.975, 4), 4, found["smallest_detectable"] / standard_error)
+    assert shown == pytest.approx(0.8, abs=0.01)
 
 
 def test_no_smallest_difference_is_known_where_nothing_varied() -> None:

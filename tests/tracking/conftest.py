@@ -120,7 +120,7 @@ class Server(ThreadingHTTPServer):
         self.delay, self.is_away = 0.0, False
         self.runs: list[dict[str, Any]] = []
         self.calls: list[str] = []
-        self.authorization = ""
+        self.query = self.authorization = ""
         self.uri = f"http://127.0.0.1:{self.server_port}"
 
     def answer(self, path: str, sent: dict[str, Any]) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class _Answer(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         sent = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
-        path = self.path.partition("/mlflow/")[2].partition("?")[0]
+        path, _, self.server.query = self.path.partition("/mlflow/")[2].partition("?")
         time.sleep(self.server.delay)
         status = 503 if self.server.is_away else 200
         answer = b"" if self.server.is_away else json.dumps(self.server.answer(path, sent)).encode()

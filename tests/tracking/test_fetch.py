@@ -43,7 +43,7 @@ def test_our_own_logged_model_is_a_teacher_by_any_of_its_addresses(
 ) -> None:
     import mlflow
 
-    sender.open_run("teacher-0", tags={}, time_ms=1000)
+    sender.open_run("teacher-0", tags={"kd.group": "g"}, time_ms=1000)
     sender.log_model("teacher-0", content=checkpoint)
     run = fetch_runs()["teacher-0"]
     (output,) = run.outputs.model_outputs
@@ -122,7 +122,7 @@ def test_a_graph_is_not_logged_and_said(
     sender: Sender, fetch_runs: Callable[[], dict[str, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
     teacher = ModelCheckpoint("onnx", {}, NAMES, Preprocessing((1, 1, 1), (0.0,), (1.0,)), {})
-    sender.open_run("teacher-0", tags={}, time_ms=1000)
+    sender.open_run("teacher-0", tags={"kd.group": "g"}, time_ms=1000)
     with caplog.at_level("INFO", logger="kd_pipeline"):
         sender.log_model("teacher-0", content=teacher)
     assert "onnx is not logged as an MLflow model" in caplog.text
@@ -145,7 +145,7 @@ def test_a_users_network_that_cannot_be_traced_is_not_logged_and_said(
     monkeypatch.syspath_prepend(tmp_path)
     preprocessing = Preprocessing((1, 8, 8), (0.0,), (1.0,))
     teacher = ModelCheckpoint("module:untraceable:Net", {}, NAMES, preprocessing, {})
-    sender.open_run("teacher-0", tags={}, time_ms=1000)
+    sender.open_run("teacher-0", tags={"kd.group": "g"}, time_ms=1000)
     with caplog.at_level("INFO", logger="kd_pipeline"):
         sender.log_model("teacher-0", content=teacher)
     assert "torch.export cannot trace it" in caplog.text

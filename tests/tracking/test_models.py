@@ -50,7 +50,7 @@ def pixels() -> np.ndarray:
 
 
 def log(checkpoint: ModelCheckpoint, sender: Sender, fetch_runs: FetchRuns) -> str:
-    sender.open_run("student_kd-0", tags={}, time_ms=1000)
+    sender.open_run("student_kd-0", tags={"kd.group": "g"}, time_ms=1000)
     sender.log_model("student_kd-0", content=checkpoint)
     (output,) = fetch_runs()["student_kd-0"].outputs.model_outputs
     return f"models:/{output.model_id}"
@@ -115,16 +115,19 @@ def test_a_model_is_logged_once_and_holds_its_test_metrics(
     """A later Kedro run that only evaluates finds run and model, and adds neither."""
     import mlflow
 
-    begin_book("monday").log_models("student_kd", [checkpoint])
+    identity = {"role": "student_kd", "replicate": 0, "checkpoint": checkpoint.fingerprint}
+    first = begin_book("monday")
+    for _ in range(2):
+        first.log_models("student_kd", [checkpoint])
+    first.log_test_metrics([{**identity, "test/nll": 0.5, "model/macs": 7}], [])
     later = begin_book("tuesday")
     later.log_models("student_kd", [checkpoint])
-    identity = {"role": "student_kd", "replicate": 0, "checkpoint": checkpoint.fingerprint}
     later.log_test_metrics([{**identity, "test/accuracy": 0.75}], [])
     later.end("FINISHED")
     (run,) = fetch_runs().values()
     (output,) = run.outputs.model_outputs
     model = mlflow.MlflowClient(store.uri).get_logged_model(output.model_id)
-    assert [(m.key, m.value) for m in model.metrics] == [("test/accuracy", 0.75)]
+    assert {(m.key, m.value) for m in model.metrics} == {("test/nll", 0.5), ("test/accuracy", 0.75)}
 
 
 def test_a_model_that_could_not_be_sent_is_kept_beside(
@@ -136,7 +139,7 @@ def test_a_model_that_could_not_be_sent_is_kept_beside(
 ) -> None:
     unsent = Unsent(tmp_path / "unsent-group.jsonl", store)
     for kind, values in (
-        ("OpenRun", {"tags": {}, "time_ms": 1000}),
+        ("OpenRun", {"tags": {"kd.group": "g"}, "time_ms": 1000}),
         ("LogModel", {"content": checkpoint}),
         ("LogMetrics", {"points": [Point("test/accuracy", 0.5, 0, 1)]}),
     ):

@@ -35,7 +35,7 @@ def test_a_run_holds_all_that_was_sent(sender: Sender, fetch_runs: FetchRuns) ->
     many_params = {f"name{at}": "x" for at in range(150)}
     points = tuple(Point("train/loss", 1 / step, step, 1000 * step) for step in range(1, 1502))
     key = "student_kd-0"
-    sender.open_run(key, tags={"kd.role": "student_kd"}, time_ms=5000)
+    sender.open_run(key, tags={"kd.group": "monday"}, time_ms=5000)
     sender.log_params(key, params=many_params)
     sender.log_metrics(key, points=points)
     sender.set_tags(key, tags={"kd.checkpoint": "c0ffee"})
@@ -54,7 +54,7 @@ def test_a_run_holds_all_that_was_sent(sender: Sender, fetch_runs: FetchRuns) ->
     assert used.dataset.source_type == "code"
     assert json.loads(used.dataset.source) == {"tags": {"catalog_entry": "images"}}
     assert json.loads(used.dataset.profile) == {"n": 9}
-    assert used.tags[0].value == "training"
+    assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "training")]
     path = run.info.artifact_uri.removeprefix("file://") + "/figures/accuracy.png"
     assert Path(path).read_bytes() == b"png"
 
@@ -136,9 +136,24 @@ def test_the_own_group_goes_before_a_newer_one(store: Store) -> None:
 def test_a_model_from_elsewhere_gets_a_finished_run(sender: Sender, fetch_runs: FetchRuns) -> None:
     sender.open_run("student_kd-0", tags=checkpoint_tags("monday"), time_ms=1000, find=True)
     run = fetch_runs()["student_kd-0"]
-    assert run.info.status == "FINISHED"
+    assert (run.info.status, run.info.end_time) == ("FINISHED", 1000)
     assert run.data.tags["kd.checkpoint"] == "c0ffee"
     assert run.data.tags["kd.group"] == "monday"
+
+
+def test_runs_that_are_found_stay_as_they_are(store: Store, fetch_runs: FetchRuns) -> None:
+    """Both those that have ended and, of other groups, those that still go on."""
+    first = Sender(store)
+    first.open_run("ended", tags=checkpoint_tags("monday", "c1"), time_ms=1000)
+    first.open_run("goes on", tags=checkpoint_tags("monday", "c2"), time_ms=1000)
+    first.close_run("ended", status="FAILED", time_ms=2000)
+    later = Sender(store)
+    for group, checkpoint in (("monday", "c1"), ("tuesday", "c1"), ("tuesday", "c2")):
+        tags = checkpoint_tags(group, checkpoint)
+        later.open_run(checkpoint, tags=tags, time_ms=3000, find=True)
+    runs = fetch_runs()
+    ends = {name: (run.info.status, run.info.end_time) for name, run in runs.items()}
+    assert ends == {"ended": ("FAILED", 2000), "goes on": ("RUNNING", None)}
 
 
 def test_runs_of_killed_processes_do_not_run_for_ever(
@@ -155,10 +170,15 @@ def test_runs_of_killed_processes_do_not_run_for_ever(
         "elsewhere": ("another machine", process.pid),
     }
     for name, (host, pid) in owners.items():
-        sender.open_run(name, tags={"kd.host": host, "kd.pid": str(pid)}, time_ms=1000)
-    sender.open_run("without a pid", tags={"kd.host": here}, time_ms=1000)
+        tags = {"kd.group": "g", "kd.host": host, "kd.pid": str(pid)}
+        sender.open_run(name, tags=tags, time_ms=1000)
+    sender.open_run("without a pid", tags={"kd.group": "g", "kd.host": here}, time_ms=1000)
     sender.send(Operation("CloseDeadRuns", "", {}))
-    statuses = {name: run.info.status for name, run in fetch_runs().items()}
+    runs = fetch_runs()
+    for run in runs.values():
+        error = "the process was killed" if run.info.status == "KILLED" else None
+        assert run.data.tags.get("kd.error") == error
+    statuses = {name: run.info.status for name, run in runs.items()}
     assert statuses == {
         "dead": "KILLED",
         "older": "KILLED",
@@ -169,10 +189,44 @@ def test_runs_of_killed_processes_do_not_run_for_ever(
     }
 
 
+def test_what_is_sent_again_by_a_later_process_is_there_once(
+    store: Store, fetch_runs: FetchRuns
+) -> None:
+    import mlflow
+
+    given = {"tags": checkpoint_tags("monday"), "time_ms": 1000, "find": True}
+    operations = [
+        Operation("OpenRun", "teacher-0", {"tags": {"kd.group": "monday"}, "time_ms": 1000}),
+        Operation("LogMetrics", "teacher-0", {"points": [Point("train/loss", 0.5, 1, 1500)]}),
+        Operation("CloseRun", "teacher-0", {"status": "FAILED", "time_ms": 2000}),
+        Operation("OpenRun", "student_kd-0", given),
+    ]
+    senders = Sender(store), Sender(store)
+    for sender in senders:
+        for operation in operations:
+            sender.send(operation)
+    assert senders[0].run_ids == senders[1].run_ids
+    runs = fetch_runs()
+    assert set(runs) == {"teacher-0", "student_kd-0"}
+    run = runs["teacher-0"].info
+    assert (run.status, run.start_time, run.end_time) == ("FAILED", 1000, 2000)
+    assert len(mlflow.MlflowClient(store.uri).get_metric_history(run.run_id, "train/loss")) == 1
+    senders[1].open_run("teacher-0", tags={"kd.group": "tuesday"}, time_ms=1000)
+    assert senders[1].run_ids["teacher-0"] != run.run_id
+
+
 def test_a_broken_operation_raises_and_the_store_is_still_reachable(sender: Sender) -> None:
     with pytest.raises(KeyError):
         sender.close_run("never opened", status="FINISHED", time_ms=1000)
     assert sender.is_reachable()
+
+
+def test_a_server_is_reachable_where_it_has_the_experiment(server: Any) -> None:
+    sender = Sender(Store(server.uri, "e", None))
+    assert sender.is_reachable()
+    assert server.query == "experiment_id=1"
+    server.is_away = True
+    assert not sender.is_reachable()
 
 
 def test_a_store_that_is_away_is_not_reachable(monkeypatch: pytest.MonkeyPatch) -> None:

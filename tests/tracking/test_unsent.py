@@ -26,7 +26,7 @@ FACTS = DatasetFacts("digits", "abc", "training", "images", {})
 OPERATIONS = tuple(
     Operation(kind, "teacher-0", values)
     for kind, values in (
-        ("OpenRun", {"tags": {"kd.role": "teacher"}, "time_ms": 1000}),
+        ("OpenRun", {"tags": {"kd.role": "teacher", "kd.group": "g"}, "time_ms": 1000}),
         ("LogParams", {"params": {"seed": "1"}}),
         ("LogMetrics", {"points": [Point("train/loss", 0.5, 1, 1500)]}),
         ("SetTags", {"tags": {"kd.checkpoint": "c0ffee"}}),

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def export_model(checkpoint: ModelCheckpoint, folder: Path) -> bool:
-    """Write a checkpoint as an MLflow model into a new folder; nothing is sent.
+    """Write a checkpoint as an MLflow model into an empty folder; nothing is sent.
 
     `mlflow.pyfunc` and `mlflow.pytorch` load it in a process that has torch and mlflow only.
     Global random state is left as it was, but must not be used meanwhile.
@@ -90,7 +90,7 @@ def upload_model(folder: Path, client: "MlflowClient", run: "Run") -> str:
     client.log_model_artifacts(model.model_id, str(folder))
     once = [metric for metric in run.data.to_proto().metrics if metric.step == 0]
     values = [(metric.key, metric.value, metric.timestamp, 0) for metric in once]
-    of_model = [Metric(*value, model.model_id, run_id=run_id) for value in values]
+    of_model = [Metric(*value, model.model_id) for value in values]
     client.log_batch(run_id, metrics=of_model)
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])

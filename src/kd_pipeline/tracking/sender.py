@@ -39,7 +39,7 @@ class Sender:
         self.store = store
         self.run_ids: dict[str, str] = {}
         """Ids of the runs, by key."""
-        self._groups: dict[str, str] = {}
+        self._groups: dict[str, str | None] = {}
         """`kd.group` of the runs, by key."""
         self._model_ids: dict[str, str | None] = {}
         """Id of the model of each run that this process has opened or looked up, by key."""
@@ -77,15 +77,17 @@ class Sender:
     ) -> None:
         """Create a run, or take the one that this operation has created before.
 
-        With `find` take the one of the same `kd.role`, `kd.replicate` and `kd.checkpoint`. If there
-        is none, as for a model trained elsewhere, a run is created and closed.
+        Its key is unique in its `kd.group`. With `find` take the one of the same `kd.role`,
+        `kd.replicate` and `kd.checkpoint`. If there is none, as for a model trained elsewhere, a
+        run is created and closed.
         """
-        group = tags.get("kd.group", "")
+        group = tags["kd.group"]
         if find:
             names = ("kd.role", "kd.replicate", "kd.checkpoint")
-            held = self._newest([f"tags.`{name}` = '{tags[name]}'" for name in names], group)
+            wanted = " and ".join(f"tags.`{name}` = '{tags[name]}'" for name in names)
         else:
-            held = self._newest([f"tags.kd.group = '{group}'", f"attributes.run_name = '{run}'"])
+            wanted = f"tags.kd.group = '{group}' and attributes.run_name = '{run}'"
+        held = self._newest(wanted, group)
         if held is None:
             held = self._client.create_run(
                 self.experiment_id, start_time=time_ms, tags=dict(tags), run_name=run
@@ -94,17 +96,15 @@ class Sender:
         if find and held.info.status == "RUNNING" and self._groups[run] == group:
             self.close_run(run, status="FINISHED", time_ms=time_ms)
 
-    def _newest(self, conditions: Sequence[str], group: str = "") -> "Run | None":
-        """The newest of the runs for which all conditions hold; one of the group goes before."""
-        wanted, order = " and ".join(conditions), ["attributes.start_time DESC"]
-        experiments = [self.experiment_id]
-        found = self._client.search_runs(experiments, wanted, max_results=100, order_by=order)
+    def _newest(self, wanted: str, group: str) -> "Run | None":
+        """The newest of the runs that are wanted; one of the group goes before."""
+        found = self._client.search_runs([self.experiment_id], wanted)  # The newest come first.
         own = [run for run in found if run.data.tags.get("kd.group") == group]
         return next(iter(own or found), None)
 
     def _remember(self, run: str, held: "Run") -> None:
         self.run_ids[run] = held.info.run_id
-        self._groups[run] = held.data.tags.get("kd.group", "")
+        self._groups[run] = held.data.tags.get("kd.group")
         outputs = held.outputs.model_outputs if held.outputs else []
         self._model_ids[run] = outputs[-1].model_id if outputs else None
 
@@ -125,13 +125,12 @@ class Sender:
         from mlflow.entities import Metric
 
         self._look_up(run)
-        run_id, model_id = self.run_ids[run], self._model_ids[run]
         metrics = []
         for point in points:
-            of_model = model_id if point.name.startswith("test/") else None
+            of_model = self._model_ids[run] if point.name.startswith("test/") else None
             values = (point.name, point.value, point.time_ms, point.step)
-            metrics.append(Metric(*values, of_model, run_id=run_id))
-        self._client.log_batch(run_id, metrics=metrics)
+            metrics.append(Metric(*values, of_model))
+        self._client.log_batch(self.run_ids[run], metrics=metrics)
 
     def set_tags(self, run: str, *, tags: Mapping[str, str]) -> None:
         """Set tags, new or changed."""
@@ -157,12 +156,11 @@ class Sender:
         from kd_pipeline.tracking.models import export_model, upload_model  # Imports torch.
 
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "model")
             with self.exports():
-                is_exported = export_model(content, path)
+                is_exported = export_model(content, Path(folder))
             if is_exported:
                 held = self._client.get_run(self.run_ids[run])
-                self._model_ids[run] = upload_model(path, self._client, held)
+                self._model_ids[run] = upload_model(Path(folder), self._client, held)
 
     @contextmanager
     def exports(self) -> Iterator[None]:
@@ -197,7 +195,7 @@ class Sender:
     def close_dead_runs(self, _run: str) -> None:
         """Mark as killed the runs that dead processes of this machine have left open."""
         wanted = f"attributes.status = 'RUNNING' and tags.`kd.host` = '{socket.gethostname()}'"
-        for left in self._client.search_runs([self.experiment_id], wanted, max_results=1000):
+        for left in self._client.search_runs([self.experiment_id], wanted):
             pid = int(left.data.tags.get("kd.pid", "0"))
             # Called before this process opens runs: those under its own number are older.
             if pid == os.getpid() or not is_alive(pid):
