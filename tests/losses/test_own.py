@@ -1,5 +1,6 @@
 """A user's own loss by import path: what it is handed, what is asked of it, what is refused."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     name = f"own_losses_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(CODE)
     monkeypatch.syspath_prepend(tmp_path)
+    # Of an earlier run of the tests in this process.
+    monkeypatch.delitem(sys.modules, name, raising=False)
     return tmp_path / f"{name}.py"
 
 

@@ -77,8 +77,7 @@ def dkd_loss(
         rule = "be another than dkd for two classes, which leave one beside the label's"
         raise ParameterError("soft_loss", rule, student_logits.shape[-1])
     student, teacher = _log_softmaxes(student_logits, teacher_logits, temperature)
-    parts = zip(_decouple(student, labels), _decouple(teacher, labels), strict=True)
-    target, others = (kl_divergence(*part) for part in parts)
+    target, others = map(kl_divergence, _decouple(student, labels), _decouple(teacher, labels))
     decoupled = settings.target_weight * target + settings.non_target_weight * others
     loss = torch.where(label_mask, decoupled, kl_divergence(student, teacher))
     return times_squared(loss, temperature)
