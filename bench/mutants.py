@@ -63,9 +63,11 @@ def prepare(package: str) -> Path:
 def mutmut(folder: Path, *arguments: str, quiet: bool = False) -> list[str]:
     """Run a command of mutmut in the folder; the lines that it printed, where it is quiet."""
     command = [str(Path(sys.executable).with_name("mutmut")), *arguments]
-    path = {"PYTHONPATH": str(folder / "mutants" / "src"), "OMP_NUM_THREADS": "1"}
+    # A forked process would wait for ever for threads that tests have started in its parent.
+    threads = {"OMP_NUM_THREADS": "1", "OMP_THREAD_LIMIT": "1"}
+    variables = os.environ | threads | {"PYTHONPATH": str(folder / "mutants" / "src")}
     done = subprocess.run(
-        command, cwd=folder, env=os.environ | path, check=True, text=True, capture_output=quiet
+        command, cwd=folder, env=variables, check=True, text=True, capture_output=quiet
     )
     return done.stdout.splitlines() if quiet else []
 

@@ -50,5 +50,6 @@ def test_weights_of_a_kernel_add_up_to_one() -> None:
 
 def test_a_kernel_beyond_the_image_is_refused(pixels: Make, drawn: Make, rendered: Make) -> None:
     settings = {"name": "blur", "kernel_size": 17}
-    with pytest.raises(ParameterError, match=r"must be at most 15 for images whose side is 8"):
+    rule = "be at most 15 for images whose side is 8, got 17"
+    with pytest.raises(ParameterError, match=f"^`transforms.blur.kernel_size` must {rule}$"):
         rendered(pixels(), drawn(16, **settings), **settings)

@@ -76,6 +76,7 @@ def test_grey_takes_the_colours_of_the_given_fraction(
     assert torch.equal(found[~is_grey], images[~is_grey])
     expected = reference.rgb_to_grayscale(images[is_grey], num_output_channels=3)
     assert (found[is_grey].int() - expected.int()).abs().max() <= 1
+    assert torch.equal(rendered(images[:, :1], parameters, **settings), images[:, :1])
     exact = rendered(images / 255, parameters, **settings)[is_grey]
     expected = reference.rgb_to_grayscale(images[is_grey] / 255, num_output_channels=3)
     torch.testing.assert_close(exact, expected, atol=1e-6, rtol=0)

@@ -54,7 +54,8 @@ def test_a_reflection_beyond_the_image_is_refused(
     pixels: Make, drawn: Make, rendered: Make
 ) -> None:
     settings = {"name": "shift", "max_pixels": 8, "padding": "reflect"}
-    with pytest.raises(ParameterError, match="must be below the image's side"):
+    rule = r"be below the image's side \(8\) where it reflects, got 8"
+    with pytest.raises(ParameterError, match=f"^`transforms.shift.max_pixels` must {rule}$"):
         rendered(pixels(), drawn(16, **settings), **settings)
 
 
@@ -138,6 +139,8 @@ CROPS: list[tuple[tuple[int, int], dict[str, float]]] = [
     ((9, 4), {"min_scale": 0.5, "max_scale": 1.0, "min_ratio": 0.75, "max_ratio": 1.3}),
     ((4, 9), {"min_scale": 0.9, "max_scale": 1.0, "min_ratio": 0.75, "max_ratio": 1.3}),
     ((7, 8), {"min_scale": 0.97, "max_scale": 1.0, "min_ratio": 0.5, "max_ratio": 2.0}),
+    # Some candidates have a side of no pixel.
+    ((2, 3), {"min_scale": 0.02, "max_scale": 0.3, "min_ratio": 0.2, "max_ratio": 5.0}),
 ]
 
 

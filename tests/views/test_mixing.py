@@ -29,7 +29,7 @@ def test_weights_are_beta_distributed_as_torchvisions(alpha: float, drawn: Make)
     assert ks_2samp(ours.numpy().round(4), np.round(theirs, 4)).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("alpha", [0.05, 0.3, 4.0])
+@pytest.mark.parametrize("alpha", [0.05, 0.3, 2.0, 4.0])
 def test_quantiles_are_exact_and_ordered(alpha: float) -> None:
     at = torch.linspace(0, 1, 4097, dtype=torch.float64)[:-1]
     found = beta_quantile(at, alpha=alpha)
@@ -39,6 +39,11 @@ def test_quantiles_are_exact_and_ordered(alpha: float) -> None:
     assert (between.diff() >= 0).all()
     assert between.min() >= 0
     assert between.max() <= 1
+
+
+def test_of_alpha_one_a_quantile_is_the_uniform_draw_itself() -> None:
+    uniform = torch.rand(1000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(beta_quantile(uniform, alpha=1.0), uniform)
 
 
 @pytest.mark.parametrize("size", [(5, 5), (4, 7)])
@@ -102,7 +107,8 @@ def test_every_other_example_is_equally_likely_to_be_the_partner(
 ) -> None:
     partners, images = torch.tensor([102, 103, 105, 108, 113]), pixels(20, 1, 1)
     views = renderer(images, {"name": "mixup"}, partner_ids=partners)
-    for position, others in ((5, [0, 1, 3, 4]), (2, [1, 2, 3, 4]), (7, [0, 1, 2, 3, 4])):
+    every = [0, 1, 2, 3, 4]
+    for position, others in ((5, [0, 1, 3, 4]), (2, [1, 2, 3, 4]), (7, every), (19, every)):
         found = views.draw(torch.full((4000,), position), torch.arange(4000)).mixed
         counts = [(found.partner_positions == other).sum().item() for other in others]
         assert sum(counts) == 4000
@@ -148,7 +154,8 @@ def test_transforms_after_a_mix_are_applied_to_the_mixed_image(
 def test_partners_in_another_order_are_refused(
     wrong: list[int], pixels: Make, renderer: Make
 ) -> None:
-    with pytest.raises(ParameterError, match="`partners` must be in ascending order"):
+    rule = "be in ascending order, each once, got 'another order'"
+    with pytest.raises(ParameterError, match=f"^`partners` must {rule}$"):
         renderer(pixels(4), {"name": "mixup"}, partner_ids=torch.tensor(wrong))
 
 

@@ -1,5 +1,6 @@
 """Views: the same pixels in any batch, order or process, whatever the policy."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.views import TRANSFORMS, render
+from kd_pipeline.views import TRANSFORMS, ViewPolicy, render
 
 Make = Callable[..., Any]
 Transforms = tuple[dict[str, Any], ...]
@@ -197,12 +198,38 @@ def test_pixels_stay_uint8_until_a_transform_interpolates_or_blends(
         assert found.dtype == (torch.uint8 if is_whole else torch.float32)
 
 
+@pytest.mark.parametrize(
+    "transform",
+    [
+        {"name": "affine", "max_degrees": 20.0},
+        {"name": "resized_crop"},
+        {"name": "blur", "kernel_size": 21},
+        {"name": "mixup"},
+    ],
+    ids=lambda transform: transform["name"],
+)
+def test_no_pixel_is_whiter_than_white(transform: dict[str, Any], renderer: Make) -> None:
+    """Weights of pixels may add up to a little more than 1."""
+    white = torch.full((500, 1, 17, 18), 255, dtype=torch.uint8)
+    found = renderer(white, transform).draw(torch.arange(500), 0).render()
+    assert found.max() == 1
+    assert found.min() >= 0
+
+
 def test_a_policy_that_mixes_needs_partners(pixels: Make, renderer: Make) -> None:
     mixing = renderer(pixels(), *MIXING[:1])
     for partners in (None, renderer(pixels(0)).pixels):
-        with pytest.raises(ParameterError, match="must not mix images where there are no partners"):
+        rule = r"not mix images where there are no partners, got \['mixup'\]"
+        with pytest.raises(ParameterError, match=f"^`transforms` must {rule}$"):
             replace(mixing, partners=partners)
-    assert replace(renderer(pixels(), *PLAIN), partners=None).draw(torch.arange(2), 0).mixed is None
+
+
+def test_a_policy_that_does_not_mix_draws_no_partners(pixels: Make, renderer: Make) -> None:
+    plain = renderer(pixels(), *PLAIN[:2])
+    for views in (plain, replace(plain, partners=None)):
+        drawn = views.draw(torch.arange(2), 0)
+        assert drawn.partners is None
+        assert drawn.mixed is None
 
 
 def test_every_transform_is_tested_here() -> None:
@@ -221,6 +248,15 @@ def test_render_takes_any_examples_and_views(
     expected = whole.draw(torch.tensor([10, 0, 10, 15]), views).render()
     assert torch.equal(rendered, expected)
     assert torch.equal(render(whole.policy, images, [110, 110], 3), expected[[0, 2]])
-    for unknown in (99, 116):
-        with pytest.raises(ParameterError, match=f"`example_ids` must be among .* got .{unknown}"):
-            render(whole.policy, images, [100, unknown], 0)
+
+
+@pytest.mark.parametrize(
+    ("unknown", "named"), [([99], "[99]"), ([116], "[116]"), ([1, 2, 3, 4], "[1, 2, 3]")]
+)
+def test_render_names_some_of_the_examples_that_are_not_there(
+    unknown: list[int], named: str, pixels: Make, renderer: Make
+) -> None:
+    images = renderer(pixels()).pixels
+    message = f"^`example_ids` must be among the images, got {re.escape(named)}$"
+    with pytest.raises(ParameterError, match=message):
+        render(ViewPolicy(), images, [100, *unknown], 0)

@@ -10,6 +10,7 @@ from torch import Tensor
 from kd_pipeline.views import TRANSFORMS, ViewRenderer
 from kd_pipeline.views.policy import RENDERING
 from kd_pipeline.views.settings import ViewsParams
+from kd_pipeline.views.stream import Stream
 
 # Settings, and the mean brightness of the left half of six views when `RENDERING` was 1.
 PINNED: dict[str, tuple[dict[str, Any], list[float]]] = {
@@ -62,8 +63,74 @@ def test_a_view_is_rendered_as_it_was_when_caches_were_made(name: str) -> None:
     assert left_halves(name) == pytest.approx(PINNED[name][1], abs=0.6)
 
 
+SHEARED = {"affine": {"max_shear_degrees": 10.0}}
+# In hundredths, the last draw of each kind for eight examples; of affine with a shear.
+DRAWN: dict[str, dict[str, list[int]]] = {
+    "shift": {
+        "down": [-300, 200, 0, 300, -100, -300, -200, 300],
+        "right": [-300, 0, 0, 200, 100, -300, 300, 100],
+    },
+    "resized_crop": {
+        "area": [43, 68, 46, 70, 46, 89, 61, 57],
+        "ratio": [106, 85, 108, 126, 92, 127, 121, 96],
+        "down": [8, 79, 50, 91, 32, 4, 22, 89],
+        "right": [12, 49, 44, 79, 66, 5, 90, 70],
+    },
+    "horizontal_flip": {"flipped": [0, 0, 100, 0, 0, 100, 0, 0]},
+    "affine": {
+        "degrees": [1298, -7, -811, 314, 131, 1648, 1938, -1386],
+        "down": [-166, 115, 0, 162, -70, -183, -111, 156],
+        "right": [-152, -2, -25, 118, 64, -179, 161, 81],
+        "shear": [42, 955, -721, -402, -52, -735, -734, 525],
+        "scale": [91, 101, 109, 114, 93, 86, 119, 112],
+    },
+    "colour_jitter": {
+        "brightness": [77, 115, 76, 134, 127, 99, 124, 63],
+        "contrast": [82, 104, 109, 83, 132, 115, 101, 107],
+        "saturation": [79, 107, 115, 86, 135, 82, 91, 95],
+        "hue": [1, 3, 0, 4, 0, -3, 1, 0],
+        "order": [200, 300, 300, 200, 300, 200, 100, 100],
+    },
+    "grey": {"grey": [0, 0, 0, 0, 0, 100, 100, 0]},
+    "blur": {
+        "blurred": [100, 0, 0, 100, 100, 100, 0, 100],
+        "sigma": [81, 19, 89, 42, 71, 14, 175, 94],
+    },
+    "cutout": {
+        "cut": [0, 100, 100, 100, 100, 100, 100, 0],
+        "area": [14, 22, 15, 23, 15, 29, 20, 19],
+        "ratio": [125, 52, 136, 259, 72, 273, 218, 83],
+        "down": [8, 79, 50, 91, 32, 4, 22, 89],
+        "right": [12, 49, 44, 79, 66, 5, 90, 70],
+    },
+    "rand_augment": {
+        "operation": [100, 0, 200, 900, 100, 400, 400, 300],
+        "sign": [100, -100, -100, 100, -100, -100, 100, 100],
+    },
+    "mixup": {
+        "weight": [91, 95, 87, 2, 38, 91, 24, 46],
+    },
+    "cutmix": {
+        "weight": [91, 95, 87, 2, 38, 91, 24, 46],
+        "down": [8, 79, 50, 91, 32, 4, 22, 89],
+        "right": [12, 49, 44, 79, 66, 5, 90, 70],
+    },
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_draws_are_what_they_were_when_caches_were_made(name: str) -> None:
+    """The rounding of pixels hides small ones: how wide a blur is, or which way a hue turns."""
+    block = {"name": name, **PINNED[name][0], **SHEARED.get(name, {})}
+    (settings,) = ViewsParams.model_validate({"transforms": [block]}).transforms
+    drawn = TRANSFORMS[name].draw(Stream(torch.arange(8), seed=7, position=0), settings)
+    last = {kind: values.reshape(8, -1)[:, -1].double() for kind, values in drawn.items()}
+    found = {kind: (values * 100).round().int().tolist() for kind, values in last.items()}
+    assert found == DRAWN[name]
+
+
 def test_every_transform_is_pinned() -> None:
-    assert set(PINNED) == set(TRANSFORMS)
+    assert set(PINNED) == set(DRAWN) == set(TRANSFORMS)
 
 
 def test_the_rendering_is_part_of_what_a_cache_was_made_from() -> None:

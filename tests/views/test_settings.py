@@ -50,6 +50,7 @@ def test_every_transform_shown_makes_a_policy() -> None:
     [
         ({"name": "twirl"}, "`name` must be one of shift, .*, got 'twirl'"),
         ({"max_pixels": 2}, "`name` must be one of shift, .*, got None"),
+        ({"name": ["grey"]}, r"`name` must be one of shift, .*, got \['grey'\]"),
         ({"name": "shift"}, r"transforms.0.max_pixels\n  Field required"),
         ({"name": "shift", "max_pixels": 0}, "transforms.0.max_pixels"),
         ({"name": "grey", "probabilty": 0.5}, r"probabilty\n  Extra inputs are not permitted"),
@@ -81,6 +82,11 @@ def test_a_wrong_setting_is_refused_by_name(transform: dict[str, Any], message: 
         views(transform)
 
 
+def test_settings_that_were_validated_are_taken_as_they_are() -> None:
+    first = views({"name": "grey"}, {"name": "mixup"})
+    assert ViewsParams(transforms=first.transforms) == first
+
+
 def test_an_error_names_the_entry_and_the_setting() -> None:
     with pytest.raises(ValidationError) as caught:
         views({"name": "grey"}, {"name": "shift", "max_pixels": 0, "paddin": "zeros"})
@@ -97,14 +103,17 @@ class Block(Params):
 @pytest.mark.parametrize("block", [ViewsParams, Block])
 def test_images_are_mixed_at_most_once(block: type[Params]) -> None:
     mixing = [{"name": "mixup"}, {"name": "grey"}, {"name": "cutmix"}]
-    with pytest.raises(ValidationError, match=r"at most one of mixup and cutmix, got \['mixup'"):
+    with pytest.raises(
+        ValidationError, match=r"at most one of mixup and cutmix, got \['mixup', 'cutmix'\]"
+    ):
         block.model_validate({"transforms": mixing})
 
 
 def test_fresh_views_cannot_be_cached() -> None:
     fresh = views({"name": "grey"}, num_views=None)
     assert fresh.num_views is None
-    with pytest.raises(ParameterError, match=r"`views.num_views` must be a number where a cache"):
+    rule = "be a number where a cache is made or read: fresh views are not in it, got None"
+    with pytest.raises(ParameterError, match=f"^`views.num_views` must {rule}$"):
         fresh.num_cached_views()
     assert views({"name": "grey"}, num_views=4).num_cached_views() == 4
 

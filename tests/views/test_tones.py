@@ -50,6 +50,20 @@ def test_blends_equal_torchvisions_own(name: str, channels: int, pixels: Make) -
     ).double().mean() > 0.98
 
 
+@pytest.mark.parametrize("size", [(1, 5), (2, 2), (3, 3), (5, 2)])
+def test_only_the_pixels_off_the_border_are_sharpened(size: tuple[int, int], pixels: Make) -> None:
+    images = pixels(5, *size)
+    for given in (images, images / 255):
+        expected = torch.stack(
+            [
+                reference.adjust_sharpness(image, float(factor))
+                for image, factor in zip(given, FACTORS, strict=True)
+            ]
+        )
+        found = tones.sharpness(given, FACTORS)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("turn", [-0.5, -0.21, 0.0, 0.1, 0.5])
 def test_hue_equals_torchvisions_own(turn: float, pixels: Make) -> None:
     images = special(pixels(8, 9, 12)) / 255
@@ -83,7 +97,7 @@ def test_operations_on_levels_equal_torchvisions_own_exactly(channels: int, pixe
 
 
 def test_images_of_two_channels_have_no_luminance(pixels: Make) -> None:
-    with pytest.raises(DataError, match="colours need images of 1 or 3 channels, got 2"):
+    with pytest.raises(DataError, match=r"^colours need images of 1 or 3 channels, got 2$"):
         tones.luminance(pixels(2, channels=2))
 
 

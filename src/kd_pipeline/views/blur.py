@@ -53,7 +53,7 @@ def render_blur(pixels: Tensor, drawn: Drawn, settings: Blur) -> Tensor:
     weights = gaussian_weights(drawn["sigma"], margin=margin)
 
     def blur(images: Tensor, rows: Tensor) -> Tensor:
-        return _along(_along(images, weights[rows], dim=2), weights[rows], dim=3).clamp_(0, 1)
+        return _along(_along(images, weights[rows], dim=2), weights[rows], dim=3).clamp_(max=1)
 
     images = unit_scale_copy(pixels)
     change_by_choice(images, drawn["blurred"].to(torch.int64), (None, blur))

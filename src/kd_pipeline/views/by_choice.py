@@ -25,10 +25,9 @@ def change_by_choice(
         operations: Each keeps shape and dtype, and treats every image by itself; None is the
             identity.
     """
-    order = torch.argsort(choices, stable=True)
     # The one synchronisation with the device.
-    ends = torch.bincount(choices, minlength=len(operations)).cumsum(0).tolist()
-    for operation, start, end in zip(operations, [0, *ends], ends, strict=False):
-        if operation is not None and end > start:
-            rows = order[start:end]
+    counts = torch.bincount(choices, minlength=len(operations)).tolist()
+    by_operation = torch.split(torch.argsort(choices), counts)
+    for operation, rows in zip(operations, by_operation, strict=True):
+        if operation is not None and len(rows) > 0:
             images.index_copy_(0, rows, operation(images.index_select(0, rows), rows))

@@ -72,9 +72,9 @@ def draw_colour_jitter(stream: Stream, settings: ColourJitter) -> Drawn:
 def render_colour_jitter(pixels: Tensor, drawn: Drawn, settings: ColourJitter) -> Tensor:
     """Apply each image's jitters in its own order; float32."""
     images, names = unit_scale_copy(pixels), list(settings.strengths)
-    operations = [per_row(_JITTERS[name], drawn[name]) for name in names]
     if len(names) == 1:
-        return operations[0](images, torch.arange(len(images), device=images.device))
+        return _JITTERS[names[0]](images, drawn[names[0]])
+    operations = [per_row(_JITTERS[name], drawn[name]) for name in names]
     for step in range(len(names)):
         change_by_choice(images, drawn["order"][:, step], operations)
     return images
@@ -87,8 +87,6 @@ def draw_grey(stream: Stream, settings: Grey) -> Drawn:
 
 def render_grey(pixels: Tensor, drawn: Drawn, _settings: Grey) -> Tensor:
     """Replace every channel by the luminance; images of one channel stay; any dtype."""
-    if pixels.shape[1] == 1:
-        return pixels
     grey = tones.luminance(pixels).to(pixels.dtype)
     return torch.where(drawn["grey"].view(-1, 1, 1, 1), grey, pixels)
 

@@ -135,7 +135,7 @@ def draw_affine(stream: Stream, settings: Affine) -> Drawn:
 def render_affine(pixels: Tensor, drawn: Drawn, _settings: Affine) -> Tensor:
     """Shear along x, scale, rotate about the middle, then shift; bilinear, float32."""
     inverse = _inverse_affine(drawn)
-    return sample_affine(unit_scale(pixels), inverse, mode="bilinear").clamp_(0, 1)
+    return sample_affine(unit_scale(pixels), inverse, mode="bilinear").clamp_(max=1)
 
 
 def _inverse_affine(drawn: Drawn) -> Tensor:
@@ -188,7 +188,7 @@ def render_resized_crop(pixels: Tensor, drawn: Drawn, settings: ResizedCrop) -> 
     grid_x = _stretched(width, left, box_width, images).unsqueeze(1).expand(-1, height, -1)
     grid_y = _stretched(height, top, box_height, images).unsqueeze(2).expand(-1, -1, width)
     grid = torch.stack([grid_x, grid_y], dim=-1)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False).clamp_(0, 1)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False).clamp_(max=1)
 
 
 def _stretched(side: int, start: Tensor, length: Tensor, like: Tensor) -> Tensor:

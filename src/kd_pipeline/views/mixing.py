@@ -87,7 +87,7 @@ def draw_partners(stream: Stream, example_ids: Tensor, partner_ids: Tensor) -> T
 
 
 def beta_quantile(uniform: Tensor, *, alpha: float) -> Tensor:
-    """Quantiles of Beta(alpha, alpha) at float64 in [0, 1), of the same shape.
+    """Quantiles of Beta(alpha, alpha) at float64 in [0, 1), multiples of 2**-53, of the same shape.
 
     Linear between exact quantiles, as dense in each halving of the tails as in the middle.
     """
@@ -98,8 +98,7 @@ def beta_quantile(uniform: Tensor, *, alpha: float) -> Tensor:
     # The distribution is symmetric, and 1 - uniform is exact here: one tail serves for both.
     tail = torch.where(is_upper, 1 - uniform, uniform)
     mantissa, exponent = torch.frexp(tail)
-    octave = (-exponent).to(torch.int64).clamp(0, _OCTAVES - 1)
-    at = ((mantissa - 0.5) * (2 * _CELLS)).clamp(min=0)
+    octave, at = (-exponent).to(torch.int64), (mantissa - 0.5) * (2 * _CELLS)
     cell = at.to(torch.int64)
     below = table[octave, cell]
     quantile = below + (table[octave, cell + 1] - below) * (at - cell)
@@ -121,7 +120,7 @@ def _beta_table(alpha: float) -> NDArray[np.float64]:
 def mix_mixup(pixels: Tensor, partner: Tensor, drawn: Drawn) -> Tensor:
     """Weigh each image with its weight and its partner with the rest; float32."""
     weight = per_image(drawn["weight"])
-    return (unit_scale(pixels) * weight).add_(unit_scale(partner) * (1 - weight)).clamp_(0, 1)
+    return (unit_scale(pixels) * weight).add_(unit_scale(partner) * (1 - weight))
 
 
 def mix_cutmix(pixels: Tensor, partner: Tensor, drawn: Drawn) -> Tensor:

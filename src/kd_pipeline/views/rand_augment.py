@@ -6,6 +6,7 @@ search space", arXiv:1909.13719; operations and magnitudes are those of torchvis
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -88,8 +89,8 @@ def _inverse_maps(strength: float, height: int, width: int) -> list[list[list[fl
 _MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 
 
-def _blended(tone: _Tone) -> _Tone:
-    return lambda images, strength: tone(images, 1 + 0.9 * strength)
+def _blend(tone: _Tone, images: Tensor, strength: Tensor) -> Tensor:
+    return tone(images, 1 + 0.9 * strength)
 
 
 def _posterize(images: Tensor, strength: Tensor) -> Tensor:
@@ -102,10 +103,10 @@ def _solarize(images: Tensor, strength: Tensor) -> Tensor:
 
 
 _TONAL: dict[str, _Tone] = {
-    "brightness": _blended(tones.brightness),
-    "colour": _blended(tones.saturation),
-    "contrast": _blended(tones.contrast),
-    "sharpness": _blended(tones.sharpness),
+    "brightness": partial(_blend, tones.brightness),
+    "colour": partial(_blend, tones.saturation),
+    "contrast": partial(_blend, tones.contrast),
+    "sharpness": partial(_blend, tones.sharpness),
     "posterize": _posterize,
     "solarize": _solarize,
     "autocontrast": lambda images, _: tones.autocontrast(images),

@@ -118,8 +118,8 @@ def render(policy: ViewPolicy, images: Pixels, example_ids: ArrayLike, views: Ar
     found = images.example_ids[positions.clamp(max=len(images.example_ids) - 1)] == wanted
     if not found.all():
         raise ParameterError("example_ids", "be among the images", wanted[~found][:3].tolist())
-    numbers = torch.as_tensor(np.asarray(views), device=wanted.device)
-    return ViewRenderer(policy, images, images).draw(positions, numbers.expand_as(wanted)).render()
+    numbers = torch.as_tensor(np.asarray(views)).expand_as(wanted)
+    return ViewRenderer(policy, images, images).draw(positions, numbers).render()
 
 
 @dataclass(frozen=True)

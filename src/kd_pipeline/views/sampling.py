@@ -26,7 +26,7 @@ def per_image(values: Tensor) -> Tensor:
 
 def centred(side: int, like: Tensor) -> Tensor:
     """Positions of a side's pixels from its middle, float32 [side]."""
-    return torch.arange(side, device=like.device, dtype=torch.float32) - (side - 1) / 2
+    return torch.arange(side, device=like.device) - (side - 1) / 2
 
 
 def sample_affine(images: Tensor, inverse: Tensor, *, mode: str) -> Tensor:

@@ -42,9 +42,8 @@ def contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Blend with the image's mean luminance."""
     grey, count = luminance(images), images.shape[-2] * images.shape[-1]
     # Summed as integers: a sum of floats depends on its order, which a batch's size may change.
-    scale = 1 if images.dtype == torch.uint8 else _FINE
-    total = (grey * scale).round_().to(torch.int64).sum(dim=(1, 2, 3))
-    return _blend(images, per_image(total / (count * scale)), factor)
+    total = (grey * _FINE).round_().to(torch.int64).sum(dim=(1, 2, 3))
+    return _blend(images, per_image(total / (count * _FINE)), factor)
 
 
 def saturation(images: Tensor, factor: Tensor) -> Tensor:
@@ -94,8 +93,6 @@ def _hue_in_sixths(images: Tensor, highest: Tensor, spread: Tensor) -> Tensor:
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
     """Blend with the image smoothed by the kernel [1 1 1; 1 5 1; 1 1 1] / 13; borders stay."""
-    if min(images.shape[-2:]) <= 2:
-        return images
     exact = images.float()
     smooth = _sum_of_nine(exact)
     centre = exact[..., 1:-1, 1:-1]
@@ -144,7 +141,7 @@ def equalize(pixels: Tensor) -> Tensor:
     step = (flat.shape[-1] - counts.gather(-1, brightest)) // 255
     # A level is mapped by the number of pixels darker than it.
     table = (upto - counts + step // 2) // step.clamp(min=1)
-    spread = table.clamp_(0, 255).to(torch.uint8).gather(-1, flat).view_as(pixels)
+    spread = table.clamp_(max=255).to(torch.uint8).gather(-1, flat).view_as(pixels)
     return torch.where((step > 0).unsqueeze(-1), spread, pixels)
 
 
