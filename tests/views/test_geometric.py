@@ -97,6 +97,13 @@ def test_without_a_smallest_scale_shrinking_is_as_likely_as_growing(drawn: Make)
     assert kstest(found.numpy(), "uniform", args=(-1, 2)).pvalue > 1e-3
 
 
+def test_both_ranges_of_scales_come_from_one_draw(drawn: Make) -> None:
+    """Caches hold logits of views with either: another draw would make them wrong."""
+    even = drawn(50, name="affine", min_scale=0.5, max_scale=2.0)["scale"]
+    by_log = drawn(50, name="affine", max_scale=2.0)["scale"].log2()
+    torch.testing.assert_close((even - 0.5) / 1.5, (by_log + 1) / 2)
+
+
 @pytest.mark.parametrize("size", [(9, 9), (8, 12)])
 @pytest.mark.parametrize("shear", [0.0, 20.0])
 def test_affine_equals_torchvisions_own(
@@ -175,3 +182,11 @@ def test_a_resized_crop_equals_torchvisions_own(
     for image, box, ours in zip(images / 255, boxes, found, strict=True):
         expected: Tensor = reference.resized_crop(image, *box, size=list(size), antialias=True)
         torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
+
+
+def test_nothing_from_beyond_the_image_enters_a_crop(drawn: Make, rendered: Make) -> None:
+    """Rounded positions of a long side lie beyond its ends, where there are no pixels."""
+    settings = {"name": "resized_crop", "min_scale": 0.5, "min_ratio": 500.0, "max_ratio": 2000.0}
+    white = torch.ones(16, 1, 2, 1000)
+    found = rendered(white, drawn(16, **settings), **settings)
+    torch.testing.assert_close(found, white, atol=1e-6, rtol=0)

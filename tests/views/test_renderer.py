@@ -210,7 +210,7 @@ def test_pixels_stay_uint8_until_a_transform_interpolates_or_blends(
 )
 def test_no_pixel_is_whiter_than_white(transform: dict[str, Any], renderer: Make) -> None:
     """Weights of pixels may add up to a little more than 1."""
-    white = torch.full((500, 1, 17, 18), 255, dtype=torch.uint8)
+    white = torch.full((500, 1, 31, 37), 255, dtype=torch.uint8)
     found = renderer(white, transform).draw(torch.arange(500), 0).render()
     assert found.max() == 1
     assert found.min() >= 0
