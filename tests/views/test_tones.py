@@ -96,6 +96,15 @@ def test_operations_on_levels_equal_torchvisions_own_exactly(channels: int, pixe
         assert torch.equal(found[i], reference.solarize(images[i], float(thresholds[i])))
 
 
+def test_an_image_is_equalized_from_255_pixels_below_its_brightest_level_on(pixels: Make) -> None:
+    images = pixels(2, 16, 16, 1) // 2
+    images[0, 0, 0, 0] = images[1, 0, 0, :2] = 255
+    found = tones.equalize(images)
+    assert torch.equal(found, reference.equalize(images))
+    assert not torch.equal(found[0], images[0])
+    assert torch.equal(found[1], images[1])
+
+
 def test_images_of_two_channels_have_no_luminance(pixels: Make) -> None:
     with pytest.raises(DataError, match=r"^colours need images of 1 or 3 channels, got 2$"):
         tones.luminance(pixels(2, channels=2))

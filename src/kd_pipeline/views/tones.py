@@ -134,15 +134,14 @@ def autocontrast(pixels: Tensor) -> Tensor:
 def equalize(pixels: Tensor) -> Tensor:
     """Equalize the histogram of each channel of uint8 pixels."""
     flat = pixels.flatten(2).to(torch.int64)
-    counts = torch.zeros((*flat.shape[:2], 256), dtype=torch.int64, device=pixels.device)
-    counts.scatter_add_(-1, flat, torch.ones_like(flat))
+    counts = flat.new_zeros((*flat.shape[:2], 256)).scatter_add_(-1, flat, torch.ones_like(flat))
     upto = counts.cumsum(dim=-1)
     brightest = pixels.flatten(2).amax(dim=-1, keepdim=True).to(torch.int64)
     step = (flat.shape[-1] - counts.gather(-1, brightest)) // 255
     # A level is mapped by the number of pixels darker than it.
     table = (upto - counts + step // 2) // step.clamp(min=1)
     spread = table.clamp_(max=255).to(torch.uint8).gather(-1, flat).view_as(pixels)
-    return torch.where((step > 0).unsqueeze(-1), spread, pixels)
+    return torch.where(step[..., None] > 0, spread, pixels)
 
 
 def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
