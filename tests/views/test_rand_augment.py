@@ -76,6 +76,19 @@ def test_an_operation_equals_torchvisions_own(
             assert (found == expected).double().mean() > 0.98
 
 
+@pytest.mark.parametrize("size", [(4, 400), (400, 4)])
+def test_long_sides_are_translated_as_far_as_torchvisions(
+    size: tuple[int, int], pixels: Make, rendered: Make
+) -> None:
+    images = pixels(2, *size, 1)
+    for operation in ("translate_x", "translate_y"):
+        chosen = torch.full((2, 1), OPERATIONS.index(operation))
+        draws = {"operation": chosen, "sign": torch.tensor([[-1.0], [1.0]])}
+        found = rendered(images, draws, name="rand_augment", num_ops=1, magnitude=30)
+        for image, sign, ours in zip(images, (-1.0, 1.0), found, strict=True):
+            assert torch.equal(ours, torchvisions(image, operation, 30, sign))
+
+
 def test_operations_follow_one_another_in_the_drawn_order(
     pixels: Make, drawn: Make, rendered: Make
 ) -> None:

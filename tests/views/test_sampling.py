@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from kd_pipeline.views.sampling import pad_reflected, sample_affine, unit_scale
+from kd_pipeline.views.sampling import (
+    pad_reflected,
+    sample_affine,
+    unit_scale,
+    unit_scale_copy,
+)
 
 
 def test_a_whole_move_fetches_pixels_exactly() -> None:
@@ -31,3 +36,6 @@ def test_the_unit_scale_ends_at_one() -> None:
     ]
     exact = torch.rand(3)
     assert unit_scale(exact) is exact
+    copied = unit_scale_copy(exact)
+    assert torch.equal(copied, exact)
+    assert copied is not exact

@@ -122,3 +122,11 @@ def test_contrast_of_a_large_image_is_the_same_alone_and_in_a_batch(pixels: Make
             assert torch.equal(alone, whole[i : i + 1])
     finally:
         torch.set_num_threads(before)
+
+
+def test_contrast_does_not_depend_on_the_order_of_the_pixels(pixels: Make) -> None:
+    images, factors = pixels(3, 101, 103) / 255, torch.tensor([0.1, 0.7, 1.9])
+    order = torch.randperm(101 * 103, generator=torch.Generator().manual_seed(0))
+    shuffled = images.flatten(2)[..., order].view_as(images)
+    found = tones.contrast(shuffled, factors).flatten(2)
+    assert torch.equal(found, tones.contrast(images, factors).flatten(2)[..., order])
