@@ -1,5 +1,6 @@
 """Operations by row: each row goes through its own and no other."""
 
+import pytest
 import torch
 
 from kd_pipeline.views.by_choice import change_by_choice
@@ -17,6 +18,11 @@ def test_every_row_goes_through_its_own_operation() -> None:
     change_by_choice(images, choices, (None, lambda rows, _: rows * 0 - 1, add_ten))
     assert images.flatten().tolist() == [10, 1, -1, 13, -1]
     assert seen == [[0, 3]]
+
+
+def test_a_choice_beyond_the_operations_is_refused() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        change_by_choice(torch.zeros(2, 1, 1, 1), torch.tensor([0, 2]), (None, None))
 
 
 def test_an_operation_that_no_row_has_is_not_called() -> None:

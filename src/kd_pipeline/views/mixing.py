@@ -98,7 +98,7 @@ def beta_quantile(uniform: Tensor, *, alpha: float) -> Tensor:
     # The distribution is symmetric, and 1 - uniform is exact here: one tail serves for both.
     tail = torch.where(is_upper, 1 - uniform, uniform)
     mantissa, exponent = torch.frexp(tail)
-    octave, at = (-exponent).to(torch.int64), (mantissa - 0.5) * (2 * _CELLS)
+    octave, at = -exponent, (mantissa - 0.5) * (2 * _CELLS)
     cell = at.to(torch.int64)
     below = table[octave, cell]
     quantile = below + (table[octave, cell + 1] - below) * (at - cell)
@@ -137,7 +137,7 @@ def cutmix_edges(drawn: Drawn, *, image_size: tuple[int, int]) -> tuple[Tensor, 
     """
     half = 0.5 * (1 - drawn["weight"]).sqrt()
     starts, ends = [], []
-    for side, middle in zip(image_size, (drawn["down"], drawn["right"]), strict=True):
+    for side, middle in ((image_size[0], drawn["down"]), (image_size[1], drawn["right"])):
         centre, reach = (middle * side).to(torch.int64), (half * side).to(torch.int64)
         starts.append((centre - reach).clamp(min=0))
         ends.append((centre + reach).clamp(max=side))

@@ -40,7 +40,7 @@ def sample_affine(images: Tensor, inverse: Tensor, *, mode: str) -> Tensor:
     """
     height, width = images.shape[-2:]
     x, y = centred(width, images), centred(height, images).unsqueeze(-1)
-    matrix = inverse.float().unsqueeze(-1).unsqueeze(-1)
+    matrix = inverse.float()[..., None, None]
     source_x = matrix[:, 0, 0] * x + matrix[:, 0, 1] * y + matrix[:, 0, 2]
     source_y = matrix[:, 1, 0] * x + matrix[:, 1, 1] * y + matrix[:, 1, 2]
     # grid_sample counts in units where the image spans [-1, 1].
