@@ -171,12 +171,15 @@ def crop_boxes(drawn: Drawn, settings: ResizedCrop, *, image_size: tuple[int, in
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
     (heights, widths), any_fits = first_valid((heights, widths), fits)
     top, left = placed(heights, widths, drawn, image_size)
-    too_high, too_wide = width / height < settings.min_ratio, width / height > settings.max_ratio
-    box_height = round(width / settings.min_ratio) if too_high else height
-    box_width = round(height * settings.max_ratio) if too_wide else width
-    middle = ((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
-    boxes = zip((top, left, heights, widths), middle, strict=True)
-    return torch.stack([torch.where(any_fits, box, other) for box, other in boxes])
+    largest_height = min(height, round(width / settings.min_ratio))
+    largest_width = min(width, round(height * settings.max_ratio))
+    drawn_or_largest = (
+        (top, (height - largest_height) // 2),
+        (left, (width - largest_width) // 2),
+        (heights, largest_height),
+        (widths, largest_width),
+    )
+    return torch.stack([torch.where(any_fits, *pair) for pair in drawn_or_largest])
 
 
 def render_resized_crop(pixels: Tensor, drawn: Drawn, settings: ResizedCrop) -> Tensor:
