@@ -185,7 +185,7 @@ def test_clean_views_are_the_pixels_as_they_are(pixels: Make, renderer: Make) ->
     steps = views.draw(torch.arange(12).view(3, 4), 0)
     assert steps.drawn == ()
     assert steps.mixed is None
-    assert torch.equal(steps.render(2), pixels(12)[8:])
+    assert torch.equal(steps.render(1), pixels(12)[4:8])
 
 
 def test_pixels_stay_uint8_until_a_transform_interpolates_or_blends(

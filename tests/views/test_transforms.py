@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from kd_pipeline.views import TRANSFORMS
+from kd_pipeline.views import TRANSFORMS, ViewPolicy, ViewRenderer
 from kd_pipeline.views.blur import gaussian_weights
 from kd_pipeline.views.mixing import draw_partners
 from kd_pipeline.views.record import MixingTransform
@@ -52,3 +53,21 @@ def test_partners_kernels_and_margins_stay_on_the_device() -> None:
     places = reflected(8, 2, weights)
     assert {values.device for values in (partners, weights, places)} == {NOWHERE}
     assert (partners.shape, weights.shape, places.shape) == ((5,), (5, 3), (12,))
+
+
+class Images:
+    """Five images without pixels."""
+
+    example_ids = torch.empty(5, dtype=torch.int64, device=NOWHERE)
+    image_size = (8, 9)
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        return torch.empty(len(positions), 3, 8, 9, dtype=torch.uint8, device=NOWHERE)
+
+
+@pytest.mark.parametrize("views", [3, torch.tensor([0, 1, 0])])
+def test_a_renderer_draws_on_the_device_of_its_images(views: Tensor | int) -> None:
+    transforms = ViewsParams.model_validate({"transforms": [{"name": "cutout"}]}).transforms
+    positions = torch.empty(3, dtype=torch.int64, device=NOWHERE)
+    drawn = ViewRenderer(ViewPolicy(0, transforms), Images()).draw(positions, views)
+    assert drawn.drawn[0]["cut"].device == drawn.render().device == NOWHERE
