@@ -82,6 +82,15 @@ def test_a_wrong_setting_is_refused_by_name(transform: dict[str, Any], message: 
         views(transform)
 
 
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [("twirl", "`name` must be one of shift, .*, got 'twirl'"), ("grey", "valid dictionary")],
+)
+def test_a_bare_name_is_no_transform(entry: str, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ViewsParams.model_validate({"transforms": [entry]})
+
+
 def test_settings_that_were_validated_are_taken_as_they_are() -> None:
     first = views({"name": "grey"}, {"name": "mixup"})
     assert ViewsParams(transforms=first.transforms) == first
