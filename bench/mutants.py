@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "mutants.md"
@@ -22,12 +23,33 @@ PAGE = ROOT / "docs" / "mutants.md"
 _ENGINE = ("engine", "epochs", "steps")
 # Of the slow tests of models those that are enough for the sender.
 _MODEL = "tracking/test_models.py::test_a_model_is_logged_once_and_holds_its_test_metrics"
+_SOFT_TARGETS = (
+    "damage",
+    "encoding",
+    "ensemble",
+    "gathering",
+    "imported",
+    "inspection",
+    "manifest",
+    "parts",
+    "parts_folder",
+    "seconds",
+    "settings",
+    "shards",
+    "shared_parts",
+    "store",
+)
 PACKAGES = {
     # Not own.py: it reads signatures, which mutmut's wrappers of functions change.
     "losses": (["losses/[!o]*", "losses/objective.py"], ["losses"]),
     "paired": (["evaluation/paired.py"], ["evaluation/test_paired.py"]),
     "splits": (["data/splits.py"], ["data/test_splits.py"]),
-    "soft_targets": (["soft_targets/*"], ["soft_targets"]),
+    # Not test_memory.py, which takes longer than all others, nor test_readers.py: in a process
+    # that was forked, Polars waits for its threads for ever.
+    "soft_targets": (
+        ["soft_targets/*"],
+        [f"soft_targets/test_{name}.py" for name in _SOFT_TARGETS],
+    ),
     "views": (["views/*"], ["views"]),
     "engine": (["training/engine.py"], [f"training/test_{name}.py" for name in _ENGINE]),
     "tracking": (
@@ -36,6 +58,24 @@ PACKAGES = {
     ),
 }
 """What is mutated, below src/kd_pipeline, and the tests that must notice, below tests."""
+
+
+# As a plugin of pytest: a mutant is done when one test fails, of which the message is not read.
+
+
+def pytest_configure() -> None:
+    """Let Hypothesis not look for the smallest example that fails."""
+    from hypothesis import Phase, settings
+
+    settings.register_profile("mutants", settings(), phases=[Phase.explicit, Phase.generate])
+    settings.load_profile("mutants")
+
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """Run the fastest tests first."""
+    from mutmut.state import state
+
+    items.sort(key=lambda item: state().duration_by_test.get(item.nodeid, 0.0))
 
 
 def prepare(package: str) -> Path:
@@ -47,12 +87,13 @@ def prepare(package: str) -> Path:
         if not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
     sources, tests = PACKAGES[package]
+    plugins = ["-p", "no:cacheprovider", "-p", "bench.mutants"]
     settings = {
         "source_paths": ["src"],
         "only_mutate": [f"src/kd_pipeline/{path}" for path in sources],
         "also_copy": ["docs", "conf"],
         "pytest_add_cli_args_test_selection": [f"tests/{path}" for path in tests],
-        "pytest_add_cli_args": ["-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider"],
+        "pytest_add_cli_args": ["-c", str(ROOT / "pyproject.toml"), *plugins],
     }
     # A list of strings is the same in JSON and TOML.
     lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
@@ -65,7 +106,8 @@ def mutmut(folder: Path, *arguments: str, quiet: bool = False) -> list[str]:
     command = [str(Path(sys.executable).with_name("mutmut")), *arguments]
     # A forked process would wait for ever for threads that tests have started in its parent.
     threads = {"OMP_NUM_THREADS": "1", "OMP_THREAD_LIMIT": "1"}
-    variables = os.environ | threads | {"PYTHONPATH": str(folder / "mutants" / "src")}
+    path = os.pathsep.join([str(folder / "mutants" / "src"), str(ROOT)])
+    variables = os.environ | threads | {"PYTHONPATH": path}
     done = subprocess.run(
         command, cwd=folder, env=variables, check=True, text=True, capture_output=quiet
     )

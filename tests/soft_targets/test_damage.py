@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,12 @@ from hypothesis import strategies as st
 from kd_pipeline.checksums import checked_dumps
 from kd_pipeline.errors import StaleArtefactError
 from kd_pipeline.soft_targets.parts import read_part, recover_part
-from kd_pipeline.soft_targets.store import SoftTargets, check_store, read_soft_targets
+from kd_pipeline.soft_targets.store import (
+    SoftTargets,
+    check_store,
+    read_soft_targets,
+    write_soft_targets,
+)
 
 Write = Callable[..., SoftTargets]
 PART = "part-t001-v00000-s00001.parquet"
@@ -114,7 +120,9 @@ def test_a_missing_part_is_found_without_reading_all(store: SoftTargets) -> None
     (store.folder / PART).unlink()
     with pytest.raises(StaleArtefactError, match=f"{PART} is missing"):
         read_soft_targets(store.folder)
-    with pytest.raises(StaleArtefactError, match=f"{PART} is missing"):
+    with pytest.raises(
+        StaleArtefactError, match=f"^`soft_targets` in {store.folder}: {PART} is mis"
+    ):
         list(store.parts())
 
 
@@ -123,6 +131,10 @@ def test_a_missing_part_is_found_without_reading_all(store: SoftTargets) -> None
     [
         ({"teacher_fingerprints": ("t0", "other")}, "teacher (part ['t0', 'other'], manifest"),
         ({"images_fingerprint": "j"}, "images (part j, manifest i)"),
+        (
+            {"images_fingerprint": "j", "splits_fingerprint": "z"},
+            "another store: images (part j, manifest i) and splits (part z, manifest s)",
+        ),
         ({"splits_fingerprint": "z"}, "splits (part z, manifest s)"),
         ({"view_policy": {"seed": 9, "transforms": []}}, "view policy (part {'seed': 9"),
         ({"class_names": ("a", "b", "d", "c")}, "class names (part ['a', 'b', 'd', 'c']"),
@@ -155,8 +167,22 @@ def test_a_manifest_of_another_run_is_named_as_such(
     other = write_store(tmp_path / "other", seed=1, teacher_fingerprints=("t8", "t9"))
     shutil.copy(other.folder / "manifest.json", store.folder / "manifest.json")
     message = problem(store.folder)
-    assert "manifest.json is of another run than the parts beside it" in message
+    start = f"`soft_targets` in {store.folder}: manifest.json is of another run than the parts bes"
+    assert message.startswith(start)
     assert "teacher (part ['t0', 't1'], manifest ['t8', 't9'])" in message
+
+
+def test_a_manifest_of_another_run_beside_a_single_part_is_named_as_such(
+    store: SoftTargets, tmp_path: Path
+) -> None:
+    folders = [tmp_path / name for name in ("one", "other")]
+    for folder, teacher in zip(folders, ("t0", "t1"), strict=True):
+        facts = {"teacher_fingerprints": (teacher,), "num_views": 1}
+        provenance = replace(store.manifest.provenance, **facts)
+        logits = np.zeros((1, 1, 1, 4), np.float32)
+        write_soft_targets(folder, logits, np.array([3]), provenance=provenance)
+    shutil.copy(folders[1] / "manifest.json", folders[0] / "manifest.json")
+    assert "manifest.json is of another run than the parts beside it" in problem(folders[0])
 
 
 def test_a_manifest_of_another_run_of_the_same_teacher_is_found(
@@ -202,6 +228,15 @@ def test_every_fault_is_named_at_once(store: SoftTargets) -> None:
     (store.folder / "stray.parquet").write_bytes(b"")
     message = problem(store.folder)
     assert all(name in message for name in (PART, NEIGHBOUR, "stray.parquet"))
+
+
+@pytest.mark.parametrize(("num_faults", "end"), [(20, ""), (21, "; and 1 more")])
+def test_of_many_faults_twenty_are_named(store: SoftTargets, num_faults: int, end: str) -> None:
+    for number in range(num_faults):
+        (store.folder / f"stray{number:02d}").write_bytes(b"")
+    named = "; ".join(f"stray{number:02d} is no part of this store" for number in range(20))
+    message = problem(store.folder)
+    assert message.startswith(f"`soft_targets` in {store.folder}: {named}{end}; cache them anew: ")
 
 
 def test_what_is_damaged_after_opening_is_found_when_it_is_read(store: SoftTargets) -> None:

@@ -62,6 +62,14 @@ def test_a_tail_worked_by_hand() -> None:
     assert made.tail_logits[0] == np.float16(2 * np.log(4.0))
 
 
+def test_all_classes_but_one_may_be_kept() -> None:
+    made = encode(np.array([[3.0, 1.0, 2.0], [-1.0, 5.0, 0.0]]), Encoding(top_k=2, temperature=1.0))
+    assert made.class_ids is not None
+    assert made.tail_logits is not None
+    assert made.class_ids.tolist() == [[0, 2], [1, 2]]
+    assert made.tail_logits.tolist() == [1, -1]
+
+
 def test_equal_logits_give_k_classes_all_the_same() -> None:
     made = encode(np.zeros((1, 6)), Encoding(top_k=3, temperature=1.0))
     assert made.class_ids is not None
@@ -79,6 +87,10 @@ def test_many_rows_are_encoded_as_each_alone() -> None:
         for name, values in vars(alone).items():
             np.testing.assert_array_equal(values[0], getattr(together, name)[start])
     assert together.logits.shape == (17_000, 2)
+    # The tail is computed in float64: rounded to float32 on the way, a few of them would differ.
+    others = np.sort(logits.astype(np.float32), axis=1)[:, :2].astype(np.float64)
+    exact = 4 * np.log(np.exp(others / 4).sum(axis=1))
+    np.testing.assert_array_equal(together.tail_logits, exact.astype(np.float32).astype(np.float16))
 
 
 @pytest.mark.parametrize("encoding", [Encoding(), Encoding(1, 4.0)])
@@ -86,6 +98,7 @@ def test_many_rows_are_encoded_as_each_alone() -> None:
 def test_what_float16_cannot_hold_is_refused_by_name(value: float, encoding: Encoding) -> None:
     """As infinity it would make a loss NaN long after the teacher is gone."""
     logits = np.zeros((4, 3))
+    logits[0, 0] = 65_504  # Just within it.
     logits[2, 1] = value
     message = rf"within ±65504.*got {value}.* for class 1 of example 102 in view 5 by teacher 2"
     with pytest.raises(DataError, match=message):
@@ -110,6 +123,10 @@ def test_a_class_count_that_16_bits_cannot_name_is_refused(num_classes: int) -> 
         Encoding().check(num_classes)
 
 
+def test_one_class_is_enough() -> None:
+    Encoding().check(1)
+
+
 def test_the_last_class_of_the_most_classes_keeps_its_id() -> None:
     encoding = Encoding(top_k=1, temperature=1.0)
     encoding.check(65_535)
@@ -121,5 +138,7 @@ def test_the_last_class_of_the_most_classes_keeps_its_id() -> None:
 
 
 def test_as_many_classes_as_are_kept_are_refused() -> None:
-    with pytest.raises(ParameterError, match=r"top_k` must .* below the number of classes, 4, got"):
+    with pytest.raises(
+        ParameterError, match=r"top_k` must .* below the number of classes, 4, got 4$"
+    ):
         Encoding(top_k=4, temperature=2.0).check(4)

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from kd_pipeline.memory import MemoryBudget
+from kd_pipeline.soft_targets import inspection
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.inspection import (
     CONFIDENT,
@@ -97,6 +98,8 @@ def test_an_ensemble_is_summed_up_member_by_member_and_averaged(tmp_path: Path, 
         entropies = table[f"entropy_at_{temperature:g}"]
         assert entropies[0] == pytest.approx(entropies[1], rel=1e-5)
         assert entropies[2] == pytest.approx(np.log(2), rel=1e-3)
+        assert entropies[0] < 0.98 * np.log(2)
+    assert table["mean_confidence"].tolist() == pytest.approx([1, 1, 0.5], abs=1e-3)
 
 
 def test_entropy_rises_with_temperature_up_to_that_of_all_classes_alike(tmp_path: Path) -> None:
@@ -132,6 +135,7 @@ def test_the_top_k_are_read_at_their_own_temperature_with_the_rest_as_one_class(
 ) -> None:
     logits = random_logits(1, 1, 30, 9)
     made = cached(tmp_path, logits, encoding=Encoding(top_k=3, temperature=2.0))
+    assert made.distribution(2.0).probabilities.dtype == np.float32
     row = summarise(made, pd.Series(np.zeros(30, dtype=int), np.arange(10, 40))).iloc[0]
     powers = np.exp(logits[0, 0] / 2)
     p = np.sort(powers / powers.sum(axis=1, keepdims=True), axis=1)
@@ -145,9 +149,68 @@ def test_the_top_k_are_read_at_their_own_temperature_with_the_rest_as_one_class(
     assert row["agreement_with_labels"] == (logits[0, 0].argmax(axis=1) == 0).mean()
 
 
+CERTAIN = np.array([[[[60_000, -60_000], [0, 0], [-60_000, 60_000]]]])
+"""Of one member, in one view: certain of a, undecided, certain of b."""
+
+
+def test_a_certain_teacher_has_a_confidence_of_one_and_no_entropy(tmp_path: Path) -> None:
+    made = cached(tmp_path, CERTAIN)
+    given = made.distribution(1.0)
+    assert given.probabilities.dtype == np.float32
+    assert given.confidences.tolist() == [1, 0.5, 1]
+    assert given.entropies.tolist() == [0, pytest.approx(np.log(2)), 0]
+    counted = confidence_histogram(made, pd.Series([0, 1], index=[10, 11]))
+    assert (counted.dtypes[["right", "wrong", "unlabelled"]] == np.int64).all()
+    assert list(counted) == ["low", "high", "right", "wrong", "unlabelled"]
+    assert counted.iloc[-1].tolist() == [0.95, 1.0, 1, 0, 1]
+    # Of two classes alike the first is taken, against the label.
+    assert counted.iloc[10].tolist() == [0.5, 0.55, 0, 1, 0]
+    assert int(counted[["right", "wrong", "unlabelled"]].to_numpy().sum()) == 3
+    assert summarise(made, pd.Series([0, 1], [10, 11]))["agreement_with_labels"].item() == 0.5
+    picks = pick_examples(made, NO_LABELS)
+    assert of_kind(picks, CONFIDENT) == [(10, 0), (12, 0)]
+    assert of_kind(picks, UNCERTAIN) == [(11, 0), (10, 0), (12, 0)]
+
+
+def test_a_mean_is_taken_in_float64(tmp_path: Path) -> None:
+    """From 2**24 on float32 has no odd numbers."""
+    made = cached(tmp_path, random_logits(1, 2, 4, 2))
+    values = np.array([2**24, 1, 1, 1] * 2, dtype=np.float32)
+    assert made.mean(values) == (2**24 + 3) / 4
+
+
+def test_members_of_the_top_k_are_summed_up_apart(tmp_path: Path) -> None:
+    logits = random_logits(2, 1, 5, 6)
+    made = cached(tmp_path, logits, encoding=Encoding(top_k=2, temperature=2.0))
+    assert summarise(made, NO_LABELS)["teacher"].tolist() == ["0", "1"]
+
+
+def test_the_rows_that_are_read_are_the_same_every_time_and_one_of_each_view_at_least(
+    tmp_path: Path,
+) -> None:
+    made = cached(tmp_path / "some", random_logits(1, 2, 40, 3), max_rows=20)
+    drawn = np.random.default_rng(0)
+    expected = [sorted(drawn.permutation(40)[:10] + 10) for _ in range(2)]
+    assert made.example_ids.reshape(2, 10).tolist() == expected
+    few = cached(tmp_path / "few", random_logits(1, 3, 40, 3), max_rows=1)
+    assert few.views.tolist() == [0, 1, 2]
+
+
+def test_of_many_classes_fewer_rows_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspection, "MAX_LOGITS", 60)
+    logits = random_logits(1, 1, 40, 9)
+    assert len(cached(tmp_path / "dense", logits).example_ids) == 60 // 9
+    top_k = cached(tmp_path / "top", logits, encoding=Encoding(top_k=3, temperature=2.0))
+    assert len(top_k.example_ids) == 60 // 3
+
+
 def test_labels_are_those_of_the_table_that_are_known(examples: pd.DataFrame) -> None:
-    hidden = examples.assign(label=examples["label"].mask(examples["example_id"] > 4))
+    label = examples["label"].mask(examples["example_id"] > 4)
+    hidden = examples.assign(label=label, class_name=None)
     assert known_labels(hidden).to_dict() == {0: 0, 2: 1, 4: 2}
+    assert known_labels(hidden).dtype == np.int64
     assert known_labels(hidden.assign(label=pd.NA)).empty
 
 
@@ -168,8 +231,12 @@ def test_masses_and_examples_match_values_worked_by_hand(tmp_path: Path) -> None
 
 
 def test_an_example_counts_for_its_label(tmp_path: Path) -> None:
-    labels = pd.Series([1], index=[10])  # A b that resembles an a.
     made = cached(tmp_path, probable(FOUR))
+    labels = pd.Series([0], index=[12])  # An a that resembles a b.
+    first = most_confusable_pairs(made, labels, temperature=1.0).iloc[0]
+    assert first["mass_a_to_b"] == pytest.approx((0.2 + 0.4 + 0.6) / 3, abs=1e-3)
+    assert (first["num_a"], first["num_b"], first["examples_a"]) == (3, 0, "12 11 10")
+    labels = pd.Series([1], index=[10])  # A b that resembles an a.
     first = most_confusable_pairs(made, labels, temperature=1.0).iloc[0]
     assert (first["class_a"], first["class_b"]) == ("a", "b")
     assert first["mass_b_to_a"] == pytest.approx((0.7 + 0.3) / 2, abs=1e-3)
@@ -206,6 +273,50 @@ def test_only_so_many_pairs_are_listed(tmp_path: Path) -> None:
     assert len(most_confusable_pairs(made, NO_LABELS)) == NUM_PAIRS
 
 
+def test_pairs_examples_and_classes_alike_come_in_their_order(tmp_path: Path) -> None:
+    """Of 20 classes in a ring each is taken for itself, the two beside it and the second one on."""
+    logits = np.full((1, 1, 20, 20), -60_000)
+    for label in range(20):
+        logits[0, 0, label, np.arange(label - 1, label + 3) % 20] = 0
+    made = cached(tmp_path / "ring", logits)
+    labels = pd.Series(np.arange(20), np.arange(10, 30))
+    pairs = most_confusable_pairs(made, labels)[["class_a", "class_b"]].to_numpy().tolist()
+    names = made.manifest.provenance.class_names
+    nearest, second = (
+        sorted(sorted((names[label], names[(label + step) % 20])) for label in range(20))
+        for step in (1, 2)
+    )
+    assert pairs == [*nearest, *second]
+    for pick in pick_examples(made, labels):
+        support = sorted((pick.label + step) % 20 for step in range(-1, 3))
+        other = next(label for label in range(20) if label not in support)
+        assert pick.class_ids.tolist() == [*support, other]
+        assert pick.class_ids.dtype == np.int64
+    logits = np.zeros((1, 1, 40, 4))
+    logits[0, 0, ::2] = [0, 0, -60_000, -60_000]
+    rows = most_confusable_pairs(cached(tmp_path / "two", logits), NO_LABELS)
+    assert rows["examples_a"][0] == "10 12 14"
+
+
+def test_the_most_confident_row_has_the_widest_gap_to_the_second_class(tmp_path: Path) -> None:
+    logits = np.array([[[[5, 4.9, 0], [3, 0, 0], [2, 0, 0]]]])
+    assert of_kind(pick_examples(cached(tmp_path, logits), NO_LABELS), CONFIDENT) == [(11, 0)]
+
+
+def test_an_example_without_mass_on_a_class_is_not_named_for_it(tmp_path: Path) -> None:
+    logits = probable([[[0.6, 0.3, 0.06, 0.04], [0.6, 0.05, 0.3, 0.05]]])
+    made = cached(tmp_path, logits, encoding=Encoding(top_k=2, temperature=1.0))
+    table = most_confusable_pairs(made, NO_LABELS)
+    assert table[["class_b", "examples_a"]].to_numpy().tolist() == [["b", "10"], ["c", "11"]]
+
+
+def test_as_many_classes_as_may_be_are_tabled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspection, "MAX_CLASSES", 3)
+    assert len(most_confusable_pairs(cached(tmp_path, probable(FOUR)), NO_LABELS)) == 3
+
+
 def test_too_many_classes_are_warned_of_and_not_tabled(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -213,8 +324,8 @@ def test_too_many_classes_are_warned_of_and_not_tabled(
     with caplog.at_level(logging.WARNING, logger="kd_pipeline"):
         table = most_confusable_pairs(made, NO_LABELS)
     assert table.empty
-    assert "mean_mass" in table.columns
-    assert "more than 4096 classes" in caplog.text
+    assert tuple(table.columns) == inspection.PAIR_COLUMNS
+    assert caplog.messages == ["more than 4096 classes: no table of confusable pairs"]
 
 
 def of_kind(picks: list[Pick], kind: str) -> list[tuple[int, int]]:

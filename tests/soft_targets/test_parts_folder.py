@@ -2,8 +2,10 @@
 
 import hashlib
 import logging
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -141,14 +143,16 @@ def test_interrupted_at_any_step_it_ends_with_the_same_bytes(
 def test_what_caching_took_is_known_after_it_was_interrupted_and_when_it_is_used_again(
     labelling: Labelling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    started = time.perf_counter()
     with monkeypatch.context() as patch:
         patch.setattr(parts_folder, "write_manifest", _interrupt)
         with pytest.raises(Interruption):
             labelling.run()
     assert len(labelling.labelled) == 12
+    elapsed = time.perf_counter() - started
     taken = labelling.run().caching_seconds
     assert taken is not None
-    assert taken > 0
+    assert 0 < taken < elapsed
     assert labelling.labelled == []
     assert labelling.run().caching_seconds == taken
 
@@ -168,6 +172,8 @@ def test_an_interruption_that_nothing_cleans_up_after_leaves_no_litter(
     (labelling.staging / f".{PART}.new").write_bytes(b"half a part")
     (labelling.staging / PART).write_bytes(b"without its note")
     (labelling.staging / f".{PART}.json.new").write_bytes(b'{"store": ')
+    (labelling.staging / "folder").mkdir()
+    (labelling.staging / "folder" / "file").write_bytes(b"of something else")
     old = labelling.target.parent / ".store.old-0123abcd"
     old.mkdir()
     labelling.run()
@@ -193,7 +199,7 @@ def test_only_the_parts_that_are_missing_or_damaged_are_labelled_again(
     assert labelling.labelled == [PART]
     assert labelling.digests() == expected
     assert "12 parts, 11 of the finished cache, 1 made" in caplog.text
-    assert f"{PART} is {fault}" in caplog.text
+    assert caplog.messages[0].startswith(f"finished soft targets: {PART} is {fault}")
 
 
 def test_a_damaged_part_of_an_interrupted_run_is_labelled_again(
@@ -209,6 +215,46 @@ def test_a_damaged_part_of_an_interrupted_run_is_labelled_again(
         labelling.run()
     assert labelling.labelled == [PART]
     assert "12 parts, 11 of an interrupted run, 1 made" in caplog.text
+
+
+def test_a_damaged_part_of_an_interrupted_run_is_taken_from_the_finished_cache(
+    labelling: Labelling, caplog: pytest.LogCaptureFixture
+) -> None:
+    labelling.run()
+    labelling.staging.mkdir()
+    (labelling.staging / PART).write_bytes(b"half of it")
+    with caplog.at_level(logging.INFO, logger="kd_pipeline"):
+        labelling.run()
+    assert labelling.labelled == []
+    assert caplog.messages[0].startswith(f"unfinished soft targets: {PART} is damaged: ")
+    assert caplog.messages[1:] == ["soft targets: 12 parts, 12 of the finished cache"]
+
+
+def test_where_no_file_can_have_two_names_finished_parts_are_copied(
+    labelling: Labelling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError("no links here")
+
+    labelling.run()
+    before = labelling.digests()
+    monkeypatch.setattr(os, "link", refuse)
+    labelling.run()
+    assert labelling.labelled == []
+    assert labelling.digests() == before
+
+
+def test_where_nothing_can_be_locked_a_run_says_so_and_goes_on(
+    labelling: Labelling, caplog: pytest.LogCaptureFixture
+) -> None:
+    lock = labelling.staging.parent / ".store.lock"
+    lock.mkdir(parents=True)
+    labelling.run()
+    assert len(labelling.labelled) == 12
+    warning = f"no lock in {lock.parent}: no second run may cache there: "
+    (message,) = caplog.messages
+    assert message.startswith(warning)
+    assert "directory" in message.removeprefix(warning)
 
 
 def test_the_same_again_labels_nothing(labelling: Labelling) -> None:
@@ -244,7 +290,7 @@ def test_nothing_of_another_store_is_reused(
         made = PartsFolder(labelling.staging, labelling.target).fill(
             replace(labelling.manifest, **change), IDS, labelling.logits_of
         )
-    assert "discarded 12 unfinished parts of another cache" in caplog.text
+    assert "discarded 12 unfinished parts of another cache" in caplog.messages
     assert len(labelling.labelled) == 12 + len(made.manifest.parts)
     assert {path.name for path in labelling.target.iterdir()} == {
         "manifest.json",

@@ -25,6 +25,17 @@ def test_what_is_no_average_is_refused(block: dict[str, Any], message: str) -> N
         SoftTargetsParams.model_validate(block)
 
 
+def test_a_message_rounds_the_shares_that_a_temperature_was_fitted_with() -> None:
+    fitted = Calibration({"geometric": 1.5, "arithmetic": 1.25}, (1 / 3, 2 / 3), 100)
+    asked = SoftTargetsParams(teacher_calibration="temperature", member_weights=(1.0, 1.0))
+    message = (
+        "^`soft_targets.member_weights` must be those that the teacher's temperature was fitted "
+        r"with, \[0.3333, 0.6667\]; run soft_target_caching again, got \(1.0, 1.0\)$"
+    )
+    with pytest.raises(ParameterError, match=message):
+        asked.fitted_temperature(fitted, is_top_k=False, num_members=2)
+
+
 def test_shares_add_up_to_one() -> None:
     assert SoftTargetsParams().shares(4) == (0.25,) * 4
     weighted = SoftTargetsParams(ensemble_average="arithmetic", member_weights=(3.0, 1.0))
@@ -39,8 +50,18 @@ FITTED = Calibration({"geometric": 1.5, "arithmetic": 1.25}, (0.5, 0.5), 100)
 @pytest.mark.parametrize(
     ("settings", "calibration", "is_top_k", "message"),
     [
-        ({}, FITTED, True, "teacher_calibration` must be null with a top-k cache"),
-        ({}, None, False, "teacher_calibration` must be null for soft targets without a temp"),
+        (
+            {},
+            FITTED,
+            True,
+            "teacher_calibration` must be null with a top-k cache.*, got 'temperature'$",
+        ),
+        (
+            {},
+            None,
+            False,
+            "teacher_calibration` must be null for soft targets without .*, got 'temperature'$",
+        ),
         (
             {"member_weights": (3.0, 1.0)},
             FITTED,

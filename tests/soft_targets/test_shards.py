@@ -98,9 +98,23 @@ def test_what_is_missing_is_named_with_who_makes_it(labelling: Labelling) -> Non
     there = [part.file for part in layout[:4]]
     text = describe_missing(3, layout, there, at_work=["1-of-3"])
     expected = "4 of 12 parts are there, 8 missing: 4 of shard 1-of-3 (at work), "
-    assert text.startswith(f"{expected}4 of shard 2-of-3 (not at work); ")
+    remedy = (
+        "a shard not at work is run again, or `kedro run --pipelines=soft_target_caching` without "
+        "shards makes the rest"
+    )
+    assert text == f"{expected}4 of shard 2-of-3 (not at work); {remedy}"
+    # Of 100 shards only 12 have a part; eight of them are named, and of eight all.
     text = describe_missing(100, layout, [], at_work=[])
     assert "more of 4 other shards" in text
+    assert text.count("1 of shard") == 8
+    text = describe_missing(8, layout, [], at_work=[])
+    assert text.count(" of shard ") == 8
+    assert "other shards" not in text
+    everything = [part.file for part in layout]
+    assert describe_missing(3, layout, everything, at_work=["0-of-3"]) == (
+        "12 of 12 parts are there; `kedro run --pipelines=soft_target_caching` without shards "
+        "summarises them"
+    )
 
 
 @pytest.mark.parametrize("order", [1, -1], ids=["forwards", "backwards"])
@@ -126,8 +140,23 @@ def test_a_shard_without_parts_says_so_and_leaves_all_as_it_is(
 ) -> None:
     with caplog.at_level(logging.INFO):
         labelling.run(Shard(0, 20))
-    assert "shard 0-of-20 has nothing to do: the store has 12 parts" in caplog.text
+    text = "soft targets: shard 0-of-20 has nothing to do: the store has 12 parts (rows_per_part)"
+    assert caplog.messages == [text]
     assert not labelling.parts.folder.exists()
+
+
+def test_a_shard_states_what_it_has_done_and_what_is_missing(
+    labelling: Labelling, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = shards(2)
+    with caplog.at_level(logging.INFO):
+        labelling.run(first)
+        noted = [path.name for path in labelling.finished.parent.glob(".store.seconds*")]
+        labelling.run(second)
+    assert noted == [".store.seconds.0-of-2.json"]
+    made = [text for text in caplog.messages if "made" in text]
+    assert made == [f"soft targets of shard {i}-of-2: 6 parts, 6 made" for i in range(2)]
+    assert caplog.messages[-1].startswith("soft targets: 12 of 12 parts are there; ")
 
 
 def test_a_straggler_finishes_the_store_that_the_others_left_to_it(
@@ -169,7 +198,10 @@ def test_what_would_write_the_same_parts_is_refused_while_a_shard_works(
     ("change", "named"),
     [
         ({"teacher_fingerprints": ("t0", "other")}, r"teacher \(other shards \['t0', 't1'\]"),
-        ({"num_views": 1}, r"number of views \(other shards 2, this one 1\)"),
+        (
+            {"num_views": 1},
+            r"views \(other shards 2, this one 1\) and num_rows \(other shards 20, this one 10\)",
+        ),
     ],
 )
 def test_shards_of_other_settings_are_refused_before_they_label(
@@ -178,7 +210,9 @@ def test_shards_of_other_settings_are_refused_before_they_label(
     provenance = replace(labelling.manifest.provenance, **change)  # type: ignore[arg-type]
     other = replace(labelling.manifest, provenance=provenance)
     labelling.run(Shard(0, 2))
-    with pytest.raises(StaleArtefactError, match=f"begun another store in .*{named}"):
+    remedy = "; give all shards the same settings, or remove that folder to begin anew$"
+    message = f"^other shards have begun another store in .*{named}.*{remedy}"
+    with pytest.raises(StaleArtefactError, match=message):
         labelling.run(Shard(1, 2), manifest=other)
     assert len(labelling.labelled) == NUM_PARTS / 2
     labelling.run(Shard(1, 2))

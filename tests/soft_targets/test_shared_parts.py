@@ -1,6 +1,7 @@
 """A store made by several machines on one object storage: the bytes of one, whatever is ended."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -150,8 +151,15 @@ def test_a_shard_of_another_store_is_refused(
     machine: Callable[[str], Machine], store: SoftTargets
 ) -> None:
     machine("one").shard(0, 2, plan(store))
-    with pytest.raises(StaleArtefactError, match=r"others have begun another store in s3://buck"):
-        machine("other").shard(1, 2, plan(store, rows_per_part=1))
+    message = (
+        r"^others have begun another store in s3://bucket/x: "
+        r"rows_per_part \(others 2, this one 1\) and "
+        r"facts \(others \{\}, this one \{'precision': 'bfloat16'\}\)"
+        "; give all shards the same settings, or run without shards to begin anew$"
+    )
+    changed = replace(plan(store, rows_per_part=1), facts={"precision": "bfloat16"})
+    with pytest.raises(StaleArtefactError, match=message):
+        machine("other").shard(1, 2, changed)
 
 
 def test_a_process_alone_discards_what_an_ended_run_has_left_of_another_store(
@@ -164,6 +172,32 @@ def test_a_process_alone_discards_what_an_ended_run_has_left_of_another_store(
     other.fill(plan(store))
     assert len(other.labelled) == NUM_PARTS
     assert machine("reader").kept() == contents(store.folder)
+
+
+def test_a_finished_store_that_was_damaged_here_is_mended_from_its_other_parts(
+    machine: Callable[[str], Machine], store: SoftTargets
+) -> None:
+    one = machine("one")
+    one.fill(plan(store))
+    damaged = one.finished / one.labelled.pop()
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    one.labelled.clear()
+    one.fill(plan(store))
+    assert one.labelled == [damaged.name]
+    assert machine("reader").kept() == contents(store.folder)
+
+
+def test_a_finished_store_whose_manifest_is_damaged_is_made_anew(
+    machine: Callable[[str], Machine], store: SoftTargets
+) -> None:
+    one, other = machine("one"), machine("other")
+    one.fill(plan(store))
+    manifest = "store/manifest.json"
+    one.mirror.store.delete([manifest])
+    one.mirror.store.put_if_absent(manifest, b'{"format": ')
+    other.fill(plan(store))
+    assert len(other.labelled) == NUM_PARTS
+    assert contents(other.finished) == contents(store.folder)
 
 
 def test_a_finished_store_is_replaced_when_the_next_is_whole_and_not_before(

@@ -5,10 +5,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pandas as pd
-import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
@@ -92,6 +90,7 @@ def test_any_parquet_reader_opens_it_and_finds_what_it_was_made_from(
         types |= {"class_ids": "fixed_size_list<element: uint16 not null>[2]"}
         types |= {"tail_logit": "halffloat"}
     assert {field.name: str(field.type) for field in schema} == types
+    assert not any(field.nullable for field in schema)
     head = json.loads(pq.read_metadata(path).metadata[FORMAT.encode()])
     assert head["provenance"]["class_names"] == ["a", "b", "c", "d"]
     assert (head["member"], head["view"], head["shard"]) == (0, 1, 0)
@@ -100,29 +99,6 @@ def test_any_parquet_reader_opens_it_and_finds_what_it_was_made_from(
     if top_k is None:
         row = np.stack(frame["logits"].tolist())[3]
         np.testing.assert_array_equal(row, logits[0, 1, 3].astype(np.float16))
-
-
-@pytest.mark.parametrize("encoding", [Encoding(), Encoding(2, 2.0)], ids=["dense", "top_k"])
-def test_duckdb_and_polars_read_the_same_rows(
-    tmp_path: Path, store: SoftTargets, encoding: Encoding
-) -> None:
-    """Both lack some of parquet's encodings for float16: DuckDB reads none with bytes split."""
-    rows = np.random.default_rng(1).normal(size=(2, 2, 5, 4)).astype(np.float32)
-    made = write_soft_targets(
-        tmp_path / "s", rows, IDS, provenance=store.manifest.provenance, encoding=encoding
-    )
-    expected = np.concatenate([part.rows.logits for part in made.parts()]).tolist()
-    files = str(made.folder / "*.parquet")
-    query = f"SELECT * FROM '{files}' ORDER BY teacher, view, example_id"
-    with duckdb.connect() as connection:
-        table = connection.sql(query).to_arrow_table()
-    assert table["logits"].to_pylist() == expected
-    frame = pl.read_parquet(files)
-    assert frame["logits"].to_list() == expected
-    if encoding.top_k is not None:
-        class_ids = [p.rows.class_ids for p in made.parts() if p.rows.class_ids is not None]
-        assert table["class_ids"].to_pylist() == np.concatenate(class_ids).tolist()
-        assert frame["class_ids"].to_list() == np.concatenate(class_ids).tolist()
 
 
 def test_row_groups_are_small_enough_to_stream(tmp_path: Path) -> None:
@@ -152,8 +128,19 @@ def test_the_manifest_reads_back_as_it_was_written(store: SoftTargets) -> None:
     head = json.loads(text)
     assert head["dtype"] == "float16"
     assert head["num_rows"] == 20
+    assert [part["file"] for part in head["parts"]] == [part.file for part in store.manifest.parts]
     # The same logits must give the same bytes, whenever and wherever.
     assert not {"created", "seconds", "host", "date"} & head.keys()
+
+
+def test_facts_are_kept_with_the_store(
+    tmp_path: Path, logits: NDArray[np.float32], store: SoftTargets
+) -> None:
+    facts = {"precision": "bfloat16"}
+    made = write_soft_targets(
+        tmp_path / "s", logits, IDS, provenance=store.manifest.provenance, facts=facts
+    )
+    assert read_manifest(made.folder).facts == facts
 
 
 def test_an_interrupted_write_leaves_the_old_store(
@@ -179,7 +166,7 @@ def test_a_store_without_a_manifest_is_unfinished(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ids", [[], [1, 1], [2, 1]])
 def test_ids_that_do_not_ascend_are_refused(ids: list[int], store: SoftTargets) -> None:
-    with pytest.raises(DataError, match="`example_ids` must be ascending"):
+    with pytest.raises(DataError, match=r"^`example_ids` must be ascending and at least one$"):
         plan_store(
             np.array(ids, dtype=np.int64),
             provenance=store.manifest.provenance,
@@ -187,6 +174,20 @@ def test_ids_that_do_not_ascend_are_refused(ids: list[int], store: SoftTargets) 
             facts={},
             rows_per_part=2,
         )
+
+
+def test_a_logit_that_cannot_be_stored_is_named_by_its_place(
+    tmp_path: Path, logits: NDArray[np.float32], store: SoftTargets
+) -> None:
+    broken = logits.copy()
+    broken[1, 0, 2, 3] = np.inf
+    message = r"got inf for class 3 of example 77 in view 0 by teacher 1$"
+    with pytest.raises(DataError, match=message):
+        write_soft_targets(tmp_path / "s", broken, IDS, provenance=store.manifest.provenance)
+    broken = logits.copy()
+    broken[0, 1, 2, 3] = np.inf
+    with pytest.raises(DataError, match=r"in view 1 by teacher 0$"):
+        write_soft_targets(tmp_path / "s", broken, IDS, provenance=store.manifest.provenance)
 
 
 def test_an_encoding_that_cannot_hold_the_classes_is_refused(
@@ -256,5 +257,6 @@ def test_rows_of_a_part_follow_from_the_number_of_classes_alone() -> None:
     assert rows_within_budget(10) == rows_within_budget(256) == 65_536
     assert rows_within_budget(1000) == 16_384
     assert rows_within_budget(21_841) == 768
+    assert rows_within_budget(16_384) == 1024
     for num_classes in (257, 1000, 65_535):
         assert rows_within_budget(num_classes) * num_classes * 4 <= PART_MIB * 2**20

@@ -112,7 +112,7 @@ def student_rows(splits: pd.DataFrame) -> pd.DataFrame:
     """The rows open to students: example_id, ascending, use_label (in any role), in_transfer."""
     rows = splits[splits["for_student"]]
     rows = rows.assign(in_transfer=rows["role"] == "transfer")
-    return rows.groupby("example_id", as_index=False)[["use_label", "in_transfer"]].any()
+    return rows.groupby("example_id")[["use_label", "in_transfer"]].any().reset_index()
 
 
 def summarise_splits(
@@ -123,7 +123,7 @@ def summarise_splits(
     Returns:
         Columns role, examples, labels_used, for_students, one per class, and `unlabelled` if any.
     """
-    named = splits.merge(examples[["example_id", "class_name"]], on="example_id", how="left")
+    named = splits.merge(examples[["example_id", "class_name"]], on="example_id")
     named["class_name"] = named["class_name"].fillna("unlabelled").astype(str)
     classes = pd.crosstab(named["role"], named["class_name"])
     columns = [*class_names, *(["unlabelled"] if "unlabelled" in classes else [])]
@@ -216,7 +216,7 @@ def _draw_per_class(examples: pd.DataFrame, share: float, *, seed: int) -> pd.Da
 def _shuffled(examples: pd.DataFrame, *, seed: int) -> pd.DataFrame:
     """Examples in the order of the hashes of their ids."""
     keys = random_bits(torch.tensor(examples.index.to_numpy(np.int64)), stream=seed)
-    return examples.iloc[torch.argsort(keys, stable=True).numpy()]
+    return examples.iloc[torch.argsort(keys).numpy()]
 
 
 def _labelled(examples: pd.DataFrame) -> pd.DataFrame:

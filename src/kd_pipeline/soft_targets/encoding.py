@@ -72,9 +72,9 @@ def encode_logits(
 
 
 def _top_k(logits: NDArray[np.float32], top_k: int, temperature: float) -> tuple[NDArray[Any], ...]:
-    largest = np.argpartition(-logits, top_k - 1, axis=1)[:, :top_k]
+    largest = np.argpartition(-logits, top_k - 1)[:, :top_k]
     # By class id, not by size: rising ids pack better than falling logits (bench.cache_size).
-    class_ids = np.sort(largest, axis=1)
+    class_ids = np.sort(largest)
     top = np.take_along_axis(logits, class_ids, axis=1)
     precise = torch.tensor(logits, dtype=torch.float64)
     tails = tail_logit(precise, torch.from_numpy(class_ids), temperature=temperature)

@@ -53,7 +53,7 @@ def gather_targets(
     _check_encoding(manifest, temperature)
     num_views = manifest.provenance.num_views
     targets = allocate(manifest, (num_views, len(example_ids)), budget)
-    order = np.argsort(example_ids, kind="stable")
+    order = np.argsort(example_ids)
     wanted = example_ids[order]
     for view in range(num_views):
         has_row = np.zeros(len(wanted), dtype=bool)
@@ -79,7 +79,7 @@ def _gather_shard(
 ) -> tuple[slice, NDArray[np.bool_], TeacherLogits[NDArray[Any]]]:
     """Where a shard's range lies among the wanted ids, which of them it has, and their rows."""
     for part in members:
-        start = int(np.searchsorted(wanted, part.example_ids[0], side="left"))
+        start = int(np.searchsorted(wanted, part.example_ids[0]))
         stop = int(np.searchsorted(wanted, part.example_ids[-1], side="right"))
         at = np.searchsorted(part.example_ids, wanted[start:stop])
         has_row, rows = part.example_ids[at] == wanted[start:stop], part.rows[at]
@@ -87,7 +87,7 @@ def _gather_shard(
             average.add(torch.from_numpy(rows.logits), shares[part.member])
     if len(shares) > 1:
         # An arithmetic average may hold the logits of a vanishing probability.
-        averaged = average.logits().clamp(-FLOAT16_MAX, FLOAT16_MAX)
+        averaged = average.logits().clamp(min=-FLOAT16_MAX)
         rows = TeacherLogits(averaged.numpy().astype(np.float16))
     return slice(start, stop), has_row, rows
 

@@ -129,8 +129,7 @@ def _matrix(lists: pa.Array) -> NDArray[Any]:
     if len(lengths) != 1 or lengths[0] is None:
         raise ValueError(f"`logits` must be lists of one length, got {lengths[:3]}")
     values = lists.flatten().to_numpy(zero_copy_only=False)
-    precise = np.float32 if values.dtype in (np.float16, np.float32) else np.float64
-    return np.asarray(values, dtype=precise).reshape(len(lists), lengths[0])
+    return np.asarray(values).reshape(len(lists), lengths[0])
 
 
 def _check(ids: NDArray[Any], logits: NDArray[Any], *, name: str) -> None:
@@ -143,14 +142,20 @@ def _check(ids: NDArray[Any], logits: NDArray[Any], *, name: str) -> None:
         )
     unique, counts = np.unique(ids, return_counts=True)
     if len(unique) != len(ids):
-        twice = unique[counts > 1][0]
+        at = counts.argmax()
         raise DataError(
-            f"`{name}` must have each example id once, got {twice} {counts.max()} times"
+            f"`{name}` must have each example id once, got {unique[at]} {counts[at]} times"
         )
-    if not np.isfinite(logits).all():
-        bad = ids[~np.isfinite(logits).all(axis=1)]
-        raise DataError(f"`{name}` must have finite logits, got NaN or infinity for {bad[:3]}")
-    if len(ids) and (logits >= 0).all() and np.allclose(logits.sum(axis=1), 1, atol=1e-3):
+    # Of float64 in a file, more than float32 holds would become infinity.
+    finite = (np.abs(logits) <= np.finfo(np.float32).max).all(axis=1)
+    if not finite.all():
+        bad = ids[~finite][:3].tolist()
+        raise DataError(f"`{name}` must have finite float32 logits, got NaN or infinity for {bad}")
+    if (
+        len(ids)
+        and (logits >= 0).all()
+        and np.allclose(logits.sum(axis=1, dtype=float), 1, atol=1e-3)
+    ):
         raise DataError(
             f"`{name}` must have logits, got probabilities that sum to 1: save what goes into the "
             "softmax, or the logarithm of what comes out of it"

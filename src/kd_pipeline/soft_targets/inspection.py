@@ -219,8 +219,9 @@ def confidence_histogram(sample: Sample, labels: pd.Series) -> pd.DataFrame:
     counts = np.zeros((NUM_CONFIDENCE_BINS, len(VERDICTS)), dtype=np.int64)
     np.add.at(counts, (bins.clip(max=NUM_CONFIDENCE_BINS - 1), verdicts), 1)
     edges = np.arange(NUM_CONFIDENCE_BINS + 1) / NUM_CONFIDENCE_BINS
-    columns = dict(zip(VERDICTS, counts.T, strict=True))
-    return pd.DataFrame({"low": edges[:-1], "high": edges[1:], **columns})
+    table = pd.DataFrame({"low": edges[:-1], "high": edges[1:]})
+    table[list(VERDICTS)] = counts
+    return table
 
 
 def most_confusable_pairs(
@@ -302,10 +303,10 @@ def pick_examples(sample: Sample, labels: pd.Series) -> list[Pick]:
     first, known = next(iter(given.values())), sample.labels(labels)
     ids, classes = sample.example_ids, first.top_classes
     # Logarithms: the probabilities of confident rows are all 1 in float32.
-    logs = np.log(np.sort(first.of_classes, axis=1)[:, -2:].clip(min=1e-30).astype(float))
+    logs = np.log(np.sort(first.of_classes)[:, -2:].clip(min=1e-30).astype(float))
     against = (known >= 0) & (known != classes)
     best = {
-        CONFIDENT: _best(classes, np.where(against, -np.inf, logs[:, -1] - logs[:, 0]), ids),
+        CONFIDENT: _best(classes, np.where(against, -np.inf, logs[:, 1] - logs[:, 0]), ids),
         UNCERTAIN: _best(ids, first.entropies, ids),
         DISAGREEING: _best(ids, np.where(against, first.confidences, -np.inf), ids),
     }

@@ -160,11 +160,11 @@ def _to_table(part: PartRows) -> pa.Table:
         "example_id": pa.array(part.example_ids),
         "view": pa.array(np.full(count, part.view, dtype=np.int16)),
         "teacher": pa.array(np.full(count, part.member, dtype=np.int16)),
-        "logits": _list_array(rows.logits, pa.float16()),
+        "logits": _list_array(rows.logits),
     }
     if rows.class_ids is not None:
-        columns["class_ids"] = _list_array(rows.class_ids, pa.uint16())
-        columns["tail_logit"] = pa.array(rows.tail_logits, type=pa.float16())
+        columns["class_ids"] = _list_array(rows.class_ids)
+        columns["tail_logit"] = pa.array(rows.tail_logits)
     # Without nulls there are no levels to pack and unpack: half the time to read.
     fields = [pa.field(name, array.type, nullable=False) for name, array in columns.items()]
     return pa.table(list(columns.values()), schema=pa.schema(fields))
@@ -178,9 +178,9 @@ def _schema(manifest: Manifest) -> pa.Schema:
     return _to_table(PartRows(0, 0, ids, rows)).schema
 
 
-def _list_array(values: NDArray[Any], kind: pa.DataType) -> pa.FixedSizeListArray:
-    element = pa.field("element", kind, nullable=False)
-    flat = pa.array(values.reshape(-1), type=kind)
+def _list_array(values: NDArray[Any]) -> pa.FixedSizeListArray:
+    flat = pa.array(values.reshape(-1))
+    element = pa.field("element", flat.type, nullable=False)
     return pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(element, values.shape[1]))
 
 
@@ -202,6 +202,6 @@ def _decode(part: Part, data: bytes, manifest: Manifest) -> dict[str, NDArray[An
 def _to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
     array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if not pa.types.is_fixed_size_list(array.type):
-        return np.asarray(array.to_numpy(zero_copy_only=True))
-    flat = array.flatten().to_numpy(zero_copy_only=True)
+        return np.asarray(array.to_numpy())
+    flat = array.flatten().to_numpy()
     return np.asarray(flat).reshape(len(array), array.type.list_size)

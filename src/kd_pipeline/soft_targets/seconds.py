@@ -18,17 +18,16 @@ def add_seconds(store: Path, part: Part, seconds: float, shard: str = "") -> Non
     """Note what a part took, in the file of its shard."""
     file = _file(store, shard)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as opened:
+    with file.open("ab") as opened:
         # The end of a line first: a killed process may have left half of one.
-        opened.write(f"\n{json.dumps({part.sha256: seconds})}")
+        opened.write(f"\n{json.dumps({part.sha256: seconds})}".encode())
 
 
 def keep_seconds(store: Path, parts: Iterable[Part]) -> None:
     """Forget all parts but these, and bring them into one file."""
     digests = {part.sha256 for part in parts}
     kept = {digest: s for digest, s in _read_all(store).items() if digest in digests}
-    _file(store).parent.mkdir(parents=True, exist_ok=True)
-    _file(store).write_text(json.dumps(kept), encoding="utf-8")
+    _file(store).write_bytes(json.dumps(kept).encode())
     for file in _files(store):
         if file != _file(store):
             file.unlink(missing_ok=True)
@@ -64,7 +63,7 @@ def _read(file: Path) -> dict[str, float]:
 
 def _read_line(line: bytes) -> dict[str, float]:
     try:
-        found = json.loads(line or b"{}")
+        found = json.loads(line)
         return {str(digest): float(seconds) for digest, seconds in found.items()}
     except (ValueError, TypeError, AttributeError):
         return {}

@@ -131,7 +131,7 @@ def write_manifest(folder: Path, manifest: Manifest, parts: Sequence[Part]) -> M
     """Finish a store: its manifest appears whole or not at all. It is returned as read back."""
     text = replace(manifest, parts=tuple(parts)).as_text()
     with replace_file(folder / MANIFEST_FILE) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(text.encode())
     return Manifest.from_text(text)
 
 
@@ -177,7 +177,7 @@ def rows_within_budget(num_classes: int) -> int:
     """
     rows = PART_MIB * 2**20 // (4 * num_classes)
     # In thousands where there are thousands: common batch sizes then divide a part.
-    return min(ROWS_PER_PART, rows - rows % 1024 if rows >= 1024 else max(rows, 1))
+    return min(ROWS_PER_PART, rows - rows % 1024 if rows >= 1024 else rows)
 
 
 def write_soft_targets(
