@@ -106,7 +106,7 @@ def test_four_processes_of_which_one_is_killed_run_as_many_trials_as_asked_for(
         assert time.monotonic() < deadline
         time.sleep(0.2)
     processes[1].send_signal(signal.SIGKILL)
-    processes[1].wait()
+    processes[1].communicate()
     again = begin(finished, shard_of(1, 4), environment)
     for process in (again, processes[0], *processes[2:]):
         printed, _ = process.communicate()
