@@ -1,6 +1,7 @@
 """Artefacts on object storage: whole or not at all, from any machine, whatever is ended when."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -231,9 +232,14 @@ def test_damage_there_is_refused_by_the_name_of_the_file(
     one.write(OLD)
     one.push(one.path)
     one.store.write("models/teacher/deep/b", b"the sane")
-    with pytest.raises(ObjectStorageError, match="the checksum of teacher/deep/b differs"):
+    with pytest.raises(ObjectStorageError, match="the checksum of teacher/deep/b differs") as told:
         other.pull(other.path)
     assert not other.path.exists()
+    listing = re.findall(r"delete (\S+) and run", str(told.value))
+    one.store.delete(listing)
+    one.push(one.path)
+    other.pull(other.path)
+    assert other.files() == OLD
     one.store.write("models/.teacher.objects.json", b"{}")
     with pytest.raises(ObjectStorageError, match="models/teacher has a damaged listing"):
         other.pull(other.path)

@@ -197,9 +197,10 @@ class Mirror:
         size, checksum = kept.files[name]
         self.store.fetch(self._name(path.parent / name), target, size)
         if file_checksum(target) != checksum:
+            listing = self._name(listing_file(path))
             raise self._refusal(
                 path, f"is damaged there, or was written meanwhile (the checksum of {name} "
-                "differs): run the stage that makes it again"
+                f"differs): if it stays so, delete {listing} and run the stage that makes it again"
             )  # fmt: skip
 
     def _refusal(self, path: Path, problem: str) -> ObjectStorageError:
