@@ -194,6 +194,7 @@ def test_only_the_parts_that_are_missing_or_damaged_are_labelled_again(
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
+    caplog.clear()
     with caplog.at_level(logging.INFO, logger="kd_pipeline"):
         labelling.run()
     assert labelling.labelled == [PART]
@@ -223,6 +224,7 @@ def test_a_damaged_part_of_an_interrupted_run_is_taken_from_the_finished_cache(
     labelling.run()
     labelling.staging.mkdir()
     (labelling.staging / PART).write_bytes(b"half of it")
+    caplog.clear()
     with caplog.at_level(logging.INFO, logger="kd_pipeline"):
         labelling.run()
     assert labelling.labelled == []
@@ -249,7 +251,8 @@ def test_where_nothing_can_be_locked_a_run_says_so_and_goes_on(
 ) -> None:
     lock = labelling.staging.parent / ".store.lock"
     lock.mkdir(parents=True)
-    labelling.run()
+    with caplog.at_level(logging.WARNING, logger="kd_pipeline"):
+        labelling.run()
     assert len(labelling.labelled) == 12
     warning = f"no lock in {lock.parent}: no second run may cache there: "
     (message,) = caplog.messages
