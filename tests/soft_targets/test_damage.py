@@ -172,15 +172,16 @@ def test_a_manifest_of_another_run_is_named_as_such(
     assert "teacher (part ['t0', 't1'], manifest ['t8', 't9'])" in message
 
 
-def test_a_manifest_of_another_run_beside_a_single_part_is_named_as_such(
-    store: SoftTargets, tmp_path: Path
+@pytest.mark.parametrize("num_parts", [1, 50])
+def test_a_manifest_of_another_run_is_named_as_such_beside_one_part_or_many(
+    store: SoftTargets, tmp_path: Path, num_parts: int
 ) -> None:
     folders = [tmp_path / name for name in ("one", "other")]
     for folder, teacher in zip(folders, ("t0", "t1"), strict=True):
         facts = {"teacher_fingerprints": (teacher,), "num_views": 1}
         provenance = replace(store.manifest.provenance, **facts)
-        logits = np.zeros((1, 1, 1, 4), np.float32)
-        write_soft_targets(folder, logits, np.array([3]), provenance=provenance)
+        logits, ids = np.zeros((1, 1, num_parts, 4), np.float32), np.arange(num_parts)
+        write_soft_targets(folder, logits, ids, provenance=provenance, rows_per_part=1)
     shutil.copy(folders[1] / "manifest.json", folders[0] / "manifest.json")
     assert "manifest.json is of another run than the parts beside it" in problem(folders[0])
 

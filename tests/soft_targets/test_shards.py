@@ -135,6 +135,27 @@ def test_any_number_of_shards_in_any_order_gives_the_bytes_of_one_process(
     assert [path.name for path in left] == [".store.seconds.json"]
 
 
+def test_the_parts_of_a_finished_cache_are_taken_over_by_the_shard_that_makes_what_it_lacks(
+    labelling: Labelling, store: SoftTargets
+) -> None:
+    labelling.fill()
+    lost = parts_of(Shard(1, 3), labelling.manifest.layout())[0].file
+    (labelling.finished / lost).unlink()
+    labelling.labelled.clear()
+    labelling.run(Shard(1, 3))
+    assert labelling.labelled == [lost]
+    assert labelling.files() == contents(store.folder)
+
+
+def test_no_part_is_taken_over_from_a_cache_of_another_teacher(labelling: Labelling) -> None:
+    labelling.fill()
+    labelling.labelled.clear()
+    other = replace(labelling.manifest.provenance, teacher_fingerprints=("a" * 16, "b" * 16))
+    labelling.run(Shard(0, 2), manifest=replace(labelling.manifest, provenance=other))
+    assert len(labelling.labelled) == NUM_PARTS / 2
+    assert read_manifest(labelling.finished).provenance == labelling.manifest.provenance
+
+
 def test_a_shard_without_parts_says_so_and_leaves_all_as_it_is(
     labelling: Labelling, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -147,6 +147,22 @@ def test_two_shards_that_end_at_once_both_end_well(
     assert machine("reader").kept() == contents(store.folder)
 
 
+def test_a_shard_fetches_the_store_that_another_machine_has_finished_meanwhile(
+    store: SoftTargets, machine: Callable[[str], Machine]
+) -> None:
+    manifest, late, other = plan(store), machine("late"), machine("other")
+
+    def finish_elsewhere(_: Part) -> None:
+        late.before_part = lambda _: None
+        other.fill(manifest)
+        other.mirror.push(other.finished)
+
+    late.before_part = finish_elsewhere
+    late.shard(0, 2, manifest)
+    assert len(late.labelled) == NUM_PARTS / 2
+    assert contents(late.finished) == contents(store.folder)
+
+
 def test_a_shard_of_another_store_is_refused(
     machine: Callable[[str], Machine], store: SoftTargets
 ) -> None:
