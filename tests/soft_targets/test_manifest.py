@@ -15,6 +15,7 @@ from kd_pipeline.soft_targets.manifest import (
     digest_of_ids,
 )
 from kd_pipeline.soft_targets.settings import Calibration, SoftTargetsParams
+from kd_pipeline.soft_targets.store import SoftTargets
 
 PROVENANCE = Provenance(
     class_names=("a", "b", "c"),
@@ -78,3 +79,10 @@ def test_a_fitted_temperature_is_read_back_and_changes_no_part() -> None:
     assert with_it.fitted_temperature(SoftTargetsParams()) is None
     with pytest.raises(ParameterError, match="must be null with a top-k cache"):
         replace(with_it, encoding=Encoding(2, 4.0)).fitted_temperature(asked)
+
+
+def test_a_head_without_provenance_differs_in_what_it_lacks(store: SoftTargets) -> None:
+    head = store.manifest.head()
+    del head["provenance"]
+    found = store.manifest.differences_from(head)
+    assert found and all("manifest" in text for text in found)

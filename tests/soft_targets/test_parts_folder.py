@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
@@ -203,15 +204,25 @@ def test_only_the_parts_that_are_missing_or_damaged_are_labelled_again(
     assert caplog.messages[0].startswith(f"finished soft targets: {PART} is {fault}")
 
 
+@pytest.mark.parametrize("fault", ["cut off", "changed"])
 def test_a_damaged_part_of_an_interrupted_run_is_labelled_again(
-    labelling: Labelling, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    labelling: Labelling,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fault: str,
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(parts_folder, "write_manifest", _interrupt)
         with pytest.raises(Interruption):
             labelling.run()
     path = labelling.staging / PART
-    path.write_bytes(path.read_bytes()[:-3])
+    data = path.read_bytes()
+    if fault == "changed":  # In a page of logits: which only the page's checksum notices.
+        logits = pq.ParquetFile(path).metadata.row_group(0).column(3)
+        at = logits.data_page_offset + logits.total_compressed_size - 1
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    else:
+        path.write_bytes(data[:-3])
     with caplog.at_level(logging.INFO, logger="kd_pipeline"):
         labelling.run()
     assert labelling.labelled == [PART]
