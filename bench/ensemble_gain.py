@@ -75,7 +75,7 @@ EXPERIMENTS = {
         num_students=1,
         model=cnn(8, 16, 32),
         training=training(20, 128, 0.004, "auto"),
-        of_members=training(60, 64, 0.004, "auto"),
+        of_members=training(270, 64, 0.004, "auto"),  # As many steps as the students.
         temperatures=(1.0, 4.0),
     ),
 }

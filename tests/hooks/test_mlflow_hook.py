@@ -64,7 +64,7 @@ class FakeSender(Sender):
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[Operation]:
     FakeSender.sent = []
-    monkeypatch.setattr(mlflow_hook, "Sender", FakeSender)
+    monkeypatch.setattr(mlflow_hook, "SendingProcess", FakeSender)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return FakeSender.sent
 
@@ -180,7 +180,9 @@ def test_events_belong_to_the_namespace_that_runs(begin: Begin, sent: list[Opera
 
 
 def test_runs_of_an_arm_have_its_name_and_its_colour(begin: Begin, sent: list[Operation]) -> None:
-    run_training(begin(COMPARES))
+    hook = begin(COMPARES)
+    run_training(hook)
+    hook.after_pipeline_run()
     tags = {op.run: op.values["tags"] for op in of_kind(sent, "OpenRun")}
     assert tags["student_kd-0"]["kd.arm"].rstrip() == "distilled (student_kd)"
     assert tags["student_kd-0"]["mlflow.runColor"] == "#137dae"
@@ -447,12 +449,13 @@ from kedro.pipeline import Node, Pipeline
 from kedro_datasets.matplotlib import MatplotlibDataset
 from kd_pipeline import events
 from kd_pipeline.hooks import mlflow_hook
+from kd_pipeline.tracking.sender import Sender
 
-class Printing(mlflow_hook.Sender):
+class Printing(Sender):
     def send(self, operation):
         print(operation.kind, operation.run, operation.values.get("status"), flush=True)
 
-mlflow_hook.Sender = Printing
+mlflow_hook.SendingProcess = Printing
 hook = mlflow_hook.MLflowHook()
 hook.after_context_created(
     SimpleNamespace(project_path=Path(sys.argv[1]), env="smoke", config_loader={"mlflow": {}})

@@ -109,22 +109,6 @@ def test_points_arrive_while_training_goes_on(
     assert fake.num_tries < 20  # 200 epochs are not 200 calls
 
 
-def test_the_first_operation_is_awaited_for_a_while(
-    journal: Journal, fake: FakeSender, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened, send = threading.Event(), fake.send
-    monkeypatch.setattr(fake, "send", lambda operation: opened.wait(5) and send(operation))
-    monkeypatch.setattr("kd_pipeline.tracking.journal.FIRST_WAIT_SECONDS", 0.1)
-    open_run(journal)
-    journal.wait_for_first()
-    assert fake.sent == []
-    opened.set()
-    monkeypatch.setattr("kd_pipeline.tracking.journal.FIRST_WAIT_SECONDS", 60)
-    close_run(journal)
-    journal.wait_for_first()
-    assert fake.sent
-
-
 def test_a_store_that_is_away_is_said_once_and_all_is_kept(
     journal: Journal, fake: FakeSender, unsent: Unsent, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -221,7 +205,7 @@ def test_a_slow_store_costs_a_stated_time_and_the_rest_is_kept(
     assert sorted(run["info"]["run_name"] for run in server.runs) == list("abcdef")
 
 
-def test_exporting_a_model_is_not_waiting_for_the_store_and_ends_before_training_goes_on(
+def test_exporting_a_model_is_not_waiting_for_the_store(
     fake: FakeSender, unsent: Unsent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = []
@@ -263,7 +247,7 @@ def test_the_runs_of_killed_processes_are_closed_now_or_by_the_next_run(
 ) -> None:
     """Sent later it would close runs that are being sent again."""
     fake.is_away = True
-    journal.put(Sender.close_dead_runs, "")
+    journal.put(Sender.close_dead_runs, "", own_pid=0)
     open_run(journal)
     journal.wait()
     kept = unsent.file.read_text()

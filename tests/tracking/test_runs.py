@@ -238,6 +238,7 @@ def test_the_setting_names_the_models_that_are_uploaded(
         book.training_ended("student_kd", TrainingEnded(replicate, f"f{replicate}", {}))
     book.log_models("student_kd", [SimpleNamespace(fingerprint=f"f{n}") for n in range(3)])
     book.log_models("given", [SimpleNamespace(fingerprint="g")])
+    book.end("FINISHED")
     expected = [f"student_kd-{n}" for n in uploaded] + ["given-0"] * bool(uploaded)
     assert logged == expected
 

@@ -115,7 +115,7 @@ def test_ten_thousand_runs_of_others_slow_nothing_down(
         connection.executemany("INSERT INTO tags (key, value, run_uuid) VALUES (?, ?, ?)", tags)
     later = Sender(store)
     begun = time.monotonic()
-    later.close_dead_runs("")
+    later.close_dead_runs("", own_pid=0)
     later.open_run("new", tags=checkpoint_tags("tuesday"), time_ms=1000)
     later.open_run("found", tags=checkpoint_tags("tuesday"), time_ms=1000, find=True)
     seconds = time.monotonic() - begun
@@ -173,7 +173,7 @@ def test_runs_of_killed_processes_do_not_run_for_ever(
         tags = {"kd.group": "g", "kd.host": host, "kd.pid": str(pid)}
         sender.open_run(name, tags=tags, time_ms=1000)
     sender.open_run("without a pid", tags={"kd.group": "g", "kd.host": here}, time_ms=1000)
-    sender.send(Operation("CloseDeadRuns", "", {}))
+    sender.send(Operation("CloseDeadRuns", "", {"own_pid": os.getpid()}))
     runs = fetch_runs()
     for run in runs.values():
         error = "the process was killed" if run.info.status == "KILLED" else None

@@ -119,7 +119,7 @@ def kill_after(epoch: int | None) -> Any:
 
 
 @pytest.mark.parametrize("killed_in", [4, 5, 6])
-@pytest.mark.parametrize("name", ["SGD", "AdamW", "RMSprop"])
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "RMSprop", "timm:Muon"])
 def test_three_epochs_a_kill_and_the_rest_equal_six_bit_for_bit(
     tmp_path: Path, killed_in: int, name: str
 ) -> None:

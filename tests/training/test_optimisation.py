@@ -1,6 +1,7 @@
 """Optimisers and schedules by name: torch's own, filled in, and refused by name."""
 
 import itertools
+import sys
 from typing import Any
 
 import pytest
@@ -44,6 +45,26 @@ def test_torchs_optimisers_step_and_frozen_weights_are_left_out(name: str) -> No
     built.step()
 
 
+def test_timms_muon_makes_matrices_orthogonal_and_passes_other_weights_to_adamw() -> None:
+    kernels, bias = nn.Parameter(torch.randn(4, 2, 3, 3)), nn.Parameter(torch.zeros(4))
+    before = kernels.detach().clone()
+    arguments = {"lr": 1.0, "adjust_lr_fn": "original", "fallback_lr_scale": 0.5}
+    built = build_optimiser([kernels, bias], Optimiser(name="timm:Muon", arguments=arguments))
+    kernels.grad, bias.grad = torch.randn(4, 2, 3, 3), torch.tensor([1.0, -2.0, 3.0, 4.0])
+    built.step()
+    singular = torch.linalg.svdvals((kernels - before).flatten(1))
+    assert singular.min() > 0.6
+    assert singular.max() < 1.3
+    assert bias.tolist() == pytest.approx([-0.5, 0.5, -0.5, -0.5])
+
+
+def test_without_timm_its_optimisers_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm.optim", None)
+    message = r"`optimiser.name` must have timm.optim installed: pip install 'kd_pipeline\[timm\]'"
+    with pytest.raises(ParameterError, match=message):
+        optimiser("timm:Muon")
+
+
 def test_cosine_falls_from_one_to_nearly_zero_after_a_linear_rise() -> None:
     found = rates("cosine", steps=12, warmup=0.25)
     assert found[:3] == pytest.approx([0.25, 0.5, 0.75])
@@ -76,6 +97,8 @@ def test_torchs_schedules_by_name_span_the_whole_training(
     ("name", "arguments", "message"),
     [
         ("AdamWW", {}, "`optimiser.name` must be one of torch.optim's, got 'AdamWW'; .*AdamW"),
+        ("timm:Muo", {}, "must be one of timm.optim's, got 'timm:Muo'; legal: .*timm:Muon"),
+        ("timm:Muon", {"l": 1}, "must be an argument of Muon, got 'l'; legal: .*lr"),
         ("LBFGS", {}, "`optimiser.name` must be one of torch.optim's, got 'LBFGS'"),
         ("SGD", {"betas": 1}, "`optimiser.arguments` must be an argument of SGD, got 'betas'"),
         ("SGD", {"lr": -1.0}, "`optimiser.arguments` must suit SGD"),

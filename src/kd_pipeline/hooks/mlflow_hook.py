@@ -34,7 +34,7 @@ from kd_pipeline.tracking.chart_colours import arm_tags
 from kd_pipeline.tracking.journal import Journal
 from kd_pipeline.tracking.operations import DatasetFacts
 from kd_pipeline.tracking.runs import MODEL_EXPORT, SOFT_TARGETS, SWEEP, RunBook, new_group
-from kd_pipeline.tracking.sender import Sender
+from kd_pipeline.tracking.sending_process import SendingProcess
 from kd_pipeline.tracking.settings import MLflowParams
 from kd_pipeline.tracking.store import Store, locate_store
 from kd_pipeline.tracking.unsent import Unsent, find_unsent
@@ -74,7 +74,6 @@ class MLflowHook:
         self._catalog: CatalogProtocol[Any, Any] | None = None
         self._book: RunBook | None = None
         self._journal: Journal | None = None
-        self._has_trained = False
         self._clear_node()
 
     def _clear_node(self) -> None:
@@ -112,7 +111,7 @@ class MLflowHook:
     ) -> None:
         """Begin a group of runs, if this pipeline makes anything that belongs into MLflow."""
         self._abandon()
-        self._catalog, self._has_trained = catalog, False
+        self._catalog = catalog
         outputs = pipeline.all_outputs()
         logged = (METRICS, COMPARISON, EXPORT_METRICS, SWEEP_TRIALS)
         tracked = not outputs.isdisjoint(logged) or any(
@@ -147,7 +146,7 @@ class MLflowHook:
             logger.info("%d earlier runs wait to be sent to MLflow: %s", len(waiting), hint)
         unsent = Unsent(folder / f"unsent-{identity['group']}.jsonl", store)
         max_wait = self._params.max_wait_seconds
-        self._journal = Journal(Sender(store), unsent, max_wait_seconds=max_wait)
+        self._journal = Journal(SendingProcess(store), unsent, max_wait_seconds=max_wait)
         events.subscribe(self._log_event)
         # Ctrl-C and sys.exit reach no hook of Kedro's.
         atexit.register(self._abandon)
@@ -173,7 +172,6 @@ class MLflowHook:
         self._role, self._node_name = node.namespace or node.name, node.name
         self._inputs, self._datasets = inputs, None
         if self._journal is not None:
-            # Not earlier: mlflow's import would slow down the way to the first node.
             self._journal.start()
 
     @hook_impl
@@ -231,22 +229,12 @@ class MLflowHook:
         match event:
             case events.TrainingStarted():
                 self._book.training_started(self._role, event, self._describe_inputs("training"))
-                self._wait_for_start()
             case events.EpochEnded():
                 self._book.epoch_ended(self._role, event)
             case events.TrainingEnded():
                 self._book.training_ended(self._role, event)
             case events.TrialEnded():
                 self._book.log_trial(self._role, event, self._describe_inputs("training"))
-
-    def _wait_for_start(self) -> None:
-        """Let mlflow be imported and the store opened before the first epoch.
-
-        Both hold Python's lock: beside them the first epoch of a training runs at half speed.
-        """
-        if self._journal is not None and not self._has_trained:
-            self._has_trained = True
-            self._journal.wait_for_first()
 
     def _describe_inputs(self, context: str) -> list[DatasetFacts]:
         if self._datasets is None:

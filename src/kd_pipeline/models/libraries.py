@@ -74,7 +74,7 @@ def torchvision_weights(
     return member, tuple(member.meta["categories"]), preprocessing
 
 
-def require(package: str, *, extra: str) -> Any:
+def require(package: str, *, extra: str, parameter: str = "kind") -> Any:
     """Import a package of one of this project's optional extras.
 
     Raises:
@@ -84,7 +84,7 @@ def require(package: str, *, extra: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         rule = f"have {package} installed: pip install 'kd_pipeline[{extra}]'"
-        raise ParameterError("kind", rule, extra) from error
+        raise ParameterError(parameter, rule, extra) from error
 
 
 @contextmanager

@@ -19,9 +19,6 @@ logger = logging.getLogger(__name__)
 FLUSH_SECONDS = 1.0
 """Between two sendings of points: a call costs 10 ms, be it for one point or for a hundred."""
 
-FIRST_WAIT_SECONDS = 10.0
-"""Enough to import mlflow and to make a new database."""
-
 _CLOSE_DEAD_RUNS = kind_of(Sender.close_dead_runs)
 
 Values = ParamSpec("Values")
@@ -85,19 +82,6 @@ class Journal:
             self._await(lambda: not self._left)
             self._is_awaited = False
 
-    def wait_for_first(self) -> None:
-        """Return when the next operation is sent or kept on disk, or after some seconds.
-
-        No part of the time that `wait` may take.
-        """
-        self.start()
-        with self._changed:
-            first = self._left[0] if self._left else None
-            self._changed.wait_for(
-                lambda: not self._left or self._left[0] is not first,
-                min(FIRST_WAIT_SECONDS, self._max_wait),
-            )
-
     def close(self) -> None:
         """Send or keep what is left and end the thread."""
         with self._changed:
@@ -107,6 +91,7 @@ class Journal:
         if self._thread is None:
             self._work()  # At the interpreter's exit no thread can be started.
         self._thread, self._is_closing = None, False
+        self.sender.close()
 
     def _await(self, condition: Callable[[], bool]) -> None:
         """Wait within what is left of the time; exporting models on this machine does not count."""
@@ -120,7 +105,6 @@ class Journal:
         while not (self._gave_up or self._changed.wait_for(condition, self._max_wait - waited())):
             with self.sender.exporting:  # After an export that goes on.
                 if waited() >= self._max_wait:
-                    self.sender.may_export = False
                     self._give_up()
         self._waited = waited()
 
@@ -174,6 +158,8 @@ class Journal:
                 self.sender.send(operation)
                 return
             except Exception as error:  # Training goes on whatever MLflow raises.
+                if self._gave_up:
+                    return
                 is_away = not self.sender.is_reachable()
                 with self._changed:
                     if self._gave_up:

@@ -5,8 +5,6 @@ The project's checkpoint lies beside the graph, so that the model can be a teach
 
 import logging
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +30,7 @@ def export_model(checkpoint: ModelCheckpoint, folder: Path) -> bool:
     """Write a checkpoint as an MLflow model into an empty folder; nothing is sent.
 
     `mlflow.pyfunc` and `mlflow.pytorch` load it in a process that has torch and mlflow only.
-    Global random state is left as it was, but must not be used meanwhile.
+    Global random state must not be used meanwhile, and is not left as it was.
 
     Returns:
         Whether it is written: not so a teacher from elsewhere that cannot be exported.
@@ -47,8 +45,6 @@ def export_model(checkpoint: ModelCheckpoint, folder: Path) -> bool:
     version = torch.__version__.partition("+")[0]  # The index of the build is no part of it.
     with (
         without_warnings(),
-        _one_thread(),
-        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
         tempfile.TemporaryDirectory() as beside,
     ):
         write_checkpoint(checkpoint, files := Path(beside, CHECKPOINT.name))
@@ -103,8 +99,7 @@ def _why_not(checkpoint: ModelCheckpoint) -> str | None:
         return "it is a graph already, which lies in the catalog's checkpoint"
     if checkpoint.architecture.startswith((TIMM, MODULE)):
         try:
-            with _one_thread():
-                torch.export.export(build_classifier(checkpoint), (_example(checkpoint),))
+            torch.export.export(build_classifier(checkpoint), (_example(checkpoint),))
         except Exception as error:  # Of many kinds, from anywhere inside torch or the network.
             return f"torch.export cannot trace it ({type(error).__name__})"
     return None
@@ -114,18 +109,3 @@ def _example(checkpoint: ModelCheckpoint) -> torch.Tensor:
     # Two images at least: torch.export takes a batch of one for a constant.
     shape = checkpoint.facts.get("image_shape", checkpoint.preprocessing.shape)
     return torch.zeros((2, *shape), dtype=torch.uint8)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Start no OpenMP threads from this thread.
-
-    They would not end: with more threads than cores OpenMP stops waiting actively, and training
-    small models in the main thread takes twice as long from then on.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,6 +1,7 @@
 """The MLflow runs of one Kedro run."""
 
 import json
+import os
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -87,7 +88,7 @@ class RunBook:
         """Keys of the runs of trials."""
         self._open: list[str] = []
         self._compared = False
-        journal.put(Sender.close_dead_runs, "")
+        journal.put(Sender.close_dead_runs, "", own_pid=os.getpid())
 
     def open_comparison(self) -> None:
         """Open the run of the comparison at the start, so that it shows an earlier failure."""
@@ -132,17 +133,15 @@ class RunBook:
         self._close(key, "FINISHED")
 
     def log_models(self, role: str, checkpoints: Sequence["ModelCheckpoint"]) -> None:
-        """Log the models of a role, or the best of them, and return when that is done.
+        """Log the models of a role, or the best of them.
 
         The best is the one of the highest accuracy on validation; the first if none was measured.
-        torch.export changes global state and must not run beside training.
         """
         found = [self._find(role, n, one.fingerprint) for n, one in enumerate(checkpoints)]
         best = max(found, key=lambda key: self._accuracies.get(key, 0.0), default=None)
         for key, checkpoint in zip(found, checkpoints, strict=True):
             if self._models == "all" or (self._models == "best" and key == best):
                 self._journal.put(Sender.log_model, key, content=checkpoint)
-        self._journal.wait()
 
     def log_test_metrics(
         self, rows: Iterable[Mapping[str, Any]], datasets: Sequence[DatasetFacts]

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import socket
 import tempfile
 import threading
@@ -28,7 +27,7 @@ _MAX_DIGEST = 36  # MLflow's limit.
 
 
 class Sender:
-    """Sends operations one at a time, from one thread; any failure is raised.
+    """Sends operations one at a time; any failure is raised.
 
     An operation may be sent again, by this process or a later one, whether or not it was carried
     out: the store is then as if it had been sent once.
@@ -44,13 +43,15 @@ class Sender:
         self._model_ids: dict[str, str | None] = {}
         """Id of the model of each run that this process has opened or looked up, by key."""
         self.exporting = threading.Lock()
-        """Held while a model is exported, which must not happen beside training."""
+        """Held while a model is exported."""
         self.export_seconds = 0.0
-        self.may_export = True
 
     def send(self, operation: Operation) -> None:
         """Send one operation."""
         METHODS[operation.kind](self, operation.run, **operation.values)
+
+    def close(self) -> None:
+        """Free what sending needed."""
 
     def is_reachable(self) -> bool:
         """Whether the store answers at all."""
@@ -164,10 +165,8 @@ class Sender:
 
     @contextmanager
     def exports(self) -> Iterator[None]:
-        """Export inside the block, unless training goes on."""
+        """Export inside the block: the time does not count as waiting for MLflow."""
         with self.exporting:
-            if not self.may_export:
-                raise RuntimeError("training goes on, beside which nothing is exported")
             begun = time.monotonic()
             try:
                 yield
@@ -192,13 +191,13 @@ class Sender:
         """End a run as `FINISHED`, `FAILED` or `KILLED`."""
         self._client.set_terminated(self.run_ids[run], status, end_time=time_ms)
 
-    def close_dead_runs(self, _run: str) -> None:
+    def close_dead_runs(self, _run: str, *, own_pid: int) -> None:
         """Mark as killed the runs that dead processes of this machine have left open."""
         wanted = f"attributes.status = 'RUNNING' and tags.`kd.host` = '{socket.gethostname()}'"
         for left in self._client.search_runs([self.experiment_id], wanted):
             pid = int(left.data.tags.get("kd.pid", "0"))
-            # Called before this process opens runs: those under its own number are older.
-            if pid == os.getpid() or not is_alive(pid):
+            # Called before that process opens runs: those under its number are older.
+            if pid == own_pid or not is_alive(pid):
                 self._client.set_tag(left.info.run_id, "kd.error", "the process was killed")
                 self._client.set_terminated(left.info.run_id, "KILLED")
 

@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules of torch, by name."""
+"""Optimisers of torch and timm, and learning-rate schedules of torch, by name."""
 
 import difflib
 import inspect
@@ -12,12 +12,18 @@ from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from kd_pipeline.errors import ParameterError
+from kd_pipeline.models.architectures import TIMM
+from kd_pipeline.models.libraries import require
 from kd_pipeline.training.settings import Optimiser, Schedule
 
 
 def build_optimiser(parameters: Iterable[nn.Parameter], params: Optimiser) -> torch.optim.Optimizer:
-    """Build an optimiser of torch.optim; its fused kernel is used where there is one."""
-    kind = _find(torch.optim, params.name, torch.optim.Optimizer, "optimiser.name")
+    """Build an optimiser of torch.optim or timm.optim; a fused kernel is used where there is one.
+
+    Raises:
+        ParameterError: If there is no such optimiser, or it does not take the arguments.
+    """
+    kind = _find_optimiser(params.name)
     legal = _check_arguments(kind, params.arguments, "optimiser.arguments", own={"params"})
     chosen = dict(params.arguments)
     if "fused" in legal and not {"fused", "foreach"} & set(chosen):
@@ -33,7 +39,7 @@ def build_optimiser(parameters: Iterable[nn.Parameter], params: Optimiser) -> to
 
 def scale_lr(params: Optimiser, factor: float) -> Optimiser:
     """The same optimiser with its learning rate, given or torch's default, times a factor."""
-    kind = _find(torch.optim, params.name, torch.optim.Optimizer, "optimiser.name")
+    kind = _find_optimiser(params.name)
     default = inspect.signature(kind).parameters["lr"].default
     lr = factor * float(params.arguments.get("lr", default))
     return params.model_copy(update={"arguments": {**params.arguments, "lr": lr}})
@@ -98,11 +104,24 @@ _CURVES = {"constant": lambda _done: 1.0, "cosine": _cosine}
 """Factor of the learning rate by the share of the steps after the warm-up that are done."""
 
 
+def _find_optimiser(name: str) -> Any:
+    parameter, base = "optimiser.name", torch.optim.Optimizer
+    if not name.startswith(TIMM):
+        return _find(torch.optim, name, base, parameter)
+    library = require("timm.optim", extra="timm", parameter=parameter)
+    return _find(library, name, base, parameter, TIMM)
+
+
 def _find(
-    module: object, name: str, base: type, parameter: str, extra: tuple[str, ...] = ()
+    module: object,
+    name: str,
+    base: type,
+    parameter: str,
+    prefix: str = "",
+    extra: tuple[str, ...] = (),
 ) -> Any:
     known = {
-        key: value
+        f"{prefix}{key}": value
         for key, value in vars(module).items()
         if isinstance(value, type)
         and issubclass(value, base)

@@ -27,7 +27,7 @@ from kd_pipeline.views.settings import Transforms
 
 
 class Optimiser(Params):
-    """An optimiser of torch.optim by name, with its own arguments."""
+    """An optimiser of torch.optim, or of timm.optim as `timm:<name>`, with its own arguments."""
 
     name: str = "AdamW"
     arguments: dict[str, Any] = Field(default_factory=dict)
