@@ -34,9 +34,9 @@ class SendingError(RuntimeError):
 class SendingProcess(Sender):
     """Calls a `Sender` in another process, which the first call starts.
 
-    It is in a session of its own, so that Ctrl-C does not end it before the last operation, and
-    ends by itself when this process has ended, however that was. If it is killed, the call fails
-    and the next one starts another.
+    It is in a process group of its own, so that Ctrl-C does not end it before the last operation,
+    and ends by itself when this process has ended, however that was. If it is killed, the call
+    fails and the next one starts another.
     """
 
     def __init__(self, store: Store) -> None:
@@ -113,7 +113,7 @@ def _start(store: Store) -> "subprocess.Popen[bytes]":
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, **own},
-        start_new_session=True,
+        process_group=0,
     )
     pickle.dump(store, _pipes(process)[0])
     return process
@@ -160,6 +160,7 @@ class _AnsweringSender(Sender):
 
 def main() -> None:
     """Answer until the other process has ended."""
+    os.nice(10)  # Training goes before it.
     answers, requests = _Answers(), sys.stdin.buffer
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # It ends with the other process.
     forward = QueueHandler(SimpleNamespace(put_nowait=lambda one: answers.put(_LOGGED, one)))
