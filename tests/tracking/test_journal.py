@@ -205,6 +205,30 @@ def test_a_slow_store_costs_a_stated_time_and_the_rest_is_kept(
     assert sorted(run["info"]["run_name"] for run in server.runs) == list("abcdef")
 
 
+def test_after_it_has_given_up_nothing_more_is_sent(fake: FakeSender, unsent: Unsent) -> None:
+    """One call is on the way: of the points of three runs that follow each other, the first."""
+    began, goes_on = threading.Event(), threading.Event()
+    closed = []
+
+    def send(operation: Operation) -> None:
+        fake.sent.append(operation)
+        began.set()
+        goes_on.wait(30)
+
+    fake.send, fake.close = send, lambda: closed.append(1)  # type: ignore[method-assign]
+    journal = Journal(fake, unsent, max_wait_seconds=0.1)
+    for run in "abc":
+        journal.put(Sender.log_metrics, run, points=[Point("train/loss", 1.0, 1, 1)])
+    journal.start()
+    assert began.wait(30)
+    journal.close()
+    assert closed
+    goes_on.set()
+    wait_for_thread()
+    assert [operation.run for operation in fake.sent] == ["a"]
+    assert unsent.file.read_text().count("LogMetrics") == 3
+
+
 def test_exporting_a_model_is_not_waiting_for_the_store(
     fake: FakeSender, unsent: Unsent, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """The process that sends: as good as a sender here, and gone when it is not needed."""
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -119,10 +120,7 @@ def test_after_a_kill_the_next_call_starts_another_that_knows_the_runs(
     process: SendingProcess, fetch_runs: FetchRuns
 ) -> None:
     process.send(OPEN)
-    assert process._process is not None
-    killed = pid_of(process)
-    process._process.kill()
-    process._process.wait()
+    os.kill(killed := pid_of(process), signal.SIGKILL)
     with pytest.raises(TrackingStoreError, match="no answer from the process"):
         process.send(LOG)
     for operation in (LOG, CLOSE):
@@ -149,6 +147,24 @@ process.is_reachable()
 print(process._process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+def test_modules_in_the_working_directory_shadow_none(
+    process: SendingProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "queue.py").write_text("raise RuntimeError('shadowed')")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text("print('hello', flush=True)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path])  # Python ignores a Path there.
+    assert process.is_reachable()
+
+
+def test_what_cannot_be_sent_to_it_is_an_error_like_others(process: SendingProcess) -> None:
+    with pytest.raises(TrackingStoreError, match="no answer from the process"):
+        process.send(Operation("SetTags", "a", {"tags": {"of": lambda: None}}))
+    process.send(OPEN)
 
 
 def test_it_ends_with_the_process_that_it_sends_for() -> None:

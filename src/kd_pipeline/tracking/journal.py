@@ -91,7 +91,8 @@ class Journal:
         if self._thread is None:
             self._work()  # At the interpreter's exit no thread can be started.
         self._thread, self._is_closing = None, False
-        self.sender.close()
+        if self._gave_up:
+            self.sender.close()  # Ends the call that the thread waits for.
 
     def _await(self, condition: Callable[[], bool]) -> None:
         """Wait within what is left of the time; exporting models on this machine does not count."""
@@ -119,9 +120,17 @@ class Journal:
         self._keep_all()
 
     def _work(self) -> None:
+        try:
+            self._send_all()
+        finally:
+            self.sender.close()
+
+    def _send_all(self) -> None:
         while operations := self._take():
             names = [(operation.kind, operation.run) for operation in operations]
             for batch in batches(names):
+                if self._gave_up:
+                    return
                 self._send(merged([operations[at] for at in batch]))
             with self._changed:
                 if self._gave_up:

@@ -7,16 +7,20 @@ its global state, and take another core where there is one.
 import logging
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from logging.handlers import QueueHandler
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from types import SimpleNamespace
-from typing import IO, Any, cast
+from typing import Any
 
 from kd_pipeline.errors import KdPipelineError, TrackingStoreError
 from kd_pipeline.tracking.operations import Operation
@@ -25,6 +29,20 @@ from kd_pipeline.tracking.store import Store, reason_of
 
 _EXPORT_BEGINS, _EXPORT_ENDS, _LOGGED, _DONE, _FAILED = range(5)
 """What the process answers: once or more for each call, the last of them _DONE or _FAILED."""
+
+_START = """
+import pickle, sys
+from multiprocessing.connection import Connection
+connection = Connection(int(sys.argv[1]))
+sys.path[:] = pickle.loads(connection.recv_bytes())
+from kd_pipeline.tracking.sending_process import main
+main(connection)
+"""
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # Others would wait actively for work beside training.
+    "CUDA_VISIBLE_DEVICES": "",  # Models are exported on the CPU.
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",  # What is answered is done.
+}
 
 
 class SendingError(RuntimeError):
@@ -42,7 +60,7 @@ class SendingProcess(Sender):
     def __init__(self, store: Store) -> None:
         """Hold a store."""
         super().__init__(store)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: _Process | None = None
 
     def send(self, operation: Operation) -> None:
         """Send one operation."""
@@ -64,9 +82,7 @@ class SendingProcess(Sender):
         """End the process, whatever it does; all that was answered is done."""
         process, self._process = self._process, None
         if process is not None:
-            process.kill()
-            with suppress(OSError), process:
-                """Closes the pipes and waits."""
+            process.close()
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """Get an attribute of the other process's sender, or call it.
@@ -76,20 +92,22 @@ class SendingProcess(Sender):
         """
         try:
             if self._process is None:
-                self._process = _start(self.store)
-            return self._exchange(self._process, (self.run_ids, name, arguments))
-        except (OSError, EOFError, ValueError, pickle.PickleError) as error:
+                self._process = _Process()
+                self._process.put(sys.path)
+                self._process.put(self.store)
+            self._process.put((self.run_ids, name, arguments))
+            return self._answer(self._process)
+        except (SendingError, KdPipelineError):
+            raise
+        except Exception as error:  # Of any kind: also what cannot be pickled.
             self.close()
-            what = "it gets no answer from the process that sends to MLflow"
-            raise TrackingStoreError(f"{what} ({error or 'ended'})") from error
+            what = "there is no answer from the process that sends to MLflow"
+            raise TrackingStoreError(f"{what} ({type(error).__name__}: {error})") from error
 
-    def _exchange(self, process: "subprocess.Popen[bytes]", request: Any) -> Any:
-        requests, answers = _pipes(process)
-        pickle.dump(request, requests)
-        requests.flush()
+    def _answer(self, process: "_Process") -> Any:
         with ExitStack() as exporting:
             while True:
-                kind, content = pickle.load(answers)  # noqa: S301
+                kind, content = process.take()
                 if kind == _EXPORT_BEGINS:
                     exporting.enter_context(self.exports())
                 elif kind == _EXPORT_ENDS:
@@ -105,22 +123,34 @@ class SendingProcess(Sender):
                     return value
 
 
-def _start(store: Store) -> "subprocess.Popen[bytes]":
-    # One thread, as others would wait actively for work beside training.
-    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", __name__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, **own},
-        process_group=0,
-    )
-    pickle.dump(store, _pipes(process)[0])
-    return process
+class _Process:
+    """The process, and this end of the connection to it."""
 
+    def __init__(self) -> None:
+        self._connection, theirs = Pipe()
+        self._folder = tempfile.mkdtemp()  # For its own temporary files: it may be killed.
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-P", "-c", _START, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **_ENVIRONMENT, "TMPDIR": self._folder},
+                pass_fds=[theirs.fileno()],
+                process_group=0,
+            )
+        self.pid = self._process.pid
 
-def _pipes(process: "subprocess.Popen[bytes]") -> tuple[IO[bytes], IO[bytes]]:
-    return cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)
+    def put(self, request: Any) -> None:
+        # Not `send`, whose pickles of tensors are handles of shared memory.
+        self._connection.send_bytes(pickle.dumps(request))
+
+    def take(self) -> Any:
+        return pickle.loads(self._connection.recv_bytes())  # noqa: S301
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._connection.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _log(record: logging.LogRecord) -> None:
@@ -129,62 +159,45 @@ def _log(record: logging.LogRecord) -> None:
         logger.handle(record)
 
 
-class _Answers:
-    """Writes answers; from several threads, as libraries may log from theirs."""
-
-    def __init__(self) -> None:
-        # What libraries print must not mix with it.
-        self._pipe = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        self._lock = threading.Lock()
-
-    def put(self, kind: int, content: Any = None) -> None:
-        with self._lock:
-            pickle.dump((kind, content), self._pipe)
-            self._pipe.flush()
-
-
 class _AnsweringSender(Sender):
     """Says when it exports: the time does not count as waiting for MLflow."""
 
-    answers: _Answers
+    def __init__(self, store: Store, connection: Connection) -> None:
+        super().__init__(store)
+        self._connection = connection
+        self._lock = threading.Lock()  # Libraries may log from threads of theirs.
+
+    def answer(self, kind: int, content: Any = None) -> None:
+        with self._lock:
+            self._connection.send_bytes(pickle.dumps((kind, content)))
 
     @contextmanager
     def exports(self) -> Iterator[None]:
-        self.answers.put(_EXPORT_BEGINS)
+        self.answer(_EXPORT_BEGINS)
         try:
             yield
         finally:
-            self.answers.put(_EXPORT_ENDS)
+            self.answer(_EXPORT_ENDS)
+
+    def call(self, name: str, arguments: Any) -> None:
+        try:
+            found = getattr(self, name)
+            value = found(*arguments) if callable(found) else found
+        except Exception as error:  # Of mlflow, requests or sqlalchemy: not imported over there.
+            self.answer(_FAILED, (isinstance(error, KdPipelineError), reason_of(error)))
+            return
+        known = {key: vars(self)[key] for key in ("experiment_id",) if key in vars(self)}
+        self.answer(_DONE, (value, self.run_ids, known))
 
 
-def main() -> None:
+def main(connection: Connection) -> None:
     """Answer until the other process has ended."""
-    os.nice(10)  # Training goes before it.
-    answers, requests = _Answers(), sys.stdin.buffer
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # It ends with the other process.
-    forward = QueueHandler(SimpleNamespace(put_nowait=lambda one: answers.put(_LOGGED, one)))
-    logging.basicConfig(level=logging.INFO, handlers=[forward])
-    with suppress(EOFError, BrokenPipeError):
-        sender = _AnsweringSender(pickle.load(requests))  # noqa: S301
-        sender.answers = answers
+    with suppress(EOFError, OSError):
+        sender = _AnsweringSender(pickle.loads(connection.recv_bytes()), connection)  # noqa: S301
+        forward = QueueHandler(SimpleNamespace(put_nowait=lambda one: sender.answer(_LOGGED, one)))
+        logging.basicConfig(level=logging.INFO, handlers=[forward])
         while True:
-            _answer(sender, answers, *pickle.load(requests))  # noqa: S301
-
-
-def _answer(
-    sender: Sender, answers: _Answers, run_ids: dict[str, str], name: str, arguments: Any
-) -> None:
-    sender.run_ids |= run_ids
-    try:
-        found = getattr(sender, name)
-        value = found(*arguments) if callable(found) else found
-    except Exception as error:  # Of mlflow, requests or sqlalchemy, which the other cannot import.
-        answers.put(_FAILED, (isinstance(error, KdPipelineError), reason_of(error)))
-        return
-    known = {key: vars(sender)[key] for key in ("experiment_id",) if key in vars(sender)}
-    answers.put(_DONE, (value, sender.run_ids, known))
-
-
-if __name__ == "__main__":
-    main()
+            run_ids, name, arguments = pickle.loads(connection.recv_bytes())  # noqa: S301
+            sender.run_ids |= run_ids
+            sender.call(name, arguments)
