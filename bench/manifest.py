@@ -23,7 +23,7 @@ import numpy as np
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.manifest import Manifest, Part, Provenance
 from kd_pipeline.soft_targets.seconds import add_seconds, keep_seconds, total_seconds
-from kd_pipeline.soft_targets.shards import Shard
+from kd_pipeline.soft_targets.shards import describe_missing
 from kd_pipeline.soft_targets.store import (
     MANIFEST_FILE,
     read_manifest,
@@ -110,7 +110,7 @@ def _note(folder: Path, parts: list[Part]) -> None:
 def _deal(manifest: Manifest) -> str:
     layout = manifest.layout()
     there = [part.file for part in layout[::2]]
-    return Shard(0, 1000).describe_missing(layout, there, ())
+    return describe_missing(1000, layout, there, ())
 
 
 def _parse() -> argparse.Namespace:

@@ -3,8 +3,7 @@
     python -m bench.stages --env smoke
 
 start: from the interpreter to the first node, torch's import included; figures: their drawing and
-saving; tracking: what the run waits for MLflow. `beside` is the CPU time of MLflow's own thread,
-which is part of the other stages' CPU time.
+saving; tracking: what the run waits for MLflow, whose own process is not counted.
 """
 
 import argparse
@@ -14,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -45,7 +43,6 @@ class StageTimer:
     def __init__(self) -> None:
         """The process is in its start."""
         self.spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        self.beside = 0.0
         self._stage, self._at = "start", (STARTED, 0.0)
 
     def enter(self, stage: str) -> None:
@@ -54,16 +51,11 @@ class StageTimer:
         for index in (0, 1):
             self.spent[self._stage][index] += now[index] - self._at[index]
         self._stage, self._at = stage, now
-        for thread in threading.enumerate():
-            if thread.name == "mlflow" and thread.ident is not None:
-                clock = time.pthread_getcpuclockid(thread.ident)
-                self.beside = time.clock_gettime(clock)
 
     def table(self) -> dict[str, dict[str, float]]:
         """Seconds by stage, in the order in which they are shown."""
         rows = {stage: self.spent[stage] for stage in ORDER if stage in self.spent}
         rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
-        rows["beside"] = [0.0, self.beside]
         return {stage: {"wall": wall, "cpu": cpu} for stage, (wall, cpu) in rows.items()}
 
 
@@ -89,8 +81,7 @@ def main(env: str | None = None) -> dict[str, Any]:
         measured: dict[str, Any] = json.loads(result.read_text())
     print(f"{'stage':12}{'wall s':>9}{'CPU s':>9}")
     for stage, row in measured.items():
-        wall = f"{row['wall']:9.1f}" if row["wall"] else " " * 9
-        print(f"{stage:12}{wall}{row['cpu']:9.1f}")
+        print(f"{stage:12}{row['wall']:9.1f}{row['cpu']:9.1f}")
     return measured
 
 

@@ -45,6 +45,14 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file that is never written in place a second name; where that cannot be, a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 @contextmanager
 def replace_file(path: str | Path) -> Iterator[Path]:
     """Write a file beside its final place and rename it over that once it is on disk.

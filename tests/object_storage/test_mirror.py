@@ -9,7 +9,7 @@ import pytest
 
 from kd_pipeline.errors import ObjectStorageError
 from kd_pipeline.object_storage.listing import list_files, listing_file, read_listing
-from kd_pipeline.object_storage.mirror import Mirror, Mirrors
+from kd_pipeline.object_storage.mirror import Mirror
 from kd_pipeline.object_storage.store import ObjectStore
 
 obstore_store = pytest.importorskip("obstore.store")
@@ -275,12 +275,3 @@ def test_artefacts_of_a_folder_are_fetched_together(machine: Callable[[str], Mac
     one.push(one.path)
     other.pull_all_in(other.path.parent)
     assert other.files() == OLD
-
-
-def test_the_innermost_mirror_has_a_path(tmp_path: Path) -> None:
-    outer, inner = (Machine(tmp_path / name, None) for name in ("data", "data/06_models"))
-    mirrors = Mirrors([outer, inner])
-    assert mirrors.of(tmp_path / "data/06_models/teacher") is inner
-    assert mirrors.of(tmp_path / "data/06_models_of_others") is outer
-    assert mirrors.of(tmp_path / "conf") is None
-    assert mirrors.of(None) is None

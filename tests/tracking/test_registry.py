@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kd_pipeline.errors import DataError
 from kd_pipeline.evaluation.paired import paired_difference
 from kd_pipeline.evaluation.settings import EvaluationParams
 from kd_pipeline.tracking import student_model
@@ -158,18 +157,3 @@ def test_a_store_that_answers_slowly_is_not_waited_for(
     rule = "it has taken more than 0.05 s, as long as `mlflow.max_wait_seconds` allows"
     reason = f"MLflow at {slow_store.uri} did not register it: {rule}"
     assert registration == Registration(None, False, reason)
-
-
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        (predictions(1)[["example_id", "label"]], r"got no column \['predicted'\]"),
-        (predictions(1)[:0], "got no row"),
-        (predictions(1).assign(example_id=3), "must name each example once"),
-    ],
-)
-def test_a_table_that_cannot_be_compared_is_refused(
-    register: "functools.partial[Registration]", table: pd.DataFrame, message: str
-) -> None:
-    with pytest.raises(DataError, match=message):
-        register(predictions=table)

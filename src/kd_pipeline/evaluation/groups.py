@@ -49,7 +49,7 @@ def _why_not(earlier: _Json, later: _Json) -> str | None:
     """Why two groups cannot be compared in pairs; None where they can."""
     for one in (earlier, later):
         if one["predictions"] is None:
-            return f"{one['group']} was logged without its predictions, by an earlier version"
+            return f"{one['group']} was logged without its predictions: only the arms were compared"
     fingerprints = (earlier["test_fingerprint"], later["test_fingerprint"])
     if len(set(fingerprints)) > 1:
         return f"their test sets differ: fingerprints {' and '.join(fingerprints)}"

@@ -189,9 +189,7 @@ def _check_members(
     if caching.top_k is not None and num_members > 1:
         rule = "be null for a teacher of several members: a top-k cache cannot be averaged"
         raise ParameterError("soft_target_caching.top_k", rule, caching.top_k)
-    if weights is not None and len(weights) != num_members:
-        rule = f"have one weight for each of the teacher's {num_members} members"
-        raise ParameterError("soft_targets.member_weights", rule, list(weights))
+    soft_targets.shares(num_members)
     for name in sorted(cache.rpartition(".")[0] for cache in made if "." in cache):
         if weights is not None:
             rule = f"be null where {name} teaches too: the weights are those of one teacher"

@@ -16,7 +16,7 @@ from kd_pipeline.errors import SettingsError
 from kd_pipeline.hooks.guard_hook import check_writable
 from kd_pipeline.hooks.parameters import check_parameters
 from kd_pipeline.hooks.shards import process_of_run
-from kd_pipeline.object_storage.mirror import FetchesItself, Mirror, Mirrors
+from kd_pipeline.object_storage.mirror import FetchesItself, Mirror
 from kd_pipeline.object_storage.settings import ObjectStorageParams
 from kd_pipeline.object_storage.store import connect
 
@@ -39,7 +39,7 @@ class ObjectStorageHook:
         """All is on this disk before a context is there."""
         self._project = Path.cwd()
         self._params = ObjectStorageParams()
-        self._mirrors = Mirrors([])
+        self._mirrors: list[Mirror] = []
         self._catalog: CatalogProtocol[Any, Any] | None = None
 
     @hook_impl
@@ -74,14 +74,13 @@ class ObjectStorageHook:
                 "`object_storage.folders` must be empty where torchrun's processes train together: "
                 f"all would write to {', '.join(self._params.folders)}; fetch the data first"
             )
-        self._mirrors = Mirrors(
-            [
-                Mirror(self._project / folder, connect(uri, wait))
-                for folder, uri in self._params.folders.items()
-            ]
-        )
-        self._mirrors.check()
-        for folder, uri in self._params.folders.items():
+        folders = self._params.folders
+        self._mirrors = [
+            Mirror(self._project / name, connect(folders[name], wait)) for name in folders
+        ]
+        for mirror in self._mirrors:
+            mirror.store.check()
+        for folder, uri in folders.items():
             logger.info("%s is kept at %s", folder, uri)
         for dataset, path, mirror in self._mirrored(sorted(pipeline.inputs())):
             check_writable(mirror.folder)
@@ -107,9 +106,15 @@ class ObjectStorageHook:
     def _mirrored(self, names: list[str]) -> Iterator[tuple[Any, Path, Mirror]]:
         """The datasets that are kept on object storage, with their paths here."""
         catalog = self._catalog
-        for name in names if catalog is not None and self._params.folders else ():
-            dataset = catalog.get(name) if catalog is not None and name in catalog else None
+        if catalog is None or not self._mirrors:
+            return
+        for name in names:
+            dataset = catalog.get(name)
             # Kedro's datasets have no public name for their path.
-            path = getattr(dataset, "_filepath", None)
-            if path is not None and (mirror := self._mirrors.of(Path(path))) is not None:
-                yield dataset, Path(path), mirror
+            if (path := getattr(dataset, "_filepath", None)) is None:
+                continue
+            within = (Path(path), *Path(path).parents)
+            mirrors = [mirror for mirror in self._mirrors if mirror.folder in within]
+            if mirrors:
+                innermost = max(mirrors, key=lambda mirror: len(mirror.folder.parts))
+                yield dataset, Path(path), innermost

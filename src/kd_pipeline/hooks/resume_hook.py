@@ -16,8 +16,8 @@ STATES = ".training_states"
 class ResumeHook:
     """Clears a namespace's training states after its checkpoints are saved, and not before.
 
-    Not the node: between its end and the saving of its outputs MLflow exports every model, and a
-    kill in those seconds would lose trainings that were over.
+    Not the node: a kill between its end and the saving of its outputs would lose trainings that
+    were over.
     """
 
     def __init__(self) -> None:

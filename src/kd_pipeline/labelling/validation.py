@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,28 +21,20 @@ logger = logging.getLogger(__name__)
 _BAR = "soft_target_caching.min_validation_accuracy"
 
 
-class Validated(NamedTuple):
-    """What a teacher reaches on the validation set."""
-
-    accuracy: float
-    """In [0, 1], its members averaged as the students read them, at temperature 1."""
-    calibration: Calibration | None
-    """None where validation does not determine a temperature."""
-
-
 def validate_teacher(
     teacher: Sequence[Member],
     data: LabelledImages,
     caching: SoftTargetCachingParams,
     soft_targets: SoftTargetsParams,
-) -> Validated | None:
-    """Measure a teacher on the validation set, and refuse one below the bar, if one is set.
+) -> Calibration | None:
+    """Fit a teacher's temperature on validation, and refuse one below the bar, if one is set.
 
-    The clean validation images that have labels are read, never the test set.
+    The clean validation images that have labels are read, never the test set; the accuracy is that
+    of the members averaged as the students read them, at temperature 1.
 
     Returns:
-        None where no validation image has a label or imported logits leave some of them out, and
-        no setting needs them.
+        None where validation does not determine a temperature, or no setting needs it and no
+        validation image has a label or imported logits leave some of them out.
 
     Raises:
         TeacherTooWeakError: If it is below the bar.
@@ -69,7 +60,7 @@ def validate_teacher(
             f"`{CALIBRATION}` needs validation images some but not most of which the teacher gets "
             f"wrong: its accuracy is {accuracy:.4f} on {len(labels)}"
         )
-    return Validated(accuracy, calibration)
+    return calibration
 
 
 def fit_calibration(

@@ -6,14 +6,12 @@ last: whatever has a listing is whole, and of two processes that write at once o
 """
 
 import logging
-import os
-import shutil
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from kd_pipeline.atomic import replace_file, replace_folder
+from kd_pipeline.atomic import link_or_copy, replace_file, replace_folder
 from kd_pipeline.checksums import file_checksum
 from kd_pipeline.errors import ObjectStorageError
 from kd_pipeline.object_storage.listing import (
@@ -184,7 +182,7 @@ class Mirror:
                         if name in changed:
                             self._fetch(path, name, kept, target)
                         else:
-                            _link(path.parent / name, target)
+                            link_or_copy(path.parent / name, target)
             for name in changed.difference(inside):
                 with replace_file(path.parent / name) as temporary:
                     self._fetch(path, name, kept, temporary)
@@ -215,25 +213,6 @@ class FetchesItself(Protocol):
     """Of the folder, where it is kept on object storage; ObjectStorageHook sets it."""
 
 
-class Mirrors:
-    """The mirrors of a project."""
-
-    def __init__(self, mirrors: Sequence[Mirror]) -> None:
-        """One of them may lie in another."""
-        self._mirrors = sorted(mirrors, key=lambda mirror: -len(mirror.folder.parts))
-
-    def check(self) -> None:
-        """Refuse a store that cannot be used: `ObjectStore.check`."""
-        for mirror in self._mirrors:
-            mirror.store.check()
-
-    def of(self, path: Path | None) -> Mirror | None:
-        """The innermost that has this path; None of a path that stays on this disk."""
-        if path is None:
-            return None
-        return next((m for m in self._mirrors if m.folder in (path, *path.parents)), None)
-
-
 def _has_own(here: Listing | None, last: Listing | None, kept: Listing) -> bool:
     """Whether a file here is neither as it was last the same on both sides, nor as it is there."""
     if here is None:
@@ -248,14 +227,6 @@ def _note(path: Path, listing: Listing) -> None:
     """Keep what is now the same on both sides."""
     with replace_file(listing_file(path)) as temporary:
         temporary.write_text(listing.text, encoding="utf-8")
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        # Nothing is written in place: two names for one file are as good as two files.
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _log(done: str, path: Path, listing: Listing, changed: Collection[str]) -> None:

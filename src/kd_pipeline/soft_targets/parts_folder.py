@@ -6,11 +6,10 @@ the one that ends last does the rest, with the folder for itself.
 """
 
 import logging
-import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kd_pipeline.atomic import move_folder, put_file
+from kd_pipeline.atomic import link_or_copy, move_folder, put_file
 from kd_pipeline.checksums import checked_dumps, checked_loads
 from kd_pipeline.errors import StaleArtefactError
 from kd_pipeline.locks import take_alone, take_lock
@@ -179,7 +178,10 @@ class PartsFolder:
             self._discard_others(manifest)
             if self.shared is not None:
                 self.shared.bring(layout)
-            found = [self._existing(part, manifest, finished) for part in layout]
+            found = [
+                self._recover(part, manifest) or self._copy(finished.get(part.file), manifest)
+                for part in layout
+            ]
             parts = [part for part in found if part is not None]
             there = {part.file for part in parts}
             if len(parts) == len(layout):
@@ -195,11 +197,6 @@ class PartsFolder:
         if self.shared is not None:
             self.shared.publish()
         return SoftTargets(store, written)
-
-    def _existing(
-        self, part: Part, manifest: Manifest, finished: Mapping[str, Part]
-    ) -> Part | None:
-        return self._recover(part, manifest) or self._copy(finished.get(part.file), manifest)
 
     def _discard_others(self, manifest: Manifest) -> None:
         """Remove whatever an interrupted run of another store has left, and half-written files."""
@@ -248,9 +245,5 @@ class PartsFolder:
             return None
         source, target = self.finished / part.file, self.folder / part.file
         target.unlink(missing_ok=True)
-        try:
-            # No part is ever written in place: two names for one file are as good as two files.
-            os.link(source, target)
-        except OSError:
-            shutil.copyfile(source, target)
+        link_or_copy(source, target)
         return part

@@ -45,7 +45,7 @@ def read_groups(store: Store, params: CompareGroupsParams) -> list[dict[str, Any
     Returns:
         For each its `group`, `env`, `pipeline` and `start`, its `comparison` (the content of
         comparison.json), `settings` (by role, those of its first replicate), `test_fingerprint`
-        and `predictions`; the last two are None for groups that an earlier version has logged.
+        and `predictions`; the last two are None for groups that logged no predictions.
 
     Raises:
         DataError: If there are not two groups.

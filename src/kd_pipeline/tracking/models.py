@@ -30,7 +30,7 @@ def export_model(checkpoint: ModelCheckpoint, folder: Path) -> bool:
     """Write a checkpoint as an MLflow model into an empty folder; nothing is sent.
 
     `mlflow.pyfunc` and `mlflow.pytorch` load it in a process that has torch and mlflow only.
-    Global random state must not be used meanwhile, and is not left as it was.
+    Torch's global random state is not left as it was.
 
     Returns:
         Whether it is written: not so a teacher from elsewhere that cannot be exported.

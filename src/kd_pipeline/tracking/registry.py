@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kd_pipeline.errors import DataError
 from kd_pipeline.tracking.fluent import fluent_uri, within
 from kd_pipeline.tracking.groups import TEST_FINGERPRINT
 from kd_pipeline.tracking.store import Store, open_client, reason_of
@@ -69,9 +68,6 @@ def register_student(
             stored with the model so that a later candidate can be compared.
         paired_interval: Such as `paired_difference` of `kd_pipeline.evaluation` gives.
         name: Of the registered model.
-
-    Raises:
-        DataError: If the table lacks a column, is empty or names an example twice.
     """
     table = _sorted(predictions)
     tags = {f"kd.{key}": str(card[key]) for key in ("checkpoint", "group", "test_fingerprint")}
@@ -168,12 +164,6 @@ def _create_version(
 
 def _sorted(predictions: pd.DataFrame) -> pd.DataFrame:
     """The columns that are stored, in the order of `example_id`."""
-    missing = [column for column in _COLUMNS if column not in predictions]
-    if missing or predictions.empty:
-        what = f"no column {missing}" if missing else "no row"
-        raise DataError(f"`predictions` must have rows of {', '.join(_COLUMNS)}, got {what}")
-    if predictions["example_id"].duplicated().any():
-        raise DataError("`predictions` must name each example once, got some twice")
     return predictions[_COLUMNS].sort_values("example_id", ignore_index=True).astype("int64")
 
 

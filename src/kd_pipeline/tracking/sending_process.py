@@ -15,7 +15,6 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cached_property
 from logging.handlers import QueueHandler
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -73,11 +72,6 @@ class SendingProcess(Sender):
         except TrackingStoreError:  # No process can be started.
             return False
 
-    @cached_property
-    def experiment_id(self) -> str:
-        """Id of the store's experiment, which is made if missing."""
-        return str(self._call("experiment_id"))
-
     def close(self) -> None:
         """End the process, whatever it does; all that was answered is done."""
         process, self._process = self._process, None
@@ -119,7 +113,7 @@ class SendingProcess(Sender):
                     raise (KdPipelineError if is_own else SendingError)(reason)
                 else:
                     value, self.run_ids, known = content
-                    vars(self).update(known)
+                    vars(self).update(known)  # The experiment's id, once it is known.
                     return value
 
 

@@ -52,8 +52,7 @@ def cache_soft_targets(
 
     data = LabelledImages(images, examples, splits)
     members = checkpoints or read_given_logits(teacher.given_logits, data)
-    validated = validate_teacher(members, data, caching, soft_target_params)
-    calibration = None if validated is None else validated.calibration
+    calibration = validate_teacher(members, data, caching, soft_target_params)
     if (shard := find_shard(caching, block="soft_target_caching")) is not None:
         label_shard(shard, members, data, parts, caching, views, calibration)
         raise SystemExit(0)

@@ -135,9 +135,8 @@ def train_on_live_teacher(
     data = LabelledImages(images, examples, splits)
     # First, as it refuses imported logits, which the accuracy alone would not show.
     teacher = LiveTeacher(checkpoints, soft_target_params, caching.precision)
-    validated = validate_teacher(checkpoints, data, caching, soft_target_params)
-    if validated is not None:
-        teacher = replace(teacher, calibration=validated.calibration)
+    calibration = validate_teacher(checkpoints, data, caching, soft_target_params)
+    teacher = replace(teacher, calibration=calibration)
     return _train(
         data, student, arm, views, training_states, memory_budget, soft_target_params, teacher
     )
