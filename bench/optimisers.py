@@ -58,7 +58,8 @@ def main() -> None:
 def _data() -> LabelledImages:
     ingested = ingest_images(DataIngestParams(source=SOURCES["cifar10"]))
     images, examples = ingested.images, ingested.examples
-    params = TransferSplitParams(seed=0, validation_fraction=0.05, transfer={"relation": "equal"})
+    roles = {"teacher": {"fraction": 1.0}, "transfer": {"relation": "equal"}}
+    params = TransferSplitParams(seed=0, validation_fraction=0.05, **roles)
     return LabelledImages(images, examples, split_examples(examples, images.class_names, params))
 
 

@@ -73,7 +73,10 @@ def trials_of(project: Any) -> pd.DataFrame:
 
 
 def test_shards_end_their_runs_and_the_stage_without_them_sums_up_what_they_ran(
-    finished: Any, run_here: Callable[..., Any], fetch_runs: Callable[[Any], list[Any]]
+    finished: Any,
+    run_here: Callable[..., Any],
+    fetch_runs: Callable[[Any], list[Any]],
+    wait_until: Callable[..., None],
 ) -> None:
     """In this process; a `SystemExit` without a code is exit code 0."""
     before = len(fetch_runs(finished))
@@ -84,7 +87,7 @@ def test_shards_end_their_runs_and_the_stage_without_them_sums_up_what_they_ran(
         assert not ended.value.code
         assert not list(finished.data.glob("08_reporting/sweep*"))
     # Trials 0 and 2 of three, of two arms.
-    assert len(fetch_runs(finished)) == before + 4
+    wait_until(lambda: len(fetch_runs(finished)) == before + 4, what="sending them", seconds=120)
     outcome = run_here(finished, ["sweep"], to_nodes=["tabulate_trials"])
     assert outcome.error is None
     assert outcome.trained == []
