@@ -83,9 +83,9 @@ def _train(
     return {
         "optimiser": optimiser,
         "seed": seed,
-        "validation accuracy, %": round(100 * last["validation/accuracy"], 2),
-        "validation loss": round(last["validation/loss"], 4),
-        "train loss": round(last["train/loss"], 4),
+        "validation accuracy, %": round(float(100 * last["validation/accuracy"]), 2),
+        "validation loss": round(float(last["validation/loss"]), 4),
+        "train loss": round(float(last["train/loss"]), 4),
         "seconds": round(checkpoint.facts["costs"]["cost/train_seconds"]),
     }
 
