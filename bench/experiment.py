@@ -46,6 +46,16 @@ SHIFT_AND_FLIP: list[dict[str, Any]] = [
 ]
 
 
+def split_by_seeds(source: str, split: dict[str, Any], count: int) -> Iterator[LabelledImages]:
+    """A data set, ingested once, under the splits of the seeds from 0."""
+    ingested = ingest_images(DataIngestParams(source=SOURCES[source]))
+    images, examples = ingested.images, ingested.examples
+    for seed in range(count):
+        params = TransferSplitParams(seed=seed, **split)
+        splits = split_examples(examples, images.class_names, params)
+        yield LabelledImages(images, examples, splits)
+
+
 def cnn(*channels: int) -> Model:
     """A CNN of a stage per number of channels."""
     return Model(name="small_cnn", arguments={"channels": list(channels)})
@@ -78,13 +88,9 @@ class Experiment:
 
     def seeds(self, source: str, count: int) -> Iterator["Seed"]:
         """One after another: of split, teacher, students and views together."""
-        ingested = ingest_images(DataIngestParams(source=SOURCES[source]))
-        images, examples = ingested.images, ingested.examples
-        for seed in range(count):
-            params = TransferSplitParams(seed=seed, **self.split)
-            splits = split_examples(examples, images.class_names, params)
+        for seed, data in enumerate(split_by_seeds(source, self.split, count)):
             with tempfile.TemporaryDirectory() as folder:
-                yield Seed(seed, self, LabelledImages(images, examples, splits), Path(folder))
+                yield Seed(seed, self, data, Path(folder))
 
 
 @dataclass(frozen=True)

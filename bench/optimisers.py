@@ -14,29 +14,39 @@ from typing import Any
 
 import pandas as pd
 
-from bench.experiment import SHIFT_AND_FLIP, SOURCES
+from bench.experiment import SHIFT_AND_FLIP, split_by_seeds
 from bench.variants import RESNET_8
 from kd_pipeline.data.dataset import LabelledImages
-from kd_pipeline.data.ingest import ingest_images
-from kd_pipeline.data.settings import DataIngestParams, TransferSplitParams
-from kd_pipeline.data.splits import split_examples
 from kd_pipeline.models.settings import Model
 from kd_pipeline.models.state_folder import StateFolder
 from kd_pipeline.training.settings import Optimiser, TeacherParams, Training
 from kd_pipeline.training.teachers import train_teachers
 
+SPLIT = {
+    "validation_fraction": 0.05,
+    "teacher": {"fraction": 1.0},
+    "transfer": {"relation": "equal"},
+}
+MODELS = {"resnet_8": (RESNET_8, 128), "fast_cnn": (Model(name="fast_cnn"), 256)}
+"""Each with its batch size."""
 _ADAMW = Optimiser(name="AdamW", arguments={"lr": 0.004, "weight_decay": 0.02})
 _MUON = Optimiser(
     name="timm:Muon",
     arguments={"lr": 0.06, "weight_decay": 0.04, "nesterov": True, "fallback_lr_scale": 0.1},
 )
-# Of these presets: mlperf_tiny before it had Muon, and its teacher.
-_SGD = {
-    "resnet_8": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
-    "fast_cnn": {"lr": 0.2, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3},
+
+
+def _sgd(lr: float, weight_decay: float) -> Optimiser:
+    arguments = {"lr": lr, "momentum": 0.9, "nesterov": True, "weight_decay": weight_decay}
+    return Optimiser(name="SGD", arguments=arguments)
+
+
+# SGD of the preset mlperf_tiny before it had Muon, and of its teacher.
+OPTIMISERS = {
+    "SGD": {"resnet_8": _sgd(0.1, 5e-4), "fast_cnn": _sgd(0.2, 1e-3)},
+    "AdamW": dict.fromkeys(MODELS, _ADAMW),
+    "Muon": dict.fromkeys(MODELS, _MUON),
 }
-MODELS = {"resnet_8": (RESNET_8, 128), "fast_cnn": (Model(name="fast_cnn"), 256)}
-OPTIMISERS = ("SGD", "AdamW", "Muon")
 
 
 def main() -> None:
@@ -45,9 +55,9 @@ def main() -> None:
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--optimisers", nargs="+", choices=OPTIMISERS, default=OPTIMISERS)
+    parser.add_argument("--optimisers", nargs="+", choices=OPTIMISERS, default=[*OPTIMISERS])
     given = parser.parse_args()
-    data, rows = _data(), []
+    (data,), rows = split_by_seeds("cifar10", SPLIT, 1), []
     for seed in range(given.seeds):
         for optimiser in given.optimisers:
             rows.append(_train(data, given.model, optimiser, given.epochs, seed))
@@ -55,23 +65,14 @@ def main() -> None:
     print("\n" + pd.DataFrame(rows).groupby("optimiser", sort=False).mean().round(2).to_string())
 
 
-def _data() -> LabelledImages:
-    ingested = ingest_images(DataIngestParams(source=SOURCES["cifar10"]))
-    images, examples = ingested.images, ingested.examples
-    roles = {"teacher": {"fraction": 1.0}, "transfer": {"relation": "equal"}}
-    params = TransferSplitParams(seed=0, validation_fraction=0.05, **roles)
-    return LabelledImages(images, examples, split_examples(examples, images.class_names, params))
-
-
 def _train(
     data: LabelledImages, name: str, optimiser: str, epochs: int, seed: int
 ) -> dict[str, Any]:
     model, batch_size = MODELS[name]
-    sgd = Optimiser(name="SGD", arguments=_SGD[name])
     training = Training(
         num_epochs=epochs,
         batch_size=batch_size,
-        optimiser=dict(zip(OPTIMISERS, (sgd, _ADAMW, _MUON), strict=True))[optimiser],
+        optimiser=OPTIMISERS[optimiser][name],
         schedule={"name": "cosine", "warmup_fraction": 0.1},
         evaluate_every=epochs,
         checkpoint_every=epochs,

@@ -39,7 +39,7 @@ def process(store: Store) -> Iterator[SendingProcess]:
 
 def pid_of(process: SendingProcess) -> int:
     assert process._process is not None
-    return process._process.pid
+    return process._process.popen.pid
 
 
 def has_ended(pid: int) -> bool:
@@ -88,7 +88,7 @@ from kd_pipeline.tracking.sending_process import SendingProcess
 from kd_pipeline.tracking.store import Store
 process = SendingProcess(Store("http://127.0.0.1:9", "e", None))
 process.run_ids["a"] = "1"
-print(process._call("run_ids"), *({"mlflow", "torch"} & set(sys.modules)))
+print(process._call("__getattribute__", "run_ids"), *({"mlflow", "torch"} & set(sys.modules)))
 process.close()
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
@@ -108,11 +108,11 @@ def test_after_a_kill_the_next_call_starts_another_that_knows_the_runs(
     process: SendingProcess,
 ) -> None:
     process.run_ids["a"] = "1"
-    assert process._call("run_ids") == {"a": "1"}
+    assert process._call("__getattribute__", "run_ids") == {"a": "1"}
     os.kill(killed := pid_of(process), signal.SIGKILL)
     with pytest.raises(TrackingStoreError, match="no answer from the process"):
-        process._call("run_ids")
-    assert process._call("run_ids") == {"a": "1"}
+        process._call("__getattribute__", "run_ids")
+    assert process._call("__getattribute__", "run_ids") == {"a": "1"}
     assert pid_of(process) != killed
 
 
@@ -130,8 +130,8 @@ import os, signal, sys
 from kd_pipeline.tracking.sending_process import SendingProcess
 from kd_pipeline.tracking.store import Store
 process = SendingProcess(Store("http://127.0.0.1:9", "e", None))
-process._call("run_ids")
-print(process._process.pid, flush=True)
+process._call("__getattribute__", "run_ids")
+print(process._process.popen.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -145,13 +145,13 @@ def test_modules_in_the_working_directory_shadow_none(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, tmp_path])  # Python ignores a Path there.
-    assert process._call("run_ids") == {}
+    assert process._call("__getattribute__", "run_ids") == {}
 
 
 def test_what_cannot_be_sent_to_it_is_an_error_like_others(process: SendingProcess) -> None:
     with pytest.raises(TrackingStoreError, match="no answer from the process"):
         process.send(Operation("SetTags", "a", {"tags": {"of": lambda: None}}))
-    assert process._call("run_ids") == {}
+    assert process._call("__getattribute__", "run_ids") == {}
 
 
 def test_it_ends_with_the_process_that_it_sends_for() -> None:

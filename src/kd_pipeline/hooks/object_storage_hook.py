@@ -76,7 +76,7 @@ class ObjectStorageHook:
             )
         folders = self._params.folders
         self._mirrors = [
-            Mirror(self._project / name, connect(folders[name], wait)) for name in folders
+            Mirror(self._project / name, connect(uri, wait)) for name, uri in folders.items()
         ]
         for mirror in self._mirrors:
             mirror.store.check()

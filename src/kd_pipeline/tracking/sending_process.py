@@ -79,7 +79,7 @@ class SendingProcess(Sender):
             process.close()
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """Get an attribute of the other process's sender, or call it.
+        """Call a method of the other process's sender.
 
         Raises:
             TrackingStoreError: If the process has ended, or none can be started.
@@ -112,8 +112,9 @@ class SendingProcess(Sender):
                     is_own, reason = content
                     raise (KdPipelineError if is_own else SendingError)(reason)
                 else:
-                    value, self.run_ids, known = content
-                    vars(self).update(known)  # The experiment's id, once it is known.
+                    value, self.run_ids, experiment_id = content
+                    if experiment_id is not None:
+                        self.experiment_id = experiment_id
                     return value
 
 
@@ -124,14 +125,13 @@ class _Process:
         self._connection, theirs = Pipe()
         self._folder = tempfile.mkdtemp()  # For its own temporary files: it may be killed.
         with theirs:
-            self._process = subprocess.Popen(  # noqa: S603
+            self.popen = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-P", "-c", _START, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **_ENVIRONMENT, "TMPDIR": self._folder},
                 pass_fds=[theirs.fileno()],
                 process_group=0,
             )
-        self.pid = self._process.pid
 
     def put(self, request: Any) -> None:
         # Not `send`, whose pickles of tensors are handles of shared memory.
@@ -141,8 +141,8 @@ class _Process:
         return pickle.loads(self._connection.recv_bytes())  # noqa: S301
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        self.popen.kill()
+        self.popen.wait()
         self._connection.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -154,7 +154,7 @@ def _log(record: logging.LogRecord) -> None:
 
 
 class _AnsweringSender(Sender):
-    """Says when it exports: the time does not count as waiting for MLflow."""
+    """The sender in the process; its answers mark exports, whose time is not waiting for MLflow."""
 
     def __init__(self, store: Store, connection: Connection) -> None:
         super().__init__(store)
@@ -175,13 +175,12 @@ class _AnsweringSender(Sender):
 
     def call(self, name: str, arguments: Any) -> None:
         try:
-            found = getattr(self, name)
-            value = found(*arguments) if callable(found) else found
+            value = getattr(self, name)(*arguments)
         except Exception as error:  # Of mlflow, requests or sqlalchemy: not imported over there.
             self.answer(_FAILED, (isinstance(error, KdPipelineError), reason_of(error)))
             return
-        known = {key: vars(self)[key] for key in ("experiment_id",) if key in vars(self)}
-        self.answer(_DONE, (value, self.run_ids, known))
+        # Not `self.experiment_id`, which would make the experiment.
+        self.answer(_DONE, (value, self.run_ids, vars(self).get("experiment_id")))
 
 
 def main(connection: Connection) -> None:
