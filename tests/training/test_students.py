@@ -28,7 +28,7 @@ from kd_pipeline.models.state_folder import StateFolder
 from kd_pipeline.soft_targets.seconds import add_seconds
 from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.soft_targets.store import SoftTargets
-from kd_pipeline.training import students
+from kd_pipeline.training import trainer
 from kd_pipeline.training.engine import TrainingPlan
 from kd_pipeline.training.settings import ArmParams, StudentParams
 from kd_pipeline.training.students import train_students
@@ -135,14 +135,14 @@ def test_the_budget_is_one_for_all_that_a_training_holds(
 def plans(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainingPlan, dict[str, torch.Tensor]]]:
     """Every plan that is trained, with the initial weights it starts from."""
     found: list[tuple[TrainingPlan, dict[str, torch.Tensor]]] = []
-    real = students.train_together
+    real = trainer.train_together
 
     def spy(classifiers: Any, plans: Sequence[TrainingPlan], **rest: Any) -> Any:
         for classifier, plan in zip(classifiers, plans, strict=True):
             found.append((plan, {k: v.clone() for k, v in classifier.network.state_dict().items()}))
         return real(classifiers, plans, **rest)
 
-    monkeypatch.setattr(students, "train_together", spy)
+    monkeypatch.setattr(trainer, "train_together", spy)
     return found
 
 

@@ -61,6 +61,11 @@ class TrainingPlan:
     metrics_group: str | None = None
     """Metrics are named `<group>/train_loss`, and so on, beside the curves of that training."""
 
+    @property
+    def views_description(self) -> dict[str, Any]:
+        """Which views it is shown, as checkpoints keep it."""
+        return self.policy.description | {"num_views": self.num_views}
+
     def row(self, epochs: int, metrics: Mapping[str, float]) -> dict[str, float]:
         """The row of the history after so many epochs of this plan."""
         done = self.epochs_before + epochs

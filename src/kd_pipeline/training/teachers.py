@@ -20,7 +20,7 @@ from kd_pipeline.training.engine import TrainingPlan
 from kd_pipeline.training.initial import initial_model
 from kd_pipeline.training.rows import make_rows
 from kd_pipeline.training.settings import TeacherParams, Training
-from kd_pipeline.training.students import train_each
+from kd_pipeline.training.trainer import train_each
 from kd_pipeline.views import ViewPolicy
 
 HISTORY_COLUMNS = ("replicate", "epoch", "step")
