@@ -4,9 +4,9 @@ Each package declares its blocks of YAML in its `settings.py`. Kedro validates a
 node runs; nodes and domain functions take the validated object whole.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_serializer
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 def at_most(bound: int, reason: str) -> AfterValidator:
@@ -55,20 +55,6 @@ class Params(BaseModel):
     """Frozen, and strict about names: a typing mistake is an error, not a default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-    added_later: ClassVar[tuple[str, ...]] = ()
-    """Fields that are left out of what is serialised while they are at their default: the key of a
-    training from before such a field was there stays as it was."""
-
-    def without_unused(self, values: dict[str, Any]) -> dict[str, Any]:
-        """What is serialised, less the fields of `added_later` that are at their default."""
-        fields = type(self).model_fields
-        unused = {n for n in self.added_later if getattr(self, n) == fields[n].default}
-        return {name: value for name, value in values.items() if name not in unused}
-
-    @model_serializer(mode="wrap")
-    def _leave_out_unused(self, serialise: Any) -> Any:
-        return self.without_unused(serialise(self))
 
 
 class Computing(Params):

@@ -81,10 +81,3 @@ def test_a_temperature_that_was_not_fitted_to_these_logits_is_refused(
     plain = SoftTargetsParams(**settings)
     found = plain.fitted_temperature(calibration, is_top_k=is_top_k, num_members=2)
     assert found is None
-
-
-def test_a_calibration_that_is_not_asked_for_is_no_part_of_what_a_training_is_named_by() -> None:
-    plain = {"ensemble_average": "geometric", "member_weights": None, "tail": "ghost"}
-    assert SoftTargetsParams().model_dump(mode="json") == plain
-    asked = SoftTargetsParams(teacher_calibration="temperature").model_dump(mode="json")
-    assert asked == plain | {"teacher_calibration": "temperature"}

@@ -3,7 +3,6 @@
 import numpy as np
 
 from kd_pipeline.tracking.flatten import cost_metrics, finite_numbers, flat_params, gain_metrics
-from kd_pipeline.training.settings import StudentParams
 
 
 def test_params_are_flat_without_names_of_blocks_and_spelt_as_in_yaml() -> None:
@@ -28,11 +27,6 @@ def test_params_are_flat_without_names_of_blocks_and_spelt_as_in_yaml() -> None:
 def test_a_name_that_two_blocks_share_is_not_lost() -> None:
     settings = {"student": {"seed": 1}, "training": {"seed": 2}, "views": {"seed": 3}}
     assert flat_params(settings) == {"seed": "1", "training.seed": "2", "views.seed": "3"}
-
-
-def test_a_setting_that_was_removed_is_not_logged() -> None:
-    params = StudentParams(model={"name": "mlp"}, training={"num_epochs": 3})
-    assert "memory_budget_mb" not in flat_params({"student": params.model_dump(mode="json")})
 
 
 def test_a_loss_is_found_under_one_name_with_or_without_settings() -> None:

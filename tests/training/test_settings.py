@@ -10,7 +10,6 @@ from kd_pipeline.training.settings import (
     Quantisation,
     StudentParams,
     TeacherParams,
-    Training,
 )
 
 TRAINED = {"model": {"name": "mlp"}, "training": {"num_epochs": 1}}
@@ -37,17 +36,6 @@ def test_what_is_no_teacher_is_refused(block: dict[str, Any], message: str) -> N
 def test_a_teacher_of_logits_is_one_without_models() -> None:
     assert len(TeacherParams(given=[LOGITS]).given_logits) == 1
     assert TeacherParams(given=[CHECKPOINT]).given_logits == ()
-
-
-def test_a_training_is_serialised_as_before_a_setting_was_removed() -> None:
-    """Or no killed training would resume, and old and new arms could not be compared."""
-    training = Training(num_epochs=3)
-    dumped = training.model_dump(mode="json")
-    assert dumped["memory_budget_mb"] == 4096
-    assert Training.model_validate(dumped) == training
-    assert training.model_dump(exclude_unset=True) == {"num_epochs": 3}
-    with pytest.raises(ValidationError, match="Extra inputs"):
-        Training(num_epochs=3, memory_budget_mb=100)
 
 
 def test_a_student_that_teaches_replaces_just_what_it_names() -> None:

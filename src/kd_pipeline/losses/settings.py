@@ -1,6 +1,6 @@
 """Settings of a student's loss; a soft loss's own rules come from its record in `SOFT_LOSSES`."""
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import (
     BeforeValidator,
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 class SoftLossParams(Params):
     """A soft loss by name; a loss with arguments of its own derives its settings from this."""
 
-    added_later: ClassVar[tuple[str, ...]] = ("standardise_logits",)
-
     name: str
     standardise_logits: bool = False
     """Give each row of both logits mean 0 and deviation 1 first: `losses.record.standardised`."""
@@ -43,8 +41,8 @@ class SoftLossParams(Params):
 
     @model_serializer(mode="wrap")
     def _bare_name_where_that_is_all(self, serialise: Any) -> Any:
-        values = self.without_unused(serialise(self))
-        return self.name if set(values) == {"name"} else values
+        values = serialise(self)
+        return self.name if values == {"name": self.name, "standardise_logits": False} else values
 
 
 class OwnLossParams(SoftLossParams):
@@ -112,8 +110,6 @@ class SoftWeightSchedule(Params):
 
 class ObjectiveParams(Params):
     """What a student minimises: (1 - soft_weight) x hard loss + soft_weight x soft loss."""
-
-    added_later: ClassVar[tuple[str, ...]] = ("soft_weight_schedule", "confidence_penalty")
 
     soft_loss: Annotated[SerializeAsAny[SoftLossParams], BeforeValidator(_as_soft_loss)] = (
         SoftLossParams(name="kl")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator
 
@@ -29,8 +29,6 @@ class Calibration:
 
 class SoftTargetsParams(Params):
     """`soft_targets`: how cached members become one teacher. Another way costs no forward pass."""
-
-    added_later: ClassVar[tuple[str, ...]] = ("teacher_calibration",)
 
     ensemble_average: Kind = "geometric"
     """geometric: softmax of the mean logits; arithmetic: mean of the tempered probabilities."""

@@ -8,8 +8,6 @@ from typing import Any
 _MAX_CHARACTERS = 500
 # Left out of names, so that a setting has the same name in the run of every role.
 _BLOCKS = ("teacher.", "student.", "arm.", "training.")
-# No setting of a training any more: `kd_pipeline.training.settings.REMOVED`.
-_REMOVED = ("memory_budget_mb",)
 
 
 def flat_params(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -23,8 +21,6 @@ def flat_params(settings: Mapping[str, Any]) -> dict[str, str]:
         short = name
         while short.startswith(_BLOCKS):
             short = short.partition(".")[2]
-        if short in _REMOVED:
-            continue
         short = "soft_loss" if short == "soft_loss.name" else short
         params[name if short in params else short] = _text(value)
     return params

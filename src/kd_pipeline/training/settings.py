@@ -1,13 +1,10 @@
 """Settings of training: how any model is trained, the teacher, and the students."""
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BeforeValidator,
     Field,
-    SerializationInfo,
-    model_serializer,
     model_validator,
 )
 
@@ -53,11 +50,6 @@ class EarlyStopping(Params):
     patience: PositiveInt = 10
 
 
-REMOVED: Mapping[str, Any] = {"memory_budget_mb": 4096}
-"""Settings that a training had before, at their defaults. What is serialised has them, and with it
-the key of every training and what arms must share: those of before stay as they were."""
-
-
 class Training(Params):
     """How a model is trained, whatever it learns from."""
 
@@ -82,19 +74,6 @@ class Training(Params):
     placement: Literal["data_parallel", "replicas"] = Field(default="data_parallel", exclude=True)
     """Under torchrun: all processes train each model together, on slices of its batches, or each
     process trains other replicates (or members of a teacher) alone."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_removed(cls, given: Any) -> Any:
-        """What was serialised is taken back."""
-        if not isinstance(given, Mapping):
-            return given
-        return {k: v for k, v in given.items() if (k, v) not in REMOVED.items()}
-
-    @model_serializer(mode="wrap")
-    def _with_removed(self, serialise: Any, info: SerializationInfo) -> Any:
-        values = self.without_unused(serialise(self))
-        return values if info.exclude_unset else {**values, **REMOVED}
 
 
 class TeacherParams(Params):
