@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -241,6 +243,22 @@ def test_a_table_labels_and_splits_flat_images(
         "images/2.png": ("train" if has_test else "test", ""),
         "images/3.png": ("test" if has_test else "train", "owl"),
     }
+
+
+@pytest.mark.parametrize("writer", ["pandas", "another"])
+def test_numbers_of_a_parquet_table_may_have_gaps(
+    tmp_path: Path, write_image: Callable[..., Path], writer: str
+) -> None:
+    names = ["0.png", "1.png", "2.png"]
+    for name in names:
+        write_image(name, seed=int(name[0]))
+    rows = pd.DataFrame({"path": names, "label": pd.Series([1, None, 7], dtype="Int64")})
+    table = pa.Table.from_pandas(rows, preserve_index=False)
+    if writer == "another":  # Without pandas' own note of its types.
+        table = table.replace_schema_metadata()
+    pq.write_table(table, tmp_path / "t.parquet")
+    found = labels(listed(tmp_path, str(tmp_path / "t.parquet")))
+    assert [found[name][1] for name in names] == ["1", "", "7"]
 
 
 def test_a_table_without_splits_labels_a_pool(

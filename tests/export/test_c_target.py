@@ -1,5 +1,6 @@
 """Whole networks: the C file of a checkpoint against onnxruntime's run of its int8 graph."""
 
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from kd_pipeline.errors import ExportError
+from kd_pipeline.export import c_target
 from kd_pipeline.export.c_code import write_model
 from kd_pipeline.export.c_graph import read_graph
 from kd_pipeline.export.c_target import TARGET
@@ -91,3 +93,8 @@ def test_refuses_images_of_another_size(tmp_path: Path) -> None:
     job = ExportJob(checkpoint, (3, 16, 16), noise(2, (3, 16, 16)), tmp_path)
     with pytest.raises(ExportError, match=r"images of the network's size, got Resize"):
         TARGET.export(job)
+
+
+def test_a_compiler_may_be_given_with_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "cc -O1")
+    assert runpy.run_path(c_target.__file__)["TARGET"].programs == ("cc", "size")

@@ -21,7 +21,6 @@ from kd_pipeline.export.onnx_files import (
     TARGET,
     float_graph,
     quantise,
-    read_metadata,
 )
 from kd_pipeline.export.target import ExportJob
 from kd_pipeline.models.checkpoint import (
@@ -195,7 +194,7 @@ def test_a_network_that_cannot_be_exported_is_named(
 def test_a_file_states_its_classes_input_and_origin(exported: list[ExportedModel]) -> None:
     model = exported[0]
     for file in model.files.values():
-        stated = read_metadata(file.path)
+        stated = {entry.key: entry.value for entry in onnx.load(file.path).metadata_props}
         assert json.loads(stated["class_names"]) == ["low", "middle", "high"]
         assert json.loads(stated["input_shape"]) == [1, 8, 8]
         assert stated["checkpoint"] == model.checkpoint.fingerprint

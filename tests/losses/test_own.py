@@ -92,6 +92,11 @@ def test_a_bare_name_will_do_and_logits_may_be_standardised(module: Path) -> Non
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
+def test_settings_that_were_serialised_are_read_back(module: Path) -> None:
+    params = ObjectiveParams(soft_loss=loss_of(module, "logits_alone"))
+    assert ObjectiveParams.model_validate(params.model_dump(mode="json")) == params
+
+
 def test_its_code_is_part_of_the_key_of_a_training(
     module: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

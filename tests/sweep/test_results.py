@@ -12,6 +12,7 @@ from kd_pipeline.sweep.results import (
     HEAD,
     best_values_table,
     check_preset,
+    preset_text,
     preset_values,
     trial_table,
     write_preset,
@@ -78,6 +79,16 @@ def test_the_preset_has_whole_blocks_with_the_best_values(found: Found, tmp_path
     # What the arm would have by itself is in the comment.
     assert f"#   {LR}: {kd.best[LR]} (here {baseline.best[LR]})" in text
     assert PARAMETERS["student"]["training"]["optimiser"]["arguments"]["lr"] == 0.1
+
+
+def test_a_preset_names_a_users_own_loss_as_the_user_did(
+    found: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loss_of_a_preset.py").write_text("def loss(student_logits, teacher_logits): ...")
+    monkeypatch.syspath_prepend(tmp_path)
+    block = {"soft_loss": {"name": "module:loss_of_a_preset:loss", "standardise_logits": True}}
+    given = PARAMETERS | {"student_own": ArmParams.model_validate(block)}
+    assert yaml.safe_load(preset_text(given, *found))["student_own"] == block
 
 
 def test_a_preset_of_a_sweep_is_overwritten_and_no_other(found: Found, tmp_path: Path) -> None:

@@ -49,13 +49,18 @@ def read_label_table(settings: LabelsFile) -> dict[str, Entry]:
     return dict(zip(paths, map(Entry, table["label"], splits), strict=True))
 
 
+def _as_text(table: pd.DataFrame) -> pd.DataFrame:
+    """A label column of numbers may have gaps: 1 is "1", not "1.0"."""
+    return table.astype("string").fillna("").astype(object)
+
+
 def _read(settings: LabelsFile) -> pd.DataFrame:
     file, columns = Path(settings.file), settings.columns
     if not file.is_file():
         raise DataError(f"`{_NAME}` must be a CSV or parquet file, got {settings.file!r}")
     try:
         if file.suffix == ".parquet":
-            return pd.read_parquet(file).fillna("").astype(str)
+            return _as_text(pd.read_parquet(file, dtype_backend="numpy_nullable"))
         by_position = {"header": None, "names": columns, "usecols": range(len(columns or ()))}
         return pd.read_csv(
             file,

@@ -1,5 +1,7 @@
 """The target `c`: int8 C99 code for microcontrollers, without a runtime."""
 
+import shlex
+
 from kd_pipeline.export.c_code import write_model
 from kd_pipeline.export.c_graph import read_graph
 from kd_pipeline.export.c_run import host_compiler, measure_sizes, open_model
@@ -28,5 +30,5 @@ TARGET = Target(
     packages=("onnx", "onnxruntime", "onnxscript"),
     extra="onnx",
     one_thread=True,
-    programs=(host_compiler(), "size"),
+    programs=(shlex.split(host_compiler())[0], "size"),
 )

@@ -1,10 +1,7 @@
 """ExecuTorch's programs for phones: float32 and int8, run by XNNPACK on uint8 pixels."""
 
 import io
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +14,7 @@ from torch._decomp import get_decompositions
 from kd_pipeline.errors import ExportError
 from kd_pipeline.export.target import ExportedFile, ExportJob, Precision, Runner, Target
 from kd_pipeline.models.classifier import Classifier
-from kd_pipeline.models.libraries import require
+from kd_pipeline.models.libraries import quiet_export, require
 from kd_pipeline.randomness import seeded
 
 _NAME = "executorch"
@@ -37,7 +34,7 @@ def export_executorch(job: ExportJob) -> list[ExportedFile]:
         ExportError: If ExecuTorch cannot take the network; names the operators.
         ParameterError: If executorch or torchao is not installed.
     """
-    with _quiet(), seeded(0):  # Lowering draws random numbers.
+    with quiet_export(), seeded(0):  # Lowering draws random numbers.
         _import_packages()
         classifier = job.build()
         files = [_write(classifier, job, "float32")]
@@ -51,7 +48,7 @@ def open_executorch(path: Path, num_threads: int) -> Runner:
     Raises:
         ParameterError: If executorch or torchao is not installed.
     """
-    with _quiet():
+    with quiet_export():
         _import_packages()
     return _Program(path, num_threads)
 
@@ -168,17 +165,3 @@ def _import_packages() -> None:
     for package in _PACKAGES:
         require(package, extra=_NAME)
     require("executorch.runtime", extra=_NAME)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Drop what torch, torchao and ExecuTorch log and warn of their own insides."""
-    logger = logging.getLogger("torch.utils._pytree")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"(torch|torchao|executorch|importlib)\b")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -1,8 +1,8 @@
 """ONNX files for onnxruntime: float32, and int8 by static quantisation."""
 
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -83,10 +83,12 @@ def quantise(graph: Any, calibration: Tensor) -> Any:
     copy.CopyFrom(graph)  # It would be changed.
     with tempfile.TemporaryDirectory() as folder, quiet_export():
         file = Path(folder, "model.onnx")
+        parts = torch.split(calibration, _CALIBRATION_BATCH)
+        batches = ({INPUT: part.numpy()} for part in parts)
         quantisation.quantize_static(
             copy,
             file,
-            _Batches(calibration),
+            SimpleNamespace(get_next=lambda: next(batches, None)),
             quant_format=quantisation.QuantFormat.QDQ,
             op_types_to_quantize=list(_QUANTISED_OPERATORS),
             per_channel=True,
@@ -110,26 +112,6 @@ def _preprocessing_nodes(graph: Any) -> list[str]:
             names.append(node.name)
             reached |= set(node.output)
     return names
-
-
-class _Batches:
-    """Calibration images a batch at a time, as onnxruntime asks for them."""
-
-    def __init__(self, images: Tensor) -> None:
-        self._batches = iter(torch.split(images, _CALIBRATION_BATCH))
-
-    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-        batch = next(self._batches, None)
-        return None if batch is None else {INPUT: batch.numpy()}
-
-    def __iter__(self) -> "_Batches":
-        return self
-
-    def __next__(self) -> dict[str, NDArray[np.uint8]]:
-        batch = self.get_next()
-        if batch is None:
-            raise StopIteration
-        return batch
 
 
 def _bare(graph: Any) -> Any:
@@ -170,12 +152,6 @@ def _write(graph: Any, job: ExportJob, precision: Precision) -> ExportedFile:
     path = job.folder / TARGET.files[precision]
     path.write_bytes(graph.SerializeToString(deterministic=True))
     return ExportedFile("onnx", precision, path, {"size_bytes": path.stat().st_size})
-
-
-def read_metadata(path: Path) -> Mapping[str, str]:
-    """The metadata of a file."""
-    graph = require("onnx", extra="onnx").load(path, load_external_data=False)
-    return {entry.key: entry.value for entry in graph.metadata_props}
 
 
 def _open(path: Path, num_threads: int) -> Runner:

@@ -78,7 +78,8 @@ def _as_soft_loss(value: Any) -> Any:
     block = {"name": value} if isinstance(value, str) else value
     name = block.get("name") if isinstance(block, dict) else None
     if isinstance(name, str) and name.startswith(MODULE):
-        return OwnLossParams.model_validate(block)
+        # Of settings that were serialised, `code` is computed anew.
+        return OwnLossParams.model_validate({k: v for k, v in block.items() if k != "code"})
     if name not in list(SOFT_LOSSES):
         rule = f"be one of {', '.join(SOFT_LOSSES)}, by name or {{name: ...}}"
         raise ValueError(

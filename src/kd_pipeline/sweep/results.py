@@ -119,7 +119,7 @@ def preset_text(
 def _plain(block: Any) -> Any:
     """A block as in YAML: Kedro hands on those that it has validated as their settings."""
     if isinstance(block, Params):
-        return block.model_dump(mode="json", exclude_unset=True)
+        return block.model_dump(mode="json", exclude_unset=True, exclude_computed_fields=True)
     return block
 
 

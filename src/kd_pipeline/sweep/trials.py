@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 MEASURED = ("validation/accuracy", "validation/loss")
 
-Train = Callable[[Params, ObjectiveParams, StateFolder], tuple[Any, pd.DataFrame]]
-"""From the blocks `student` and of the arm, and where states are kept, to the checkpoints and the
-history. It is sent to processes."""
+Train = Callable[..., tuple[Any, pd.DataFrame]]
+"""From the blocks `student` and of the arm, and `states`, where these are kept, to the checkpoints
+and the history. It is sent to processes."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def run_trial(trials: ArmTrials, position: int, given: Mapping[str, Any]) -> eve
     value, state, started = None, TrialState.COMPLETE, time.monotonic()
     try:
         with events.listening_alone(watch):
-            metrics = _final(*trials.train(*trials.settings(values), states))
+            metrics = _final(*trials.train(*trials.settings(values), states=states))
         value = metrics[trials.params.metric]
     except (optuna.TrialPruned, TrainingDivergedError):
         state, metrics = TrialState.PRUNED, watch.latest()
@@ -150,7 +150,7 @@ def _final(checkpoints: Sequence[ModelCheckpoint], history: pd.DataFrame) -> dic
 
 
 class _Watch:
-    """Listens to the trainings of a trial, and ends them where the pruner does."""
+    """Follows the trainings of a trial, and ends them where the pruner does."""
 
     def __init__(self, trials: ArmTrials, trial: "optuna.Trial") -> None:
         self.num_epochs = 0
@@ -190,7 +190,7 @@ class _Watch:
     def ended(
         self, sweep: str, number: int, state: str, costs: Mapping[str, float]
     ) -> events.TrialEnded:
-        """All that was heard, as one event."""
+        """The whole trial as one event."""
         return events.TrialEnded(sweep, number, state, self._parameters, self._curves(), costs)
 
     def _curves(self) -> dict[int, dict[str, float]]:

@@ -61,7 +61,7 @@ def search(
     folder: str = "trials",
 ) -> list[ArmSearch]:
     cache = make_cache(tmp_path / "cache", tables["images"], tables["splits"])
-    node = make_search("student_kd", taught=True)
+    node = make_search("student_kd")
     found: list[ArmSearch] = node(
         **tables,
         soft_targets=cache,
@@ -111,7 +111,7 @@ def test_an_arm_that_is_not_asked_for_trains_nothing(
 def test_an_arm_of_labels_is_searched_without_a_cache(
     tables: dict[str, Any], tmp_path: Path
 ) -> None:
-    (found,) = make_search("student_baseline", taught=False)(
+    (found,) = make_search("student_baseline")(
         **tables,
         trial_folder=tmp_path,
         memory_budget=MemoryBudget(0),

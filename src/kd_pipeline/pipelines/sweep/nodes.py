@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-    from kd_pipeline.data.dataset import LabelledImages
     from kd_pipeline.data.images import ImageSet
     from kd_pipeline.memory import MemoryBudget
-    from kd_pipeline.models.state_folder import StateFolder
     from kd_pipeline.soft_targets.store import SoftTargets
     from kd_pipeline.sweep.search import ArmSearch
-    from kd_pipeline.training.teacher_sources import Teacher
 else:  # Kedro resolves every hint of a node to validate its parameters; these would import torch.
     DataFrame = Figure = ImageSet = MemoryBudget = SoftTargets = ArmSearch = object
 
@@ -30,15 +28,10 @@ Searches = list[ArmSearch]
 """One; none for an arm that `sweep.arms` leaves out, and from a process that runs one shard."""
 
 
-def make_search(name: str, *, taught: bool) -> Callable[..., Searches]:
-    """Make the node function that searches the settings of an arm, which has its name.
+def make_search(name: str) -> Callable[..., Searches]:
+    """Make the node function that searches the settings of the arm of this name."""
 
-    Args:
-        name: Of the arm.
-        taught: Whether it learns from the teacher's cache.
-    """
-
-    def search_on_labels(
+    def search(
         images: ImageSet,
         examples: DataFrame,
         splits: DataFrame,
@@ -49,110 +42,43 @@ def make_search(name: str, *, taught: bool) -> Callable[..., Searches]:
         arm: ArmParams,
         views: ViewsParams,
         soft_target_params: SoftTargetsParams,
+        soft_targets: SoftTargets | None = None,
+        teacher_card: Mapping[str, Any] | None = None,
     ) -> Searches:
-        """Search the settings of an arm that has no teacher; no row of the test set is read."""
-        data = _without_test(images, examples, splits)
-        return _search(
-            name, data, trial_folder, memory_budget, sweep, student, arm, views, soft_target_params
-        )
-
-    def search_on_soft_targets(
-        images: ImageSet,
-        examples: DataFrame,
-        splits: DataFrame,
-        soft_targets: SoftTargets,
-        teacher_card: Mapping[str, Any],
-        trial_folder: Path,
-        memory_budget: MemoryBudget,
-        sweep: SweepParams,
-        student: StudentParams,
-        arm: ArmParams,
-        views: ViewsParams,
-        soft_target_params: SoftTargetsParams,
-    ) -> Searches:
-        """Search the settings of an arm that learns from the teacher's cached logits."""
+        """Search an arm, from a cache or from labels alone; no row of the test set is read."""
+        if name not in sweep.arms:
+            return []
+        from kd_pipeline.data.dataset import LabelledImages, without_test_labels
+        from kd_pipeline.shards import find_shard
+        from kd_pipeline.sweep.search import run_left, search_arm
+        from kd_pipeline.sweep.trials import ArmTrials
+        from kd_pipeline.training.students import train_students
         from kd_pipeline.training.teacher_sources import CachedTeacher
 
-        teacher = CachedTeacher(soft_targets, soft_target_params, teacher_card["fingerprints"])
-        data = _without_test(images, examples, splits)
-        return _search(
-            name,
+        data = LabelledImages(images, without_test_labels(examples, splits), splits)
+        teacher = None
+        if soft_targets is not None and teacher_card is not None:
+            teacher = CachedTeacher(soft_targets, soft_target_params, teacher_card["fingerprints"])
+        logged = {"soft_targets": soft_target_params.model_dump(mode="json")}
+        # As the stage `student_distillation` does.
+        train = partial(
+            train_students,
             data,
-            trial_folder,
-            memory_budget,
-            sweep,
-            student,
-            arm,
-            views,
-            soft_target_params,
-            teacher,
+            views=views,
+            teacher=teacher,
+            parameters=logged,
+            budget=memory_budget,
         )
-
-    return search_on_soft_targets if taught else search_on_labels
-
-
-def _without_test(images: ImageSet, examples: DataFrame, splits: DataFrame) -> "LabelledImages":
-    """All data but the labels of the test set, whose pixels no training asks for."""
-    from kd_pipeline.data.dataset import LabelledImages, without_test_labels
-
-    return LabelledImages(images, without_test_labels(examples, splits), splits)
-
-
-def _search(
-    name: str,
-    data: "LabelledImages",
-    trial_folder: Path,
-    budget: MemoryBudget,
-    sweep: SweepParams,
-    student: StudentParams,
-    arm: ArmParams,
-    views: ViewsParams,
-    soft_target_params: SoftTargetsParams,
-    teacher: "Teacher | None" = None,
-) -> Searches:
-    if name not in sweep.arms:
+        facts = {**data.labelled_provenance, "views": views.model_dump(mode="json"), **logged}
+        taught_by = {"teacher": teacher.fingerprints if teacher else ()}
+        shard = find_shard(sweep, block="sweep")
+        trials = ArmTrials(name, sweep, student, arm, facts, taught_by, train, trial_folder, shard)
+        if shard is None:
+            return [search_arm(trials)]
+        run_left(trials)
         return []
-    from functools import partial
 
-    from kd_pipeline.shards import find_shard
-    from kd_pipeline.sweep.search import run_left, search_arm
-    from kd_pipeline.sweep.trials import ArmTrials
-
-    logged = {"soft_targets": soft_target_params.model_dump(mode="json")}
-    train = partial(_train, data, views, teacher, logged, budget)
-    facts = {**data.labelled_provenance, "views": views.model_dump(mode="json"), **logged}
-    taught_by = {"teacher": teacher.fingerprints if teacher else ()}
-    shard = find_shard(sweep, block="sweep")
-    trials = ArmTrials(name, sweep, student, arm, facts, taught_by, train, trial_folder, shard)
-    if shard is None:
-        return [search_arm(trials)]
-    run_left(trials)
-    return []
-
-
-def _train(
-    data: "LabelledImages",
-    views: ViewsParams,
-    teacher: "Teacher | None",
-    logged: Mapping[str, Any],
-    budget: MemoryBudget,
-    student: StudentParams,
-    arm: ArmParams,
-    states: "StateFolder",
-) -> Any:
-    """Train as the stage `student_distillation` does, with the last three arguments of a trial."""
-    from kd_pipeline.training.students import train_students
-
-    return train_students(
-        data,
-        student,
-        arm,
-        views,
-        teacher=teacher,
-        states=states,
-        parameters=logged,
-        budget=budget,
-    )
+    return search
 
 
 def tabulate_trials(sweep: SweepParams, **searches: Searches) -> tuple[DataFrame, DataFrame]:

@@ -37,10 +37,10 @@ def create_pipeline(arms: Mapping[str, bool]) -> Pipeline:
 
 
 def _wire(arm: str, *, taught: bool) -> Pipeline:
-    function, cache = make_search(arm, taught=taught), _CACHE if taught else {}
+    cache = _CACHE if taught else {}
     inputs = {**_DATA, **_BLOCKS, **{name: inside for name, (inside, _) in cache.items()}}
     return Pipeline(
-        [Node(func=function, inputs=inputs, outputs="search", name=function.__name__)],
+        [Node(func=make_search(arm), inputs=inputs, outputs="search", name="search")],
         namespace=arm,
         inputs={**_DATA, **dict(cache.values())},
         parameters={v: f"params:{arm}" if v == "params:arm" else v for v in _BLOCKS.values()},
