@@ -28,7 +28,6 @@ def test_a_function_is_applied_to_what_is_there() -> None:
     dense = TeacherLogits(np.zeros((2, 3))).map(torch.from_numpy)
     assert isinstance(dense.logits, torch.Tensor)
     assert dense.class_ids is dense.tail_logits is None
-    assert (dense.is_top_k, TOP.is_top_k) == (False, True)
     assert with_tail(TOP.map(torch.from_numpy))[1, 2].tolist() == [10, 11, 5]
 
 

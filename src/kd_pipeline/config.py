@@ -4,7 +4,7 @@ Each package declares its blocks of YAML in its `settings.py`. Kedro validates a
 node runs; nodes and domain functions take the validated object whole.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -49,6 +49,11 @@ Temperature = Annotated[float, AfterValidator(_readable)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def as_block(value: Any) -> Any:
+    """A bare name, as in YAML, stands for `{name: ...}`."""
+    return {"name": value} if isinstance(value, str) else value
 
 
 class Params(BaseModel):

@@ -30,8 +30,6 @@ CONTAINER_LIMITS = (
 )
 """Of cgroup v2, where `max` is none, and v1."""
 _PROCESSES = "LOCAL_WORLD_SIZE"
-_UNKNOWN_MEMORY = 8 * 2**30
-"""Taken for the machine's where the system does not state it."""
 
 
 class MemoryBudget:
@@ -74,16 +72,20 @@ def open_budget(given: int | str = AUTO) -> MemoryBudget:
     return MemoryBudget(given * 2**20)
 
 
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS has no affinity.
+
+
 def usable_memory(limits: Sequence[Path] = CONTAINER_LIMITS) -> int:
     """Bytes of memory of the machine, or of the container if it may use less.
 
     Args:
         limits: Files that may hold the container's limit.
     """
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        total = _UNKNOWN_MEMORY  # Windows has no sysconf.
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([total, *(found for file in limits if (found := _limit(file)) is not None)])
 
 

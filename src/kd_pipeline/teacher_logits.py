@@ -28,11 +28,6 @@ class TeacherLogits(Generic[Array]):
     tail_logits: Array | None = None
     """[...], `tail_logit` of the other classes; None where all classes are kept."""
 
-    @property
-    def is_top_k(self) -> bool:
-        """Whether only the k largest logits are kept."""
-        return self.class_ids is not None
-
     def map(self, function: Callable[[Array], Other]) -> "TeacherLogits[Other]":
         """Apply a function to each array that is there."""
         ids, tails = self.class_ids, self.tail_logits

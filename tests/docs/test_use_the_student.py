@@ -103,7 +103,7 @@ def train(data: LabelledImages) -> ModelCheckpoint:
     ids = data.ids("transfer")
     pixels, labels = data.images.take(ids), data.labels_of(ids)
     model = Model(name="small_cnn", arguments={"channels": [4, 8]})
-    preprocessing = measure_preprocessing(pixels)
+    preprocessing = measure_preprocessing([pixels])
     classifier = build_untrained(model, preprocessing, num_classes=3, seed=0).train()
     optimiser = torch.optim.AdamW(classifier.parameters(), lr=0.02)
     for _ in range(40):

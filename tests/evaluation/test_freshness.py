@@ -63,12 +63,6 @@ def test_a_teacher_without_facts_is_warned_of(stage: Any, caplog: pytest.LogCapt
     assert "`teacher.checkpoints[0]` has no record of its training data" in caplog.text
 
 
-def test_a_given_teacher_of_an_earlier_version_has_no_record_of_its_labels(stage: Any) -> None:
-    facts = {k: v for k, v in stage.teacher[0].facts.items() if k != "labels"}
-    stage.teacher[0] = replace(stage.teacher[0], facts=facts)
-    check(stage)
-
-
 def test_imported_logits_are_warned_of(stage: Any, caplog: pytest.LogCaptureFixture) -> None:
     fingerprints = [one.fingerprint for one in stage.teacher]
     check_fresh(

@@ -58,7 +58,7 @@ def test_only_the_files_that_ship_are_timed(proofs: Proofs) -> None:
 def test_latency_is_of_each_batch_size_with_one_thread_and_all(
     exported: list[ExportedModel], noise: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proof, "available_threads", lambda: 2)
+    monkeypatch.setattr(proof, "available_cores", lambda: 2)
     file = exported[0].files["onnx", "int8"]
     latency = Latency(num_warmup=1, num_repeats=3, batch_sizes=(1, 8))
     measured = proof.measure_latency(file, noise.numpy(), latency)
@@ -88,7 +88,7 @@ def test_warm_up_is_not_timed(
     monkeypatch.setitem(
         proof.TARGETS, "onnx", target.__class__(files={}, export=target.export, open=opened)
     )
-    monkeypatch.setattr(proof, "available_threads", lambda: 1)
+    monkeypatch.setattr(proof, "available_cores", lambda: 1)
     latency = Latency(num_warmup=4, num_repeats=3, batch_sizes=(2,))
     proof.measure_latency(exported[0].files["onnx", "int8"], noise.numpy(), latency)
     assert batches == [2] * 7

@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.losses.settings import ObjectiveParams, SoftWeightSchedule
-from kd_pipeline.training.settings import OF_TEACHING_STUDENTS, ArmParams
 
 
 @pytest.mark.parametrize(
@@ -84,15 +83,6 @@ def test_a_top_k_cache_serves_its_own_temperature_and_the_teachers_decisions() -
 def test_settings_are_declared_without_torch() -> None:
     code = "import kd_pipeline.training.settings, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_what_keys_of_trainings_are_made_of_is_as_before_the_settings_that_came_later() -> None:
-    """A killed training of an earlier version goes on: docs/decisions/0005-resume-by-key.md."""
-    before = {"soft_loss": "kl", "temperature": 1.0, "soft_weight": 0.0, "label_smoothing": 0.0}
-    assert ObjectiveParams().model_dump(mode="json") == before
-    own = dict.fromkeys(OF_TEACHING_STUDENTS)
-    assert ArmParams().model_dump(mode="json") == before | own
-    assert ArmParams().model_dump(mode="json", exclude=set(OF_TEACHING_STUDENTS)) == before
 
 
 def test_settings_that_are_used_are_part_of_the_key() -> None:

@@ -8,7 +8,6 @@ from kd_pipeline.errors import ParameterError
 from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.preprocessing import (
     Preprocessing,
-    measure_batches,
     measure_preprocessing,
 )
 
@@ -18,7 +17,7 @@ PIXELS = torch.randint(
 
 
 def test_statistics_are_numpys() -> None:
-    measured = measure_preprocessing(PIXELS)
+    measured = measure_preprocessing([PIXELS])
     as_floats = PIXELS.double().numpy() / 255
     np.testing.assert_allclose(measured.mean, as_floats.mean(axis=(0, 2, 3)))
     np.testing.assert_allclose(measured.std, as_floats.std(axis=(0, 2, 3)))
@@ -26,15 +25,15 @@ def test_statistics_are_numpys() -> None:
 
 
 def test_batches_are_measured_as_all_images_at_once() -> None:
-    assert measure_batches(PIXELS.split(4)) == measure_preprocessing(PIXELS)
+    assert measure_preprocessing(PIXELS.split(4)) == measure_preprocessing([PIXELS])
 
 
 def test_a_constant_channel_is_not_divided_by_zero() -> None:
-    assert measure_preprocessing(torch.zeros(2, 1, 3, 3, dtype=torch.uint8)).std == (1.0,)
+    assert measure_preprocessing([torch.zeros(2, 1, 3, 3, dtype=torch.uint8)]).std == (1.0,)
 
 
 def test_bytes_and_floats_of_the_same_image_are_normalised_alike() -> None:
-    preprocessing = measure_preprocessing(PIXELS)
+    preprocessing = measure_preprocessing([PIXELS])
     classifier = Classifier(torch.nn.Identity(), preprocessing)
     from_bytes, from_floats = classifier(PIXELS), classifier(PIXELS.float() / 255)
     torch.testing.assert_close(from_bytes, from_floats)

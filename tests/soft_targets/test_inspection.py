@@ -179,12 +179,6 @@ def test_a_mean_is_taken_in_float64(tmp_path: Path) -> None:
     assert made.mean(values) == (2**24 + 3) / 4
 
 
-def test_members_of_the_top_k_are_summed_up_apart(tmp_path: Path) -> None:
-    logits = random_logits(2, 1, 5, 6)
-    made = cached(tmp_path, logits, encoding=Encoding(top_k=2, temperature=2.0))
-    assert summarise(made, NO_LABELS)["teacher"].tolist() == ["0", "1"]
-
-
 def test_the_rows_that_are_read_are_the_same_every_time_and_one_of_each_view_at_least(
     tmp_path: Path,
 ) -> None:

@@ -27,17 +27,6 @@ def test_the_total_is_that_of_all_parts_or_unknown(store: Path) -> None:
     assert not store.exists()
 
 
-def test_shards_note_theirs_apart_until_they_are_brought_together(store: Path) -> None:
-    add_seconds(store, PARTS[0], 1.0, "0-of-2")
-    add_seconds(store, PARTS[1], 0.5, "1-of-2")
-    names = [f".store.seconds.{index}-of-2.json" for index in range(2)]
-    assert sorted(path.name for path in store.parent.iterdir()) == names
-    assert total_seconds(store, PARTS[:2]) == 1.5
-    keep_seconds(store, PARTS[:2])
-    assert [path.name for path in store.parent.iterdir()] == [".store.seconds.json"]
-    assert total_seconds(store, PARTS[:2]) == 1.5
-
-
 def test_a_part_with_other_content_is_another_part(store: Path) -> None:
     add_seconds(store, PARTS[0], 1.0)
     changed = replace(PARTS[0], sha256="f" * 64)

@@ -172,9 +172,7 @@ def test_a_shard_states_what_it_has_done_and_what_is_missing(
     first, second = shards(2)
     with caplog.at_level(logging.INFO):
         labelling.run(first)
-        noted = [path.name for path in labelling.finished.parent.glob(".store.seconds*")]
         labelling.run(second)
-    assert noted == [".store.seconds.0-of-2.json"]
     made = [text for text in caplog.messages if "made" in text]
     assert made == [f"soft targets of shard {i}-of-2: 6 parts, 6 made" for i in range(2)]
     assert caplog.messages[-1].startswith("soft targets: 12 of 12 parts are there; ")

@@ -134,7 +134,7 @@ def test_students_normalise_by_their_training_rows_alone(
 ) -> None:
     """The same in an arm that trains on a few of them, and whatever the test images hold."""
     ids = student_rows(data.splits)["example_id"].to_numpy()
-    expected = measure_preprocessing(data.images.take(ids))
+    expected = measure_preprocessing([data.images.take(ids)])
     (baseline,) = train(data, tmp_path / "a")
     (distilled,) = train(data, tmp_path / "b", make_cache(tmp_path / "c", data.images, data.splits))
     (unseen,) = train(other_test_pixels(data), tmp_path / "d")

@@ -384,8 +384,10 @@ def test_an_arm_keeps_its_float_model_and_goes_on_from_its_cache_after_a_kill(
     assert plain.quantised_state is None
     assert replace(tuned, quantised_state=None).fingerprint == plain.fingerprint
     assert tuned.fingerprint != plain.fingerprint
-    assert set(tuned.fine_tuned.state) == set(plain.state)
-    assert tuned.fine_tuned.fingerprint not in {plain.fingerprint, tuned.fingerprint}
+    assert tuned.quantised_state is not None
+    assert set(tuned.quantised_state) == set(plain.state)
+    fine_tuned = replace(tuned, state=tuned.quantised_state, quantised_state=None)
+    assert fine_tuned.fingerprint not in {plain.fingerprint, tuned.fingerprint}
 
     assert list(history["epoch"]) == [1, 2, 3, 4]
     assert list(history["step"]) == [5, 10, 15, 20]

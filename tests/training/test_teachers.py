@@ -110,15 +110,6 @@ def test_a_checkpoint_of_other_labels_of_these_images_is_refused(
         adopt(relabelled(data), tmp_path / "given")
 
 
-def test_a_checkpoint_of_an_earlier_version_is_adopted_without_record_of_its_labels(
-    data: LabelledImages, tmp_path: Path
-) -> None:
-    (trained,) = train(data, tmp_path / "states")
-    facts = {name: fact for name, fact in trained.facts.items() if name != "labels"}
-    write_checkpoint(replace(trained, facts=facts), tmp_path / "given")
-    assert "labels" not in adopt(data, tmp_path / "given").facts
-
-
 def test_a_checkpoint_of_other_classes_is_refused(data: LabelledImages, tmp_path: Path) -> None:
     (trained,) = train(data, tmp_path / "states")
     write_checkpoint(replace(trained, class_names=("low", "high", "centre")), tmp_path / "given")

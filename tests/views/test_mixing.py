@@ -12,8 +12,9 @@ from torchvision.transforms import v2
 
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.randomness import seeded
-from kd_pipeline.views import DrawnViews, MixedWith
+from kd_pipeline.views import DrawnViews
 from kd_pipeline.views.mixing import beta_quantile, cutmix_edges
+from kd_pipeline.views.renderer import MixedWith
 
 Make = Callable[..., Any]
 

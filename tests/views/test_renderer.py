@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.views import TRANSFORMS, ViewPolicy, render
+from kd_pipeline.views import ViewPolicy, render
+from kd_pipeline.views.transforms import TRANSFORMS
 
 Make = Callable[..., Any]
 Transforms = tuple[dict[str, Any], ...]

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_pipeline.views import TRANSFORMS, ViewRenderer
+from kd_pipeline.views import ViewRenderer
 from kd_pipeline.views.policy import RENDERING
 from kd_pipeline.views.settings import ViewsParams
 from kd_pipeline.views.stream import Stream
+from kd_pipeline.views.transforms import TRANSFORMS
 
 # Settings, and the mean brightness of the left half of six views when `RENDERING` was 1.
 PINNED: dict[str, tuple[dict[str, Any], list[float]]] = {

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from kd_pipeline.config import Params
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.views import TRANSFORMS
 from kd_pipeline.views.settings import Transforms, ViewsParams
+from kd_pipeline.views.transforms import TRANSFORMS
 
 SHOWN = Path(__file__).parents[2] / "conf/base/parameters_views.yml"
 

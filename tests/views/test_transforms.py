@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_pipeline.views import TRANSFORMS, ViewPolicy, ViewRenderer
+from kd_pipeline.views import ViewPolicy, ViewRenderer
 from kd_pipeline.views.blur import gaussian_weights
 from kd_pipeline.views.mixing import draw_partners
 from kd_pipeline.views.record import MixingTransform
 from kd_pipeline.views.settings import ViewsParams
 from kd_pipeline.views.stream import Stream
+from kd_pipeline.views.transforms import TRANSFORMS
 
 NOWHERE = torch.device("meta")
 """Has shapes and types without values, and refuses to compute with tensors of another device."""

@@ -55,7 +55,7 @@ class LabelledImages:
         return {**self.provenance, "labels": self._labels_fingerprint()}
 
     def _labels_fingerprint(self) -> str:
-        """16 hex digits over the labels of all rows but those of a transfer set without them."""
+        """16 hex digits over all labels but those of transfer rows that may not be used."""
         used = self.splits["use_label"] | (self.splits["role"] != "transfer")
         ids = np.unique(self.splits.loc[used, "example_id"].to_numpy(np.int64))
         digest = hashlib.sha256(ids.astype("<i8").tobytes())

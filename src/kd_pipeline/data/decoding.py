@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -22,7 +21,7 @@ from kd_pipeline.data.pixel_store import allocate_pixels
 from kd_pipeline.data.settings import DataIngestParams
 from kd_pipeline.errors import DataError
 from kd_pipeline.events import Progress, emit
-from kd_pipeline.memory import MemoryBudget
+from kd_pipeline.memory import MemoryBudget, available_cores
 
 logger = logging.getLogger(__name__)
 
@@ -130,14 +129,14 @@ def _decode_chunks(listing: ImageListing, target: _Target) -> Iterator[DecodedIm
     if listing.by_processes and len(listing.sources) >= MIN_IMAGES_FOR_PROCESSES:
         try:
             # Spawned, not forked: torch's threads may be running already.
-            with ProcessPoolExecutor(_num_cores(), get_context("spawn")) as processes:
+            with ProcessPoolExecutor(available_cores(), get_context("spawn")) as processes:
                 for chunk in _in_order(processes, listing, target, starts):
                     yield chunk
                     num_done += 1
         except (BrokenProcessPool, PermissionError) as error:
             # A main script without `if __name__ == "__main__"`, or a sandbox without semaphores.
             logger.warning("no worker processes (%s): decoding continues in threads", error)
-    with ThreadPoolExecutor(_num_cores()) as threads:
+    with ThreadPoolExecutor(available_cores()) as threads:
         yield from _in_order(threads, listing, target, starts[num_done:])
 
 
@@ -147,7 +146,7 @@ def _in_order(
     """Decode with a bounded number of chunks in memory."""
     waiting: deque[Future[DecodedImages]] = deque()
     for start in starts:
-        if len(waiting) >= 2 * _num_cores():
+        if len(waiting) >= 2 * available_cores():
             yield waiting.popleft().result()
         rows = slice(start, start + starts.step)
         keys, sources = listing.keys[rows], listing.sources[rows]
@@ -192,9 +191,3 @@ def _read(reader: Reader, target: _Target, key: Any) -> NDArray[np.uint8]:
                 f"`data_ingest.max_pixels_per_image` = {target.max_pixels}"
             )
         return image_to_pixels(image, colour=target.colour, image_size=target.image_size)
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -72,8 +72,6 @@ def _check_teacher(name: str, checkpoint: ModelCheckpoint, at_hand: Mapping[str,
     if not {"images", "splits"} & checkpoint.facts.keys():
         _warn_of_unknown_data(name)
         at_hand = {"class_names": at_hand["class_names"]}
-    elif "labels" not in checkpoint.facts:  # A given one of an earlier version.
-        at_hand = {fact: value for fact, value in at_hand.items() if fact != "labels"}
     check_provenance(name, _made_from(checkpoint), at_hand, remedy=_RERUN_TEACHER)
 
 

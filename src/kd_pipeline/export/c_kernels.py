@@ -159,27 +159,20 @@ static void look_up(const int8_t *table, const uint8_t *pixels, int8_t *output)
 }
 """
 
-_KERNELS = {
-    "PixelTable": (_LOOK_UP,),
-    "Convolution": (_LAYER, _REQUANTISE, _CONVOLVE),
-    "MaxPool": (_LAYER, _POOL_ROWS, _MAX_POOL),
-    "AveragePool": (_LAYER, _REQUANTISE, _POOL_ROWS, _AVERAGE_POOL),
-    "Addition": (_LAYER, _REQUANTISE, _ADD),
-    "ChannelPadding": (_LAYER, _PAD_CHANNELS),
+_KERNELS: dict[str, tuple[str, ...]] = {
+    "PixelTable": ("look_up", _LOOK_UP),
+    "Convolution": ("convolve", _LAYER, _REQUANTISE, _CONVOLVE),
+    "MaxPool": ("max_pool", _LAYER, _POOL_ROWS, _MAX_POOL),
+    "AveragePool": ("average_pool", _LAYER, _REQUANTISE, _POOL_ROWS, _AVERAGE_POOL),
+    "Addition": ("add", _LAYER, _REQUANTISE, _ADD),
+    "ChannelPadding": ("pad_channels", _LAYER, _PAD_CHANNELS),
 }
+"""The C function of each class of layers, and the texts that it needs."""
 
-FUNCTIONS = {
-    "PixelTable": "look_up",
-    "Convolution": "convolve",
-    "MaxPool": "max_pool",
-    "AveragePool": "average_pool",
-    "Addition": "add",
-    "ChannelPadding": "pad_channels",
-}
-"""The C function of each class of layers."""
+FUNCTIONS = {name: function for name, (function, *_) in _KERNELS.items()}
 
 
 def kernels_of(names: set[str]) -> str:
     """The C text of the kernels that these classes of layers need, what they call before them."""
-    texts = [text for name, needed in _KERNELS.items() if name in names for text in needed]
+    texts = [text for name, (_, *needed) in _KERNELS.items() if name in names for text in needed]
     return "\n".join(dict.fromkeys(texts))

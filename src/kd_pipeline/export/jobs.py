@@ -138,8 +138,9 @@ def export_files(job: ExportJob, targets: Sequence[str]) -> dict[tuple[str, str]
 
 def _variants(job: ExportJob) -> Iterator[tuple[ExportJob, str | None]]:
     yield job, None
-    if job.checkpoint.quantised_state is not None:
-        fine_tuned = job.checkpoint.fine_tuned
+    if (state := job.checkpoint.quantised_state) is not None:
+        # Its post-training int8 export is the model that the fine-tuning simulated.
+        fine_tuned = replace(job.checkpoint, state=state, quantised_state=None)
         yield replace(job, checkpoint=fine_tuned, folder=job.folder / AWARE), AWARE
 
 

@@ -1,6 +1,5 @@
 """What the files compute, on every test row, beside what their checkpoints compute."""
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from kd_pipeline.export.selection import ON_CPU
 from kd_pipeline.export.settings import Latency, ModelExportParams
 from kd_pipeline.export.target import ExportedFile, Runner
 from kd_pipeline.export.targets import TARGETS
+from kd_pipeline.memory import available_cores
 from kd_pipeline.models.checkpoint import build_classifier
 from kd_pipeline.models.predict import predict_batches
 
@@ -61,7 +61,7 @@ def _run_model(
     reference = predict_batches(build_classifier(model.checkpoint), batches, ON_CPU)
     yield {**identity, "target": CHECKPOINT, "precision": "float32"}, reference
     for (target, precision), file in model.files.items():
-        run = TARGETS[target].open(file.path, available_threads())
+        run = TARGETS[target].open(file.path, available_cores())
         logits = torch.from_numpy(
             np.concatenate([run(part.numpy()) for part in data.images.batches(ids, _BATCH_SIZE)])
         )
@@ -79,13 +79,6 @@ def _run_model(
         yield facts, logits
 
 
-def available_threads() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def measure_latency(
     file: ExportedFile, images: NDArray[np.uint8], params: Latency
 ) -> dict[str, float]:
@@ -100,7 +93,7 @@ def measure_latency(
     """
     measured = {}
     one = TARGETS[file.target].one_thread
-    for num_threads in sorted({1, 1 if one else available_threads()}):
+    for num_threads in sorted({1, 1 if one else available_cores()}):
         run = TARGETS[file.target].open(file.path, num_threads)
         for size in params.batch_sizes:
             batch = np.resize(images, (size, *images.shape[1:]))

@@ -119,9 +119,8 @@ class _Imported:
     def logits(self, rows: Selection, *, view: int = 0, description: str = "predict") -> Tensor:
         if view != 0:
             raise DataError(f"imported logits have only the clean view 0, got view {view}")
-        wanted = self.example_ids[rows]
-        self.imported.check_covers(wanted, what=f"every example of `{description}`")
-        return torch.from_numpy(self.imported.rows(wanted))
+        what = f"every example of `{description}`"
+        return torch.from_numpy(self.imported.rows(self.example_ids[rows], what))
 
 
 def read_given_logits(given: Sequence[GivenLogits], data: LabelledImages) -> list[ImportedLogits]:

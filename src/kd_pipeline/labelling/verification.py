@@ -154,10 +154,7 @@ def draw_rows(soft_targets: SoftTargets, *, seed: int, num_rows: int) -> list[Dr
 
 
 def coarser_arithmetic(facts: Mapping[str, Any], computing: Computing) -> str:
-    """The coarser of the arithmetics in which the cache was made and is now verified.
-
-    A cache whose facts name no device may come from any.
-    """
+    """The coarser of the arithmetics in which the cache was made and is now verified."""
     device = resolve_device(computing.device)
     now = _arithmetic(device, resolve_precision(computing.precision, device))
     then = _arithmetic(str(facts.get("device")), str(facts.get("precision")))

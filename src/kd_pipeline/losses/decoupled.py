@@ -10,10 +10,9 @@ from kd_pipeline.config import NonNegativeFloat
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.losses.record import (
     SoftLoss,
-    check_shapes,
     cross_entropy,
     kl_divergence,
-    log_softmax,
+    log_softmaxes,
     times_squared,
 )
 from kd_pipeline.losses.settings import SoftLossParams
@@ -72,11 +71,10 @@ def dkd_loss(
         ParameterError: If the shapes differ, or there are two classes: one other class is no
             distribution.
     """
-    check_shapes(student_logits, teacher_logits)
     if student_logits.shape[-1] < 3:
         rule = "be another than dkd for two classes, which leave one beside the label's"
         raise ParameterError("soft_loss", rule, student_logits.shape[-1])
-    student, teacher = _log_softmaxes(student_logits, teacher_logits, temperature)
+    student, teacher = log_softmaxes(student_logits, teacher_logits, temperature)
     target, others = map(kl_divergence, _decouple(student, labels), _decouple(teacher, labels))
     decoupled = settings.target_weight * target + settings.non_target_weight * others
     loss = torch.where(label_mask, decoupled, kl_divergence(student, teacher))
@@ -106,22 +104,14 @@ def nkd_loss(
     Returns:
         One loss per example, shape [batch], float32, in nats; not zero where the two agree.
     """
-    check_shapes(student_logits, teacher_logits)
-    student, teacher = _log_softmaxes(student_logits, teacher_logits, temperature)
+    student, teacher = log_softmaxes(student_logits, teacher_logits, temperature)
     (_, student_others), (_, teacher_others) = (_decouple(s, labels) for s in (student, teacher))
     others = settings.non_target_weight * cross_entropy(student_others, teacher_others)
     plain, at = cross_entropy(student, teacher), labels.clamp(min=0)[..., None]
-    untempered = _log_softmaxes(student_logits, teacher_logits, 1)
+    untempered = log_softmaxes(student_logits, teacher_logits, 1)
     student_label, teacher_label = (logs.gather(-1, at).squeeze(-1) for logs in untempered)
     normalised = times_squared(others, temperature) - teacher_label.exp() * student_label
     return torch.where(label_mask, normalised, times_squared(plain, temperature))
-
-
-def _log_softmaxes(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    student = log_softmax(student_logits, temperature)
-    return student, log_softmax(teacher_logits.detach(), temperature)
 
 
 def _decouple(log_probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

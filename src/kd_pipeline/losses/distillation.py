@@ -15,7 +15,7 @@ from kd_pipeline.losses.record import (
     check_shapes,
     cross_entropy,
     kl_divergence,
-    log_softmax,
+    log_softmaxes,
     times_squared,
 )
 from kd_pipeline.losses.relational import RELATIONAL
@@ -43,10 +43,8 @@ def soft_target_loss(
     Raises:
         ParameterError: If the shapes differ.
     """
-    check_shapes(student_logits, teacher_logits)
-    student_log_probs = log_softmax(student_logits, temperature)
-    teacher_log_probs = log_softmax(teacher_logits.detach(), temperature)
-    return times_squared(kl_divergence(student_log_probs, teacher_log_probs), temperature)
+    student, teacher = log_softmaxes(student_logits, teacher_logits, temperature)
+    return times_squared(kl_divergence(student, teacher), temperature)
 
 
 def soft_cross_entropy_loss(
@@ -62,10 +60,8 @@ def soft_cross_entropy_loss(
     Returns:
         One loss per example, shape [batch], float32, in nats times temperature².
     """
-    check_shapes(student_logits, teacher_logits)
-    student_log_probs = log_softmax(student_logits, temperature)
-    teacher_log_probs = log_softmax(teacher_logits.detach(), temperature)
-    return times_squared(cross_entropy(student_log_probs, teacher_log_probs), temperature)
+    student, teacher = log_softmaxes(student_logits, teacher_logits, temperature)
+    return times_squared(cross_entropy(student, teacher), temperature)
 
 
 def reverse_kl_loss(
@@ -84,10 +80,8 @@ def reverse_kl_loss(
         One loss per example, shape [batch], float32, in nats times temperature²; zero exactly
         where the two distributions agree.
     """
-    check_shapes(student_logits, teacher_logits)
-    student_log_probs = log_softmax(student_logits, temperature)
-    teacher_log_probs = log_softmax(teacher_logits.detach(), temperature)
-    return times_squared(kl_divergence(teacher_log_probs, student_log_probs), temperature)
+    student, teacher = log_softmaxes(student_logits, teacher_logits, temperature)
+    return times_squared(kl_divergence(teacher, student), temperature)
 
 
 def jensen_shannon_loss(
@@ -105,11 +99,9 @@ def jensen_shannon_loss(
     Returns:
         One loss per example, shape [batch], float32, in [0, log 2] nats times temperature².
     """
-    check_shapes(student_logits, teacher_logits)
-    student_log_probs = log_softmax(student_logits, temperature)
-    teacher_log_probs = log_softmax(teacher_logits.detach(), temperature)
-    mixture = torch.logaddexp(student_log_probs, teacher_log_probs) - math.log(2)
-    both = kl_divergence(mixture, teacher_log_probs) + kl_divergence(mixture, student_log_probs)
+    student, teacher = log_softmaxes(student_logits, teacher_logits, temperature)
+    mixture = torch.logaddexp(student, teacher) - math.log(2)
+    both = kl_divergence(mixture, teacher) + kl_divergence(mixture, student)
     return times_squared(0.5 * both, temperature)
 
 

@@ -71,6 +71,19 @@ def log_softmax(logits: Tensor, temperature: float) -> Tensor:
     return F.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
 
 
+def log_softmaxes(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Both log-probabilities, the teacher's without a gradient.
+
+    Raises:
+        ParameterError: If the shapes differ.
+    """
+    check_shapes(student_logits, teacher_logits)
+    student = log_softmax(student_logits, temperature)
+    return student, log_softmax(teacher_logits.detach(), temperature)
+
+
 def kl_divergence(student_log_probs: Tensor, teacher_log_probs: Tensor) -> Tensor:
     """KL divergence of the student's from the teacher's distribution in nats, [batch]."""
     pointwise = F.kl_div(student_log_probs, teacher_log_probs, reduction="none", log_target=True)

@@ -122,8 +122,8 @@ def _import_class(import_path: str) -> type[nn.Module]:
 def code_digest(architecture: str) -> str | None:
     """16 hex digits over the file in which a user's own class is written.
 
-    A teacher with the same weights and another `forward` so gets another fingerprint. Of the files
-    that this one imports `logits_digest` shows what they change.
+    A teacher with the same weights and another `forward` so gets another fingerprint. Changes
+    in files that this one imports show in `logits_digest`.
 
     Returns:
         None for all other architectures, and for classes without a file.

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ WEIGHTS_FILE = "model.safetensors"
 QUANTISED_FILE = "quantised.safetensors"
 DESCRIPTION_FILE = "model.json"
 DATA_FACTS = ("images", "splits", "labels")
-"""What a trained model's facts hold of its data; those of older ones hold no labels."""
+"""What a trained model's facts hold of its data."""
 _REMEDY = "train it again, or copy it again from where it is whole"
 
 
@@ -66,22 +66,6 @@ class ModelCheckpoint:
         quantised = {f"quantised/{k}": v for k, v in (self.quantised_state or {}).items()}
         text = json.dumps(self._description(), sort_keys=True)
         return tensors_digest({**self.state, **quantised}, text)
-
-    @property
-    def fine_tuned(self) -> "ModelCheckpoint":
-        """The weights fine-tuned for int8 as a checkpoint like any other.
-
-        Its post-training int8 export is the model that the fine-tuning simulated.
-
-        Raises:
-            CheckpointError: If there are none.
-        """
-        if self.quantised_state is None:
-            raise CheckpointError(
-                "the checkpoint has no weights fine-tuned for int8: set `student.quantisation` and "
-                "train again"
-            )
-        return replace(self, state=self.quantised_state, quantised_state=None)
 
     def _description(self) -> dict[str, Any]:
         names = ("class_order", "code", "logits_digest")
@@ -251,9 +235,7 @@ def read_checkpoint(folder: Path) -> ModelCheckpoint:
         CheckpointError: If a file is missing or damaged, or the fingerprint differs.
     """
     try:
-        text = (folder / DESCRIPTION_FILE).read_bytes()
-        # Older ones have no checksum; one whose name was damaged has whole values.
-        description = checked_loads(text) if b'"sha256"' in text else json.loads(text)
+        description = checked_loads((folder / DESCRIPTION_FILE).read_bytes())
         state = load_file(folder / WEIGHTS_FILE)
         quantised = folder / QUANTISED_FILE
         preprocessing, order = description["preprocessing"], description.get("class_order")

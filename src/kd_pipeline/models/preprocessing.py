@@ -44,17 +44,13 @@ class Preprocessing:
         return Preprocessing((num_channels, *size), self.mean * repeats, self.std * repeats)
 
 
-def measure_preprocessing(pixels: Tensor) -> Preprocessing:
+def measure_preprocessing(batches: Iterable[Tensor]) -> Preprocessing:
     """Mean and standard deviation of each channel over some images.
 
     Args:
-        pixels: uint8 [num_images, channels, height, width], at least one image.
+        batches: uint8 [num_images, channels, height, width], of which one at a time is in memory;
+            at least one image in all.
     """
-    return measure_batches([pixels])
-
-
-def measure_batches(batches: Iterable[Tensor]) -> Preprocessing:
-    """The same over images that come in batches, of which one at a time is in memory."""
     counts, shape = torch.zeros(()), torch.Size()
     for pixels in batches:
         shape = pixels.shape[1:]

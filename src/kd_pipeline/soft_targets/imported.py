@@ -55,9 +55,11 @@ class ImportedLogits:
                 f"examples without logits, first {missing[:3].tolist()}"
             )
 
-    def rows(self, example_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    def rows(
+        self, example_ids: NDArray[np.int64], what: str = "every example asked for"
+    ) -> NDArray[np.float32]:
         """A copy of these examples' logits, float32 [num_examples, num_classes]."""
-        self.check_covers(example_ids, what="every example asked for")
+        self.check_covers(example_ids, what=what)
         return np.asarray(self.logits[np.searchsorted(self.example_ids, example_ids)])
 
 

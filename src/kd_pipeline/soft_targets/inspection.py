@@ -88,12 +88,9 @@ class Sample:
 
     @property
     def sources(self) -> list[str]:
-        """Each member and, last, the ensemble where there are several: what students learn from.
-
-        The members of a top-k cache cannot be averaged: each lists classes of its own.
-        """
+        """Each member and, last, the ensemble where there are several: what students learn from."""
         members = [str(member) for member in range(self.manifest.num_members)]
-        return [*members, ENSEMBLE] if len(members) > 1 and not self.rows.is_top_k else members
+        return [*members, ENSEMBLE] if len(members) > 1 else members
 
     def temperatures(self, *asked: float) -> tuple[float, ...]:
         """The temperatures asked for, or the one that a top-k cache is tied to."""

@@ -156,7 +156,7 @@ class PartsFolder:
                 started = time.perf_counter()
                 made = write_part(self.folder, part, manifest, ids, logits_of(part, ids))
                 taken = time.perf_counter() - started
-                add_seconds(self.finished or self.folder, made, taken, shard)
+                add_seconds(self.finished or self.folder, made, taken)
                 if self.shared is not None:
                     self.shared.keep(made)
                 counts["made"] += 1

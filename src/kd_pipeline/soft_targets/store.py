@@ -16,7 +16,7 @@ from kd_pipeline.errors import DataError, StaleArtefactError
 from kd_pipeline.provenance import check_provenance
 from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.manifest import Manifest, Part, Provenance, digest_of_ids
-from kd_pipeline.soft_targets.parts import PartRows, part_problem, read_head, read_part, write_part
+from kd_pipeline.soft_targets.parts import PartRows, part_problem, read_part, write_part
 from kd_pipeline.soft_targets.seconds import total_seconds
 
 MANIFEST_FILE = "manifest.json"
@@ -219,8 +219,6 @@ def _refuse(folder: Path, manifest: Manifest, problems: Sequence[str]) -> None:
     foreign = [f"{name} is no part of this store" for name in names if not name.startswith(".")]
     if not (found := [*problems, *foreign]):
         return
-    if _is_of_another_run(folder, manifest):
-        found.insert(0, f"{MANIFEST_FILE} is of another run than the parts beside it")
     shown = found[:_NUM_SHOWN]
     if (more := len(found) - _NUM_SHOWN) > 0:
         shown.append(f"and {more} more")
@@ -229,12 +227,3 @@ def _refuse(folder: Path, manifest: Manifest, problems: Sequence[str]) -> None:
 
 def _refusal(folder: Path, problems: str) -> StaleArtefactError:
     return StaleArtefactError(f"`soft_targets` in {folder}: {problems}; {_REMEDY}")
-
-
-def _is_of_another_run(folder: Path, manifest: Manifest) -> bool:
-    """Whether parts, of which some are read, are of one run and the manifest of another."""
-    wanted = manifest.head()
-    some = manifest.parts[:: max(1, len(manifest.parts) // _NUM_SHOWN)]
-    heads = [head for part in some if (head := read_head(folder / part.file))]
-    origins = [{name: head.get(name) for name in wanted} for head in heads]
-    return bool(origins) and origins[0] != wanted and all(o == origins[0] for o in origins)

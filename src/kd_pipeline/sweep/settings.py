@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from kd_pipeline.config import NumModels, Params, PositiveInt, Seed, at_most
+from kd_pipeline.config import NumModels, Params, PositiveInt, Seed, as_block, at_most
 from kd_pipeline.shards import Sharded
 
 Metric = Literal["validation/accuracy", "validation/loss"]
@@ -86,10 +86,6 @@ class Pruner(Params):
     """No trial is stopped before it has trained so many."""
 
 
-def _as_block(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
 def _legal_folder(name: str) -> str:
     plain = name.replace("_", "").replace("-", "")
     if not (plain.isascii() and plain.isalnum()) or name in ("base", "local"):
@@ -113,7 +109,7 @@ class SweepParams(Sharded):
     sampler: Literal["tpe", "random"] = "tpe"
     num_startup_trials: PositiveInt = 5
     """Finished trials of an arm before the sampler learns from them, and before any is pruned."""
-    pruner: Annotated[Pruner, BeforeValidator(_as_block)] = Pruner(name="median")
+    pruner: Annotated[Pruner, BeforeValidator(as_block)] = Pruner(name="median")
     parameters: Annotated[Mapping[str, SearchRange], Field(min_length=1)]
     """By dotted name: `student...` is searched for each arm, `<arm>...` for that arm."""
     shared_from: str | None = None

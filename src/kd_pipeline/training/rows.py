@@ -19,7 +19,7 @@ from kd_pipeline.losses.settings import ObjectiveParams
 from kd_pipeline.memory import MemoryBudget
 from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.predict import predict_batches, resolve_device
-from kd_pipeline.models.preprocessing import Preprocessing, measure_batches
+from kd_pipeline.models.preprocessing import Preprocessing, measure_preprocessing
 from kd_pipeline.randomness import derive_seed, shuffled_order
 from kd_pipeline.training.settings import Training
 
@@ -138,7 +138,7 @@ def transfer_partners(
 def measure(data: LabelledImages, example_ids: np.ndarray) -> Preprocessing:
     """Channel statistics of these examples."""
     step = max(1, math.ceil(len(example_ids) / NUM_IMAGES_MEASURED))
-    return measure_batches(data.images.batches(example_ids[::step], _MEASURED_AT_ONCE))
+    return measure_preprocessing(data.images.batches(example_ids[::step], _MEASURED_AT_ONCE))
 
 
 def measure_validation(classifier: Classifier, rows: Rows, *, device: str) -> dict[str, float]:

@@ -17,6 +17,7 @@ from kd_pipeline.config import (
     PositiveInt,
     Precision,
     Seed,
+    as_block,
 )
 from kd_pipeline.losses.settings import ObjectiveParams
 from kd_pipeline.models.settings import Given, GivenLogits, Model, Pretrained
@@ -119,10 +120,6 @@ class Quantisation(Params):
     """Of the learning rate in `training.optimiser`."""
 
 
-def _as_block(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
 class StudentParams(Params):
     """`student`: what all students that are compared share by construction."""
 
@@ -132,7 +129,7 @@ class StudentParams(Params):
     pretrained: Pretrained | None = None
     """Where every replicate of every arm starts from, as `teacher.pretrained`."""
     training: Training
-    quantisation: Annotated[Quantisation | None, BeforeValidator(_as_block)] = None
+    quantisation: Annotated[Quantisation | None, BeforeValidator(as_block)] = None
     """`int8`, or {name: int8, ...}; the weights in float stay beside the fine-tuned ones."""
 
     @model_validator(mode="after")

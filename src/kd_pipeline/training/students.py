@@ -140,7 +140,7 @@ def _parameters(student: StudentParams, arm: ArmParams, views: ViewsParams) -> d
     """What MLflow lists of a student's settings, under the same names in every arm."""
     own = arm.model_dump(mode="json", exclude=set(OF_TEACHING_STUDENTS))
     # `train_each` adds the quantisation: the training in float, and its key, is the same without.
-    # So are they for a student from scratch.
+    # `pretrained` is left out for the same reason where it is null.
     left_out = {"quantisation", *(() if student.pretrained else ("pretrained",))}
     shared = student.model_dump(mode="json", exclude=left_out)
     return {**shared, **own, "views": views.model_dump(mode="json")}

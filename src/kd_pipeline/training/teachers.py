@@ -112,7 +112,7 @@ def _without_leak(
             f"{name} was trained on another split of these very images and may have been "
             "trained on their test set: train it anew, or set `transfer_split` as it was"
         )
-    if facts.get("labels", at_hand["labels"]) != at_hand["labels"]:
+    if facts.get("labels") != at_hand["labels"]:
         raise StaleArtefactError(
             f"{name} was trained on other labels of these very images: train it anew"
         )

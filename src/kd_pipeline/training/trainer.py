@@ -72,7 +72,8 @@ def train_each(
             processes.check_alike({_TRAINED: key, **_computed_with(plans[0].training)})
         if together:
             own = [one for group in groups for one in trainer.train(group)]
-            # Running statistics are the first process's everywhere, and so is the teacher's card.
+            # Running statistics differ between processes: all take the first one's checkpoints, so
+            # that fingerprints agree.
             models = processes.from_first(lambda: own)
         else:
             models = processes.spread(groups, trainer.train)

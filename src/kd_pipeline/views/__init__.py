@@ -10,24 +10,14 @@ from typing import TYPE_CHECKING
 from kd_pipeline.views.policy import ViewPolicy
 
 if TYPE_CHECKING:
-    from kd_pipeline.views.renderer import DrawnViews, MixedWith, Pixels, ViewRenderer, render
-    from kd_pipeline.views.transforms import TRANSFORMS
+    from kd_pipeline.views.renderer import DrawnViews, ViewRenderer, render
 else:
 
     def __getattr__(name: str) -> object:
         """Import on first use: settings of this package must not cost an import of torch."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        module = "transforms" if name == "TRANSFORMS" else "renderer"
-        return getattr(import_module(f"{__name__}.{module}"), name)
+        return getattr(import_module(f"{__name__}.renderer"), name)
 
 
-__all__ = [
-    "TRANSFORMS",
-    "DrawnViews",
-    "MixedWith",
-    "Pixels",
-    "ViewPolicy",
-    "ViewRenderer",
-    "render",
-]
+__all__ = ["DrawnViews", "ViewPolicy", "ViewRenderer", "render"]

@@ -7,12 +7,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kd_pipeline.config import Fraction
+from kd_pipeline.config import Fraction, NonNegativeFloat
 from kd_pipeline.views import tones
 from kd_pipeline.views.by_choice import change_by_choice, per_row
 from kd_pipeline.views.record import Drawn, Table, Transform
 from kd_pipeline.views.sampling import unit_scale_copy
-from kd_pipeline.views.settings import NonNegative, TransformParams
+from kd_pipeline.views.settings import TransformParams
 from kd_pipeline.views.stream import Stream
 
 _JITTERS = {
@@ -27,10 +27,10 @@ class ColourJitter(TransformParams):
     """Change brightness, contrast, saturation and hue, in random order: ColorJitter."""
 
     name: Literal["colour_jitter"]
-    brightness: NonNegative = 0.0
+    brightness: NonNegativeFloat = 0.0
     """The factor is uniform in [max(0, 1 - brightness), 1 + brightness]; 0 leaves it out."""
-    contrast: NonNegative = 0.0
-    saturation: NonNegative = 0.0
+    contrast: NonNegativeFloat = 0.0
+    saturation: NonNegativeFloat = 0.0
     hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
     """Turn of the colour wheel, uniform in [-hue, hue]."""
 

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kd_pipeline.config import Fraction, ImageSide, PositiveFloat
+from kd_pipeline.config import Fraction, ImageSide, NonNegativeFloat, PositiveFloat
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.views.boxes import draw_candidates, first_valid, placed, whole_sides
 from kd_pipeline.views.record import Drawn, Table, Transform
 from kd_pipeline.views.sampling import pad_reflected, sample_affine, unit_scale
-from kd_pipeline.views.settings import AreaFraction, NonNegative, TransformParams
+from kd_pipeline.views.settings import AreaFraction, TransformParams
 from kd_pipeline.views.stream import Stream
 
 
@@ -37,7 +37,7 @@ class Affine(TransformParams):
 
     name: Literal["affine"]
     max_degrees: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0
-    max_shift_pixels: NonNegative = 0.0
+    max_shift_pixels: NonNegativeFloat = 0.0
     min_scale: PositiveFloat | None = None
     """Given, the scale is uniform in [min_scale, max_scale], as torchvision's."""
     max_scale: PositiveFloat = 1.0

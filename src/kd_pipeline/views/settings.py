@@ -12,7 +12,6 @@ from kd_pipeline.config import Params, Seed
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.views.policy import ViewPolicy
 
-NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 AreaFraction = Annotated[float, Field(gt=0.0, le=1.0)]
 
 

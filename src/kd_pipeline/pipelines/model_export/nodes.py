@@ -30,7 +30,7 @@ def export_models(
     after: str | None = None,  # noqa: ARG001
     **models: list[ModelCheckpoint],
 ) -> list[ExportedModel]:
-    """Export models of this run where that is enabled, or without any those of earlier runs.
+    """Export models of this run, if that is enabled; the stage by itself, those of earlier runs.
 
     Earlier runs left theirs in `trained_models`; or `params.source` names another. `after` is what
     a whole run writes first.
