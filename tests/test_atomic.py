@@ -169,7 +169,6 @@ def kill_a_run_that_fills(path: Path) -> Path:
     return left
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no process can be looked up there")
 @pytest.mark.parametrize("move", [False, True])
 def test_what_a_killed_run_left_is_swept_and_what_a_living_one_fills_is_not(
     tmp_path: Path, move: bool
@@ -190,7 +189,6 @@ def test_what_a_killed_run_left_is_swept_and_what_a_living_one_fills_is_not(
     assert other.exists()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no process can be looked up there")
 def test_what_another_machine_fills_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = kill_a_run_that_fills(tmp_path / "store")
     with monkeypatch.context() as patch:
@@ -201,7 +199,6 @@ def test_what_another_machine_fills_stays(tmp_path: Path, monkeypatch: pytest.Mo
     assert not left.exists()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no process can be looked up there")
 def test_what_an_earlier_process_of_this_number_left_is_swept(tmp_path: Path) -> None:
     """A container that is started again has the same host name and process ids."""
     left = kill_a_run_that_fills(tmp_path / "store")
@@ -212,6 +209,5 @@ def test_what_an_earlier_process_of_this_number_left_is_swept(tmp_path: Path) ->
 
 def test_no_process_has_the_number_0_or_below() -> None:
     assert is_alive(os.getpid())
-    if os.name != "nt":
-        assert not is_alive(0)
-        assert not is_alive(-1)
+    assert not is_alive(0)
+    assert not is_alive(-1)

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _NEW = ".new-"
@@ -74,26 +74,21 @@ def replace_file(path: str | Path) -> Iterator[Path]:
     _sync(path.parent)
 
 
-def put_file(path: str | Path, text: str) -> bool:
+def put_file(path: str | Path, text: str) -> None:
     """Put a file where there is none: of processes that try at once, one does.
 
-    It appears whole and on disk or not at all.
-
-    Returns:
-        Whether it was put; a file that is there stays as it is.
+    It appears whole and on disk or not at all; a file that is there stays as it is.
     """
     path = Path(path).absolute()
     temporary = path.parent / f".{path.name}{_NEW}{os.getpid()}-{secrets.token_hex(4)}"
     try:
         temporary.write_text(text, encoding="utf-8")
         _sync(temporary)
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
+        with suppress(FileExistsError):
+            os.link(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     _sync(path.parent)
-    return True
 
 
 def move_folder(filled: str | Path, path: str | Path) -> None:
@@ -120,9 +115,7 @@ def move_folder(filled: str | Path, path: str | Path) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this id runs on this machine; always true on Windows."""
-    if os.name == "nt":
-        return True  # `os.kill` with signal 0 would end the process there.
+    """Whether a process of this id runs on this machine."""
     if pid <= 0:
         return False
     try:
@@ -181,8 +174,6 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open folders.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -18,7 +18,6 @@ class TrainingStarted:
     parameters: Mapping[str, Any]
     """Settings of this training as in YAML, nested or flat."""
     num_epochs: int
-    steps_per_epoch: int
 
 
 @dataclass(frozen=True)

@@ -68,10 +68,6 @@ class Resplits:
         settings: dict[str, Any] = json.loads(json.dumps({**given, "parameters": parameters}))
         return settings
 
-    def first_seed(self) -> int:
-        """The global seed."""
-        return int(self.load("globals")["seed"])
-
     def load(self, kind: str) -> dict[str, Any]:
         """A kind of configuration, as a run with the seed of the environment reads it."""
         source, loading = str(self.project / "conf"), settings.CONFIG_LOADER_ARGS
@@ -119,7 +115,7 @@ def run_resplits(resplits: Resplits, *, num: int, run: Run) -> dict[int, dict[st
     ):
         rule = "be a whole run, from the split to the comparison"
         raise ParameterError("pipeline", rule, resplits.pipeline)
-    first = resplits.first_seed()
+    first = int(resplits.load("globals")["seed"])
     wanted = {seed: resplits.settings(seed) for seed in range(first, first + num)}
     _check_seeds(wanted)
     missing = [seed for seed, of_run in wanted.items() if not _is_kept(resplits, seed, of_run)]

@@ -7,17 +7,15 @@ from typing import Any
 
 from kedro.config import OmegaConfigLoader
 
-from kd_pipeline.hooks import (
-    GuardHook,
-    MemoryHook,
-    MLflowHook,
-    ObjectStorageHook,
-    ProcessesHook,
-    ResumeHook,
-    RunLockHook,
-    TerminalHook,
-    ThreadsHook,
-)
+from kd_pipeline.hooks.guard_hook import GuardHook
+from kd_pipeline.hooks.memory_hook import MemoryHook
+from kd_pipeline.hooks.mlflow_hook import MLflowHook
+from kd_pipeline.hooks.object_storage_hook import ObjectStorageHook
+from kd_pipeline.hooks.processes_hook import ProcessesHook
+from kd_pipeline.hooks.resume_hook import ResumeHook
+from kd_pipeline.hooks.run_lock_hook import RunLockHook
+from kd_pipeline.hooks.terminal_hook import TerminalHook
+from kd_pipeline.hooks.threads_hook import ThreadsHook
 
 # Before torch is imported. OpenMP's threads else spin while they wait for each other: beside other
 # busy processes two of them trained at a tenth of the speed of one (docs/decisions/0027).

@@ -255,4 +255,4 @@ def test_a_tracking_server_that_is_away_costs_a_warning_and_the_run_goes_on(
     warned = [r for r in caplog.records if r.levelname == "WARNING" and "MLflow" in r.message]
     assert len(warned) == 1
     (kept,) = (finished.data / "09_tracking").glob("unsent-*.jsonl")
-    assert kept.read_text().count('"kind": "CloseRun"') == len(ARMS)
+    assert kept.read_text().count('"kind": "close_run"') == len(ARMS)

@@ -34,7 +34,7 @@ book = RunBook(journal, {"kd.group": group, "kd.pipeline": "distill"}, models="n
 journal.start()
 for replicate in range(num_runs):
     parameters = {"group": group, "replicate": replicate, "temperature": 4.0}
-    book.training_started("student", TrainingStarted(replicate, parameters, num_epochs, 1), [])
+    book.training_started("student", TrainingStarted(replicate, parameters, num_epochs), [])
     for epoch in range(1, num_epochs + 1):
         metrics = {"train/loss": replicate / epoch, "validation/accuracy": epoch / num_epochs}
         book.epoch_ended("student", EpochEnded(replicate, epoch, metrics))

@@ -91,7 +91,7 @@ def test_replicates_that_only_one_group_has_are_left_out(group: Callable[..., An
         ({"test_fingerprint": "t2"}, "their test sets differ: fingerprints t1 and t2"),
         (
             {"predictions": None, "test_fingerprint": None},
-            "b was logged without its predictions: only the arms were compared",
+            "b was logged without its predictions, as by `--from-nodes=compare_arms`",
         ),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import ttest_1samp
 
-from kd_pipeline.errors import DataError, ParameterError
+from kd_pipeline.errors import DataError
 from kd_pipeline.evaluation.page import html_page
 from kd_pipeline.evaluation.resplit_report import resplit_report
 from kd_pipeline.evaluation.resplits import (
@@ -154,7 +154,7 @@ def test_combines_each_arm_over_the_runs_and_adjusts_for_their_number() -> None:
 
 
 def test_one_run_and_other_arms_are_refused() -> None:
-    with pytest.raises(ParameterError, match="`num` must be at least 2: one split has no spread"):
+    with pytest.raises(DataError, match="`gains` must be two finite numbers or more"):
         combined(student_kd=[0.1])
     runs = {0: run_of({"student_kd": 0.1}, test_set="a"), 1: run_of({"other": 0.1}, test_set="b")}
     with pytest.raises(DataError, match="`comparisons` must have the same arms, got"):

@@ -8,7 +8,7 @@ import pytest
 from kedro.io import DataCatalog, MemoryDataset
 
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.hooks import MemoryHook
+from kd_pipeline.hooks.memory_hook import MemoryHook
 from kd_pipeline.memory import usable_memory
 
 

@@ -57,7 +57,7 @@ class FakeSender(Sender):
 
     def send(self, operation: Operation) -> None:
         self.sent.append(operation)
-        if operation.kind == "OpenRun":
+        if operation.kind == "open_run":
             self.run_ids[operation.run] = f"id-{operation.run}"
 
 
@@ -104,17 +104,17 @@ def of_kind(sent: list[Operation], kind: str) -> list[Operation]:
 
 
 def runs_and_statuses(sent: list[Operation]) -> dict[str, str]:
-    return {end.run: end.values["status"] for end in of_kind(sent, "CloseRun")}
+    return {end.run: end.values["status"] for end in of_kind(sent, "close_run")}
 
 
 def values_of(sent: list[Operation]) -> dict[str, float]:
-    points = [point for op in of_kind(sent, "LogMetrics") for point in op.values["points"]]
+    points = [point for op in of_kind(sent, "log_metrics") for point in op.values["points"]]
     return {point.name: point.value for point in points}
 
 
 def run_training(hook: MLflowHook, replicate: int = 0) -> None:
     hook.before_node_run(SimpleNamespace(namespace="student_kd", name="student_kd.train"), {})
-    events.emit(events.TrainingStarted(replicate, {"seed": 1}, 1, 10))
+    events.emit(events.TrainingStarted(replicate, {"seed": 1}, 1))
     events.emit(events.EpochEnded(replicate, 1, {"train/loss": 0.5}))
     events.emit(events.TrainingEnded(replicate, "c0ffee"))
     hook.after_node_run({"student_kd.checkpoints": [CHECKPOINT]})
@@ -164,7 +164,7 @@ def test_events_belong_to_the_namespace_that_runs(begin: Begin, sent: list[Opera
     hook = begin(TRAINS)
     run_training(hook)
     hook.after_pipeline_run()
-    (opened,) = of_kind(sent, "OpenRun")
+    (opened,) = of_kind(sent, "open_run")
     assert opened.run == "student_kd-0"
     tags = opened.values["tags"]
     assert (tags["kd.role"], tags["kd.env"], tags["kd.pipeline"]) == (
@@ -172,9 +172,9 @@ def test_events_belong_to_the_namespace_that_runs(begin: Begin, sent: list[Opera
         "smoke",
         "distill",
     )
-    assert [point.step for point in of_kind(sent, "LogMetrics")[0].values["points"]] == [1]
-    assert of_kind(sent, "LogModel") == [
-        Operation("LogModel", "student_kd-0", {"content": CHECKPOINT})
+    assert [point.step for point in of_kind(sent, "log_metrics")[0].values["points"]] == [1]
+    assert of_kind(sent, "log_model") == [
+        Operation("log_model", "student_kd-0", {"content": CHECKPOINT})
     ]
     assert runs_and_statuses(sent) == {"student_kd-0": "FINISHED"}
 
@@ -183,7 +183,7 @@ def test_runs_of_an_arm_have_its_name_and_its_colour(begin: Begin, sent: list[Op
     hook = begin(COMPARES)
     run_training(hook)
     hook.after_pipeline_run()
-    tags = {op.run: op.values["tags"] for op in of_kind(sent, "OpenRun")}
+    tags = {op.run: op.values["tags"] for op in of_kind(sent, "open_run")}
     assert tags["student_kd-0"]["kd.arm"].rstrip() == "distilled (student_kd)"
     assert tags["student_kd-0"]["mlflow.runColor"] == "#137dae"
     assert not {"kd.arm", "mlflow.runColor"} & set(tags["comparison"])
@@ -210,16 +210,16 @@ def test_the_comparison_holds_its_settings_gains_figures_and_report(
     values = values_of(sent)
     assert values["gain/accuracy"] == 0.05
     assert values["test/accuracy"] == 0.9
-    params = of_kind(sent, "LogParams")[-1]
+    params = of_kind(sent, "log_params")[-1]
     assert (params.run, params.values) == (
         "comparison",
         {"params": {"num_bootstrap_samples": "100"}},
     )
-    files = {op.values["path"]: op.values["content"] for op in of_kind(sent, "LogArtifact")}
+    files = {op.values["path"]: op.values["content"] for op in of_kind(sent, "log_artifact")}
     assert sorted(files) == ["comparison.json", "figures/bars.png", "report.html", "report.md"]
     assert files["report.html"] == b"<h1>Yes</h1>"
     assert files["figures/bars.png"].startswith(b"\x89PNG")
-    assert [end.run for end in of_kind(sent, "CloseRun")] == ["student_kd-0", "comparison"]
+    assert [end.run for end in of_kind(sent, "close_run")] == ["student_kd-0", "comparison"]
 
 
 def test_a_figure_is_logged_as_the_file_that_the_catalog_has_made_of_it(
@@ -233,7 +233,7 @@ def test_a_figure_is_logged_as_the_file_that_the_catalog_has_made_of_it(
     hook.after_dataset_saved("bars", figure)
     hook.after_dataset_saved("metrics", metrics())
     hook.after_pipeline_run()
-    (logged,) = of_kind(sent, "LogArtifact")
+    (logged,) = of_kind(sent, "log_artifact")
     assert logged.values["path"] == "figures/bars.png"
     assert logged.values["content"] == (tmp_path / "bars.png").read_bytes()
 
@@ -245,9 +245,9 @@ def test_a_comparison_alone_finds_its_runs(begin: Begin, sent: list[Operation]) 
     hook.before_node_run(node, {"params:evaluation": Settings(), "metrics": metrics()})
     hook.after_node_run({"comparison": comparison()})
     hook.after_pipeline_run()
-    found = {op.run: op.values["find"] for op in of_kind(sent, "OpenRun")}
+    found = {op.run: op.values["find"] for op in of_kind(sent, "open_run")}
     assert found == {"comparison": False, "student_kd-0": True}
-    assert not [op for op in of_kind(sent, "LogMetrics") if op.run == "student_kd-0"]
+    assert not [op for op in of_kind(sent, "log_metrics") if op.run == "student_kd-0"]
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -263,7 +263,7 @@ def test_nodes_can_take_the_store_and_the_identity_of_the_run(
     )
     identity = catalog.load("run_identity")
     assert identity["env"] == "smoke"
-    groups = {op.values["tags"]["kd.group"] for op in of_kind(sent, "OpenRun")}
+    groups = {op.values["tags"]["kd.group"] for op in of_kind(sent, "open_run")}
     assert groups == ({identity["group"]} if enabled else set())
     again = empty_catalog()
     hook.after_catalog_created(again)
@@ -291,11 +291,11 @@ def test_soft_targets_are_logged_on_the_page_of_the_whole(
     hook.after_node_run(SOFT_TARGETS)
     hook.after_dataset_saved("soft_target_entropy_figure", drawn())
     hook.after_pipeline_run()
-    (opened,) = of_kind(sent, "OpenRun")
+    (opened,) = of_kind(sent, "open_run")
     assert (opened.run, opened.values["tags"]["kd.role"]) == (run, run)
-    (logged,) = of_kind(sent, "LogMetrics")
+    (logged,) = of_kind(sent, "log_metrics")
     assert (logged.run, values_of(sent)) == (run, {"soft_targets/entropy_at_4": 0.75})
-    files = {op.values["path"]: op for op in of_kind(sent, "LogArtifact")}
+    files = {op.values["path"]: op for op in of_kind(sent, "log_artifact")}
     assert set(files) == {
         "soft_target_summary.csv",
         "soft_target_confusions.csv",
@@ -317,7 +317,7 @@ def test_the_caches_of_several_namespaces_have_names_of_their_own(
     hook.after_node_run({"assistant.soft_target_summary": SOFT_TARGETS["soft_target_summary"]})
     hook.after_pipeline_run()
     assert set(values_of(sent)) == {"soft_targets/assistant/entropy_at_4"}
-    (file,) = of_kind(sent, "LogArtifact")
+    (file,) = of_kind(sent, "log_artifact")
     assert file.values["path"] == "assistant.soft_target_summary.csv"
 
 
@@ -338,7 +338,7 @@ def test_an_exported_file_is_logged_to_the_run_of_its_model(
     hook.after_node_run({"export_metrics": pd.DataFrame(rows)})
     hook.after_pipeline_run()
     assert values_of(sent) == {"export/onnx_int8/accuracy": 0.9}
-    assert {o.run for o in of_kind(sent, "LogMetrics")} == {"student_kd-0"}
+    assert {o.run for o in of_kind(sent, "log_metrics")} == {"student_kd-0"}
 
 
 def test_what_int8_costs_and_the_files_that_ship_are_logged(
@@ -371,8 +371,8 @@ def test_what_int8_costs_and_the_files_that_ship_are_logged(
         "export/onnx_int8/cost/student_kd_ci_low": -0.02,
         "export/onnx_int8/cost/student_kd_ci_high": 0.0,
     }
-    files = {(o.run, o.values["path"]) for o in of_kind(sent, "LogArtifact")}
-    group = of_kind(sent, "OpenRun")[0].values["tags"]["kd.group"]
+    files = {(o.run, o.values["path"]) for o in of_kind(sent, "log_artifact")}
+    group = of_kind(sent, "open_run")[0].values["tags"]["kd.group"]
     assert files == {
         ("model_export", "export_comparison.json"),
         ("model_export", "export_report.html"),
@@ -392,7 +392,7 @@ def test_a_run_that_exports_nothing_logs_nothing_of_it(begin: Begin, sent: list[
     hook.after_node_run({"export_report": "nothing", "export_report_page": "nothing"})
     hook.after_dataset_saved("export_figure", Figure())
     hook.after_pipeline_run()
-    assert not of_kind(sent, "LogArtifact") + of_kind(sent, "LogMetrics")
+    assert not of_kind(sent, "log_artifact") + of_kind(sent, "log_metrics")
 
 
 def test_predictions_and_their_test_set_are_kept_where_students_are_compared(
@@ -411,22 +411,22 @@ def test_predictions_and_their_test_set_are_kept_where_students_are_compared(
         hook.before_node_run(SimpleNamespace(namespace=None, name="evaluate"), inputs)
         hook.after_node_run(outputs)
         hook.after_pipeline_run()
-    (kept,) = of_kind(sent, "LogArtifact")
+    (kept,) = of_kind(sent, "log_artifact")
     assert (kept.run, kept.values["path"]) == ("comparison", "predictions.parquet")
     read = pd.read_parquet(io.BytesIO(kept.values["content"]))
     assert read.to_dict("records") == [{**rows, "example_id": 7}]
-    tags = [o.values["tags"] for o in of_kind(sent, "SetTags") if o.run == "comparison"]
+    tags = [o.values["tags"] for o in of_kind(sent, "set_tags") if o.run == "comparison"]
     assert {"kd.test_fingerprint": fingerprint_of_test_set(inputs)} in tags
 
 
 def test_an_error_marks_what_is_open_with_its_reason(begin: Begin, sent: list[Operation]) -> None:
     hook = begin(COMPARES)
     hook.before_node_run(SimpleNamespace(namespace="student_kd", name="student_kd.train"), {})
-    events.emit(events.TrainingStarted(0, {}, 1, 10))
+    events.emit(events.TrainingStarted(0, {}, 1))
     hook.on_pipeline_error(ValueError("the loss became nan\nmore"))
     assert runs_and_statuses(sent) == {"comparison": "FAILED", "student_kd-0": "FAILED"}
     reason = "student_kd.train: ValueError: the loss became nan"
-    assert {op.values["tags"]["kd.error"] for op in of_kind(sent, "SetTags")} == {reason}
+    assert {op.values["tags"]["kd.error"] for op in of_kind(sent, "set_tags")} == {reason}
 
 
 def test_an_interrupted_run_is_closed_at_exit(
@@ -465,7 +465,7 @@ hook.after_catalog_created(catalog)
 train = Pipeline([Node(lambda x: x, "images", "checkpoints", name="train")], namespace="student_kd")
 hook.before_pipeline_run({}, train, catalog)
 hook.before_node_run(SimpleNamespace(namespace="student_kd", name="student_kd.train"), {})
-events.emit(events.TrainingStarted(0, {}, 1, 10))
+events.emit(events.TrainingStarted(0, {}, 1))
 time.sleep(60)
 """
 
@@ -476,11 +476,11 @@ def test_sigterm_marks_the_open_runs_killed_at_once(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("OpenRun student_kd-0"):
+            if line.startswith("open_run student_kd-0"):
                 process.terminate()
                 break
         rest = process.stdout.read()
-    assert "CloseRun student_kd-0 KILLED" in rest
+    assert "close_run student_kd-0 KILLED" in rest
     assert process.returncode == 128 + signal.SIGTERM
 
 
@@ -513,7 +513,7 @@ def test_the_next_run_in_a_notebook_closes_an_interrupted_one(
     assert runs_and_statuses(sent) == {"comparison": "KILLED"}
     run_training(hook)
     hook.after_pipeline_run()
-    assert len(of_kind(sent, "LogParams")) == 1
+    assert len(of_kind(sent, "log_params")) == 1
 
 
 @pytest.mark.parametrize(("pipeline", "settings"), [(INGESTS, {}), (COMPARES, {"enabled": False})])
@@ -556,7 +556,7 @@ def test_environment_variables_are_in_nothing_that_is_sent(
     hook.before_node_run(node, {"params:evaluation": Settings(), "metrics": metrics()})
     hook.after_node_run({"metrics": metrics(), "comparison": comparison(), "report": "# Yes"})
     hook.after_pipeline_run()
-    params = [set(op.values["params"]) for op in of_kind(sent, "LogParams")]
+    params = [set(op.values["params"]) for op in of_kind(sent, "log_params")]
     assert params == [{"seed"}, {"num_bootstrap_samples"}]
     assert "canary" not in repr(sent)
 

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from kedro.config import MissingConfigException
 from kedro.io import DataCatalog
 from kedro.pipeline import Node, Pipeline
 from kedro_datasets.text import TextDataset
@@ -127,17 +126,6 @@ def test_without_a_folder_nothing_is_opened(
     hook.after_node_run(NODE)
     hook.after_dataset_saved("shouted")
     assert catalog.get("states").mirror is None
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_project_without_the_file_keeps_all_on_its_disk(tmp_path: Path) -> None:
-    class WithoutFile:
-        def __getitem__(self, name: str) -> object:
-            raise MissingConfigException(name)
-
-    hook = ObjectStorageHook()
-    hook.after_context_created(SimpleNamespace(project_path=tmp_path, config_loader=WithoutFile()))
-    hook.before_pipeline_run(PIPELINE, catalog_of(tmp_path))
     assert not list(tmp_path.iterdir())
 
 

@@ -40,7 +40,7 @@ def test_stages_are_numbered_and_each_replicate_has_a_line(
     first, second = PIPELINE.nodes
     hook.before_node_run(first)
     metrics = {"train/loss": 0.25, "validation/accuracy": 0.9, "train/examples_per_second": 12345.6}
-    events.emit(events.TrainingStarted(3, {}, 2, 10))
+    events.emit(events.TrainingStarted(3, {}, 2))
     events.emit(events.EpochEnded(3, 1, metrics))
     events.emit(events.TrainingEnded(3, "c0ffee", {"cost/train_seconds": 12.34}))
     hook.before_node_run(second)
@@ -56,7 +56,7 @@ def test_the_rate_beside_the_seconds_is_that_of_the_whole_training(
     hook: TerminalHook, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Two epochs of 600 examples: 6 s and 2 s are 150 examples/s, whatever the last one's rate."""
-    events.emit(events.TrainingStarted(0, {}, 2, 10))
+    events.emit(events.TrainingStarted(0, {}, 2))
     for epoch, rate in ((1, 100.0), (2, 300.0)):
         events.emit(events.EpochEnded(0, epoch, {"train/examples_per_second": rate}))
     events.emit(events.TrainingEnded(0, "c0ffee", {"cost/train_seconds": 8.0}))
@@ -67,7 +67,7 @@ def test_replicates_that_train_together_have_one_bar_and_a_line_each(
     hook: TerminalHook, caplog: pytest.LogCaptureFixture
 ) -> None:
     for replicate in range(2):
-        events.emit(events.TrainingStarted(replicate, {}, 2, 10))
+        events.emit(events.TrainingStarted(replicate, {}, 2))
     assert hook._progress is not None
     assert hook._progress.description == "replicates 0 to 1"
     for replicate, loss in enumerate((0.5, 0.25)):
@@ -120,18 +120,18 @@ def test_a_failure_names_its_stage_and_no_event_is_shown_after(
     hook: TerminalHook, caplog: pytest.LogCaptureFixture
 ) -> None:
     hook.before_node_run(SimpleNamespace(name="teacher.train", namespace="teacher"))
-    events.emit(events.TrainingStarted(0, {}, 2, 10))
+    events.emit(events.TrainingStarted(0, {}, 2))
     hook.on_node_error()
     hook.on_pipeline_error()
     assert logged(caplog)[-1].endswith("/2] teacher: train failed")
-    events.emit(events.TrainingStarted(0, {}, 2, 10))
+    events.emit(events.TrainingStarted(0, {}, 2))
     assert hook._progress is None
 
 
 def test_fine_tuning_for_int8_is_shown_beside_the_training_in_float(
     hook: TerminalHook, caplog: pytest.LogCaptureFixture
 ) -> None:
-    events.emit(events.TrainingStarted(0, {}, 2, 10))
+    events.emit(events.TrainingStarted(0, {}, 2))
     events.emit(events.EpochEnded(0, 1, {"validation/accuracy": 0.9}))
     events.emit(events.EpochEnded(0, 2, {"quantisation/validation_accuracy": 0.875}))
     events.emit(events.TrainingEnded(0, "fingerprint", {}))

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from kd_pipeline.errors import ParameterError
-from kd_pipeline.hooks import ThreadsHook
-from kd_pipeline.hooks.threads_hook import chosen_threads
+from kd_pipeline.hooks.threads_hook import ThreadsHook, chosen_threads
 
 
 @pytest.fixture(autouse=True)

@@ -37,7 +37,7 @@ class Formula:
         self.tried.append((lr, arm.temperature))
         rows = []
         for replicate in range(student.num_replicates):
-            emit(TrainingStarted(replicate, {"lr": lr}, NUM_EPOCHS, 1))
+            emit(TrainingStarted(replicate, {"lr": lr}, NUM_EPOCHS))
             for epoch in range(1, NUM_EPOCHS + 1):
                 accuracy = (0.9 - abs(math.log10(lr) + 2) / 4) * epoch / NUM_EPOCHS
                 accuracy -= 0.01 * replicate + 0.001 * arm.temperature

@@ -42,7 +42,7 @@ def predictions(num_examples: int = 6) -> pd.DataFrame:
 
 def log_group(book: Any, group: str, *, temperature: float = 4.0, kept: bool = True) -> None:
     book.open_comparison()
-    started = TrainingStarted(0, {"arm": {"temperature": temperature}}, 1, 1)
+    started = TrainingStarted(0, {"arm": {"temperature": temperature}}, 1)
     book.training_started("student_kd", started, [])
     book.training_ended("student_kd", TrainingEnded(0, f"f-{group}", {}))
     row = {"role": "student_kd", "replicate": 0, "checkpoint": f"f-{group}", "test/accuracy": 0.5}

@@ -32,7 +32,7 @@ class FakeSender(Sender):
         self.num_tries += 1
         if self.is_away or operation.kind == self.refused:
             raise ConnectionError("no answer\nat all")
-        if operation.kind == "OpenRun":
+        if operation.kind == "open_run":
             self.run_ids[operation.run] = f"id of {operation.run}"
         self.sent.append(operation)
 
@@ -90,8 +90,12 @@ def test_order_is_kept_and_points_come_before_the_end(journal: Journal, fake: Fa
     close_run(journal)
     journal.wait()
     kinds = [sent.kind for sent in fake.sent]
-    assert [kind for kind in kinds if kind != "LogMetrics"] == ["OpenRun", "LogParams", "CloseRun"]
-    assert kinds[-1] == "CloseRun"
+    assert [kind for kind in kinds if kind != "log_metrics"] == [
+        "open_run",
+        "log_params",
+        "close_run",
+    ]
+    assert kinds[-1] == "close_run"
     assert steps(fake) == [1, 2]
 
 
@@ -124,22 +128,22 @@ def test_a_store_that_is_away_is_said_once_and_all_is_kept(
     assert str(unsent.file) in record.getMessage()
     assert fake.num_tries == 1  # once away, it is not asked again
     kinds = [line.split('"')[3] for line in unsent.file.read_text().splitlines()]
-    assert kinds == ["Store", "OpenRun", "LogMetrics", "SetTags", "CloseRun"]
+    assert kinds == ["Store", "open_run", "log_metrics", "set_tags", "close_run"]
 
 
 def test_a_refused_operation_does_not_stop_the_others(
     journal: Journal, fake: FakeSender, unsent: Unsent, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fake.refused = "SetTags"
+    fake.refused = "set_tags"
     open_run(journal)
     for _ in range(2):
         journal.put(Sender.set_tags, "a", tags={})
     log_epoch(journal, 1)
     journal.wait()
-    assert [sent.kind for sent in fake.sent] == ["OpenRun", "LogMetrics"]
-    assert [r.getMessage() for r in caplog.records if "refused SetTags of a" in r.getMessage()]
+    assert [sent.kind for sent in fake.sent] == ["open_run", "log_metrics"]
+    assert [r.getMessage() for r in caplog.records if "refused set_tags of a" in r.getMessage()]
     assert len(caplog.records) == 1
-    assert unsent.file.read_text().count("SetTags") == 2
+    assert unsent.file.read_text().count("set_tags") == 2
 
 
 def test_a_full_disk_does_not_stop_training_either(
@@ -173,7 +177,7 @@ def test_a_journal_that_never_started_sends_at_its_end_without_a_thread(
     with monkeypatch.context() as patch:
         patch.delattr(threading.Thread, "start")
         journal.close()
-    assert [sent.kind for sent in fake.sent] == ["OpenRun"]
+    assert [sent.kind for sent in fake.sent] == ["open_run"]
 
 
 def test_a_slow_store_costs_a_stated_time_and_the_rest_is_kept(
@@ -226,7 +230,7 @@ def test_after_it_has_given_up_nothing_more_is_sent(fake: FakeSender, unsent: Un
     goes_on.set()
     wait_for_thread()
     assert [operation.run for operation in fake.sent] == ["a"]
-    assert unsent.file.read_text().count("LogMetrics") == 3
+    assert unsent.file.read_text().count("log_metrics") == 3
 
 
 def test_exporting_a_model_is_not_waiting_for_the_store(
@@ -275,5 +279,5 @@ def test_the_runs_of_killed_processes_are_closed_now_or_by_the_next_run(
     open_run(journal)
     journal.wait()
     kept = unsent.file.read_text()
-    assert "OpenRun" in kept
-    assert "CloseDeadRuns" not in kept
+    assert "open_run" in kept
+    assert "close_dead_runs" not in kept

@@ -137,9 +137,9 @@ def test_a_model_that_could_not_be_sent_is_kept_beside(
 ) -> None:
     unsent = Unsent(tmp_path / "unsent-group.jsonl", store)
     for kind, values in (
-        ("OpenRun", {"tags": {"kd.group": "g"}, "time_ms": 1000}),
-        ("LogModel", {"content": checkpoint}),
-        ("LogMetrics", {"points": [Point("test/accuracy", 0.5, 0, 1)]}),
+        ("open_run", {"tags": {"kd.group": "g"}, "time_ms": 1000}),
+        ("log_model", {"content": checkpoint}),
+        ("log_metrics", {"points": [Point("test/accuracy", 0.5, 0, 1)]}),
     ):
         unsent.keep(Operation(kind, "student_kd-0", values), {})
     assert send_unsent(unsent.file, tracked_project) == (3, None)
@@ -163,9 +163,9 @@ def test_a_model_whose_upload_was_killed_at_any_call_is_whole_after_the_next(
         run = f"run-{num_calls}"
         unsent = Unsent(tmp_path / f"unsent-{num_calls}.jsonl", store)
         for kind, values in (
-            ("OpenRun", {"tags": {"kd.group": "g"}, "time_ms": 1000}),
-            ("LogMetrics", {"points": [once]}),
-            ("LogModel", {"content": checkpoint}),
+            ("open_run", {"tags": {"kd.group": "g"}, "time_ms": 1000}),
+            ("log_metrics", {"points": [once]}),
+            ("log_model", {"content": checkpoint}),
         ):
             unsent.keep(Operation(kind, run, values), {})
         killed = dies_after(num_calls)

@@ -47,7 +47,7 @@ def start(book: RunBook, role: str, replicate: int, temperature: float = 1.0) ->
         "training": {"optimiser": {"name": "AdamW", "arguments": {"lr": 1e-3}}, "num_epochs": 2},
         "temperature": temperature,
     }
-    book.training_started(role, TrainingStarted(replicate, parameters, 2, 10), [DIGITS])
+    book.training_started(role, TrainingStarted(replicate, parameters, 2), [DIGITS])
 
 
 def train(book: RunBook, role: str, replicate: int, temperature: float = 1.0) -> str:
@@ -227,7 +227,7 @@ def test_the_setting_names_the_models_that_are_uploaded(
 ) -> None:
     logged: list[str] = []
     monkeypatch.setattr(
-        Sender, "send", lambda self, sent: sent.kind == "LogModel" and logged.append(sent.run)
+        Sender, "send", lambda self, sent: sent.kind == "log_model" and logged.append(sent.run)
     )
     book = begin_book("monday", models=models)
     for replicate, accuracy in enumerate((0.5, 0.75, 0.75)):  # Of equal ones the first.
@@ -256,7 +256,7 @@ def test_an_unreachable_server_costs_a_warning_and_little_time(
     assert book.link() is None
     assert time.monotonic() - begun < 15
     assert len([r for r in caplog.records if r.name.startswith("kd_pipeline")]) == 1
-    assert (tmp_path / "unsent-monday.jsonl").read_text().count('"kind": "CloseRun"') == 6
+    assert (tmp_path / "unsent-monday.jsonl").read_text().count('"kind": "close_run"') == 6
 
 
 def test_no_password_reaches_a_tag_a_file_or_a_message(

@@ -173,7 +173,7 @@ def test_runs_of_killed_processes_do_not_run_for_ever(
         tags = {"kd.group": "g", "kd.host": host, "kd.pid": str(pid)}
         sender.open_run(name, tags=tags, time_ms=1000)
     sender.open_run("without a pid", tags={"kd.group": "g", "kd.host": here}, time_ms=1000)
-    sender.send(Operation("CloseDeadRuns", "", {"own_pid": os.getpid()}))
+    sender.send(Operation("close_dead_runs", "", {"own_pid": os.getpid()}))
     runs = fetch_runs()
     for run in runs.values():
         error = "the process was killed" if run.info.status == "KILLED" else None
@@ -196,10 +196,10 @@ def test_what_is_sent_again_by_a_later_process_is_there_once(
 
     given = {"tags": checkpoint_tags("monday"), "time_ms": 1000, "find": True}
     operations = [
-        Operation("OpenRun", "teacher-0", {"tags": {"kd.group": "monday"}, "time_ms": 1000}),
-        Operation("LogMetrics", "teacher-0", {"points": [Point("train/loss", 0.5, 1, 1500)]}),
-        Operation("CloseRun", "teacher-0", {"status": "FAILED", "time_ms": 2000}),
-        Operation("OpenRun", "student_kd-0", given),
+        Operation("open_run", "teacher-0", {"tags": {"kd.group": "monday"}, "time_ms": 1000}),
+        Operation("log_metrics", "teacher-0", {"points": [Point("train/loss", 0.5, 1, 1500)]}),
+        Operation("close_run", "teacher-0", {"status": "FAILED", "time_ms": 2000}),
+        Operation("open_run", "student_kd-0", given),
     ]
     senders = Sender(store), Sender(store)
     for sender in senders:

@@ -25,9 +25,9 @@ from kd_pipeline.tracking.store import Store
 from kd_pipeline.tracking.unsent import Unsent
 
 FetchRuns = Callable[[], dict[str, Any]]
-OPEN = Operation("OpenRun", "a", {"tags": {"kd.group": "g"}, "time_ms": 1000})
-LOG = Operation("LogMetrics", "a", {"points": (Point("train/loss", 0.5, 1, 2000),)})
-CLOSE = Operation("CloseRun", "a", {"status": "FINISHED", "time_ms": 3000})
+OPEN = Operation("open_run", "a", {"tags": {"kd.group": "g"}, "time_ms": 1000})
+LOG = Operation("log_metrics", "a", {"points": (Point("train/loss", 0.5, 1, 2000),)})
+CLOSE = Operation("close_run", "a", {"status": "FINISHED", "time_ms": 3000})
 
 
 @pytest.fixture
@@ -61,8 +61,8 @@ def test_what_is_sent_arrives_and_ids_and_logs_come_back(
     for operation in (
         OPEN,
         LOG,
-        Operation("LogModel", "a", {"content": graph}),
-        Operation("LogModel", "a", {"content": model}),
+        Operation("log_model", "a", {"content": graph}),
+        Operation("log_model", "a", {"content": model}),
         CLOSE,
     ):
         process.send(operation)
@@ -76,8 +76,8 @@ def test_what_is_sent_arrives_and_ids_and_logs_come_back(
     assert {record.process for record in caplog.records} == {pid_of(process)}
     caplog.clear()
     caplog.set_level(logging.WARNING)
-    process.send(Operation("OpenRun", "b", OPEN.values))
-    process.send(Operation("LogModel", "b", {"content": graph}))
+    process.send(Operation("open_run", "b", OPEN.values))
+    process.send(Operation("log_model", "b", {"content": graph}))
     assert not caplog.records
 
 
@@ -97,9 +97,9 @@ process.close()
 
 def test_errors_come_back_as_text(process: SendingProcess) -> None:
     process.send(OPEN)
-    process.send(Operation("LogParams", "a", {"params": {"lr": "1"}}))
+    process.send(Operation("log_params", "a", {"params": {"lr": "1"}}))
     with pytest.raises(SendingError, match="lr") as refused:
-        process.send(Operation("LogParams", "a", {"params": {"lr": "2"}}))
+        process.send(Operation("log_params", "a", {"params": {"lr": "2"}}))
     assert "\n" not in str(refused.value)
     assert process.is_reachable()
 
@@ -150,7 +150,7 @@ def test_modules_in_the_working_directory_shadow_none(
 
 def test_what_cannot_be_sent_to_it_is_an_error_like_others(process: SendingProcess) -> None:
     with pytest.raises(TrackingStoreError, match="no answer from the process"):
-        process.send(Operation("SetTags", "a", {"tags": {"of": lambda: None}}))
+        process.send(Operation("set_tags", "a", {"tags": {"of": lambda: None}}))
     assert process._call("__getattribute__", "run_ids") == {}
 
 
@@ -178,4 +178,4 @@ def test_a_journal_that_has_given_up_does_not_wait_for_its_last_call(
     journal.close()
     assert time.monotonic() - begun < 30
     assert not is_alive(pid)
-    assert "OpenRun" in unsent.file.read_text()
+    assert "open_run" in unsent.file.read_text()

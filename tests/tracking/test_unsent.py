@@ -26,13 +26,13 @@ FACTS = DatasetFacts("digits", "abc", "training", "images", {})
 OPERATIONS = tuple(
     Operation(kind, "teacher-0", values)
     for kind, values in (
-        ("OpenRun", {"tags": {"kd.role": "teacher", "kd.group": "g"}, "time_ms": 1000}),
-        ("LogParams", {"params": {"seed": "1"}}),
-        ("LogMetrics", {"points": [Point("train/loss", 0.5, 1, 1500)]}),
-        ("SetTags", {"tags": {"kd.checkpoint": "c0ffee"}}),
-        ("LogInputs", {"datasets": [FACTS]}),
-        ("LogArtifact", {"path": "figures/a.png", "content": b"\x00\xff"}),
-        ("CloseRun", {"status": "FAILED", "time_ms": 2000}),
+        ("open_run", {"tags": {"kd.role": "teacher", "kd.group": "g"}, "time_ms": 1000}),
+        ("log_params", {"params": {"seed": "1"}}),
+        ("log_metrics", {"points": [Point("train/loss", 0.5, 1, 1500)]}),
+        ("set_tags", {"tags": {"kd.checkpoint": "c0ffee"}}),
+        ("log_inputs", {"datasets": [FACTS]}),
+        ("log_artifact", {"path": "figures/a.png", "content": b"\x00\xff"}),
+        ("close_run", {"status": "FAILED", "time_ms": 2000}),
     )
 )
 
@@ -69,7 +69,7 @@ def test_all_that_was_kept_arrives(
 def test_what_the_store_refuses_stays_and_the_rest_arrives(
     folder: Path, store: Store, tracked_project: Path, fetch_runs: FetchRuns
 ) -> None:
-    unknown = Operation("SetTags", "student_kd-0", {"tags": {"a": "b"}})
+    unknown = Operation("set_tags", "student_kd-0", {"tags": {"a": "b"}})
     file = keep(folder, store, (*OPERATIONS[:2], unknown, *OPERATIONS[2:]))
     num_sent, error = send_unsent(file, tracked_project)
     assert num_sent == len(OPERATIONS)
@@ -114,13 +114,13 @@ def operations_of(group: str) -> tuple[Operation, ...]:
     view = {"key": group, "models": ["teacher-0"], "group": group}
     points = [Point("train/loss", 1 / step, step, 1000 * step) for step in (1, 2, 3)]
     return (
-        Operation("OpenRun", "teacher-0", opened),
+        Operation("open_run", "teacher-0", opened),
         *OPERATIONS[1:2],
-        *(Operation("LogMetrics", "teacher-0", {"points": [point]}) for point in points),
+        *(Operation("log_metrics", "teacher-0", {"points": [point]}) for point in points),
         *OPERATIONS[3:],
-        Operation("OpenRun", "student_kd-0", given),
-        Operation("LogMetrics", "student_kd-0", {"points": [Point("test/nll", 0.5, 0, 9)]}),
-        Operation("SaveView", "comparison", view),
+        Operation("open_run", "student_kd-0", given),
+        Operation("log_metrics", "student_kd-0", {"points": [Point("test/nll", 0.5, 0, 9)]}),
+        Operation("save_view", "comparison", view),
     )
 
 
@@ -205,7 +205,7 @@ def test_a_half_written_line_costs_no_other_one(folder: Path, store: Store) -> N
     unsent.keep(OPERATIONS[2], {})
     *_, half, last = unsent.file.read_text().split("\n")
     assert len(half) == 8
-    assert json.loads(last)["kind"] == "LogMetrics"
+    assert json.loads(last)["kind"] == "log_metrics"
 
 
 def test_a_file_that_names_no_store_does_not_stop_the_others(

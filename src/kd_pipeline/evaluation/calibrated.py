@@ -5,7 +5,7 @@ from typing import Any
 
 from kd_pipeline.config import MAX_TEMPERATURE, MIN_TEMPERATURE
 from kd_pipeline.evaluation import numbers
-from kd_pipeline.evaluation.roles import BASELINE, TEACHER, words
+from kd_pipeline.evaluation.roles import BASELINE, measured_roles, words
 
 _Json = Mapping[str, Any]
 
@@ -62,7 +62,7 @@ def _worse_on_test(comparison: _Json) -> str:
     """Whose NLL the temperature raises: what fits validation need not fit the test set."""
     worse = [
         words(role)
-        for role, measured in _measured(comparison).items()
+        for role, measured in measured_roles(comparison).items()
         if (measured["nll_calibrated"]["mean"] or 0.0) > measured["nll"]["mean"]
     ]
     return f"It raises the NLL on the test set of: {', '.join(worse)}." if worse else ""
@@ -72,7 +72,7 @@ def _at_the_bound(comparison: _Json) -> str:
     """Which temperatures validation does not determine."""
     at_bound = [
         words(role)
-        for role, measured in _measured(comparison).items()
+        for role, measured in measured_roles(comparison).items()
         if any(map(_is_bound, measured["calibration_temperature"]["values"]))
     ]
     if not at_bound:
@@ -81,11 +81,6 @@ def _at_the_bound(comparison: _Json) -> str:
         "A temperature lies at the end of the range searched, so that these examples do not "
         f"determine it, of: {', '.join(at_bound)}."
     )
-
-
-def _measured(comparison: _Json) -> dict[str, Any]:
-    teacher = {TEACHER: comparison["teacher"]} if comparison["teacher"] else {}
-    return {**teacher, **comparison["arms"]}
 
 
 def _is_bound(temperature: float | None) -> bool:

@@ -23,7 +23,7 @@ from kd_pipeline.evaluation.settings import EvaluationParams
 from kd_pipeline.evaluation.significance import holm, mcnemar
 
 _SUMMARISED = tuple(metric for metric in METRICS if metric.summarised)
-_PAIRED = {m.key: (m.per_example, m.lower_is_better) for m in METRICS if m.per_example}
+PAIRED = {m.key: (m.per_example, m.lower_is_better) for m in METRICS if m.per_example}
 
 Cells = dict[str, NDArray[np.float64]]
 """`accuracy`, `nll`, `nll_calibrated` of one role, each [num_replicates, num_examples]."""
@@ -84,7 +84,6 @@ def compare(
             "num_training_examples": num_training_examples,
             "test_ids_fingerprint": _ids_fingerprint(predictions),
             "num_classes": int(predictions[["label", "predicted"]].to_numpy().max()) + 1,
-            "teacher_measured": gap is not None,
             "teacher_data_known": gap is not None and bool(first.loc[TEACHER, "data_known"]),
         },
     }
@@ -102,7 +101,7 @@ def _over_controls(
 def _cells(predictions: pd.DataFrame) -> dict[str, Cells]:
     """Each role's values; columns are the examples of all roles by id, NaN where one has none."""
     cells: dict[str, Cells] = {role: {} for role in predictions["role"].unique()}
-    for key, (value_of, _) in _PAIRED.items():
+    for key, (value_of, _) in PAIRED.items():
         if (per_example := value_of(predictions)) is None:
             continue
         rows = predictions.assign(value=per_example.astype(np.float64))
@@ -174,7 +173,7 @@ def _pair(
             lower_is_better=lower_is_better,
             num_comparisons=num_comparisons if key == "accuracy" else 1,
         )
-        for key, (_, lower_is_better) in _PAIRED.items()
+        for key, (_, lower_is_better) in PAIRED.items()
         if key in arm and key in baseline
     }
 

@@ -6,6 +6,7 @@ from typing import Any
 from kd_pipeline.evaluation import numbers
 from kd_pipeline.evaluation.exported import CHECKPOINT
 from kd_pipeline.evaluation.roles import BASELINE, TEACHER, label, words
+from kd_pipeline.evaluation.tables import markdown
 
 _Json = Mapping[str, Any]
 
@@ -45,7 +46,7 @@ def sentences(comparison: _Json) -> list[str]:
     found = []
     for name, int8 in comparison["int8"].items():
         target, _, precision = name.partition(" ")
-        kind = f"{_words_of(precision)} ({target})"
+        kind = f"{_PRECISIONS.get(precision, precision)} ({target})"
         costs = [
             f"{words(role)} {numbers.points(cost)} ({numbers.points_interval(cost)})"
             for role, cost in int8["cost"].items()
@@ -89,13 +90,12 @@ def table(comparison: _Json) -> str:
         "model", "file", "accuracy %", "NLL", "ECE", "agreement %", "logit difference",
         "bytes", "RAM bytes", "p50 ms", "p95 ms",
     ]  # fmt: skip
-    rule = ["---", "---", *["---:"] * (len(head) - 2)]
     rows = [_row(file) for file in comparison["files"]]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *rows])
+    return markdown([head, *rows], words=head[:2])
 
 
 def _row(file: _Json) -> list[str]:
-    kind = f"{file['target']}, {_words_of(file['precision'])}"
+    kind = f"{file['target']}, {_PRECISIONS.get(file['precision'], file['precision'])}"
     taken = file.get("flash_bytes", file.get("size_bytes"))
     members = file.get("num_replicates", 1)
     is_member = file["role"] == TEACHER and members > 1
@@ -116,7 +116,3 @@ def _row(file: _Json) -> list[str]:
 
 def _or_nothing(value: float | None, show: Any) -> str:
     return numbers.NOTHING if value is None else str(show(value))
-
-
-def _words_of(precision: str) -> str:
-    return _PRECISIONS.get(precision, precision)

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kd_pipeline.evaluation import numbers
-from kd_pipeline.evaluation.roles import TEACHER, label
+from kd_pipeline.evaluation.roles import TEACHER, label, measured_roles
+from kd_pipeline.evaluation.tables import markdown
 
 _Json = Mapping[str, Any]
 
@@ -78,12 +79,11 @@ def _arms_table(compared: _Json) -> str:
     rows = []
     for one in compared["groups"]:
         comparison = one["comparison"]
-        teacher = {TEACHER: comparison["teacher"]} if comparison["teacher"] else {}
-        for arm, measured in {**teacher, **comparison["arms"]}.items():
+        for arm, measured in measured_roles(comparison).items():
             values = [numbers.percent(measured["accuracy"]), numbers.decimals(measured["nll"])]
             gain = _cells_of(comparison["gains"].get(arm))
             rows.append([one["group"], one["start"], label(arm), *values, *gain])
-    return _table(head, rows, num_words=3)
+    return markdown([head, *rows], words=head[:3]) if rows else ""
 
 
 def _differences_table(compared: _Json) -> str:
@@ -96,7 +96,7 @@ def _differences_table(compared: _Json) -> str:
         ]
         for one in compared["differences"]
     ]
-    return _table(head, rows, num_words=3)
+    return markdown([head, *rows], words=head[:3]) if rows else ""
 
 
 def _cells_of(pair: _Json | None) -> list[str]:
@@ -114,22 +114,13 @@ def _settings_table(compared: _Json) -> str:
         [one["setting"], ", ".join(one["roles"]), *map(_shown, one["values"])]
         for one in compared["settings"]
     ]
-    return _table(head, rows, num_words=len(head))
+    return markdown([head, *rows], words=head) if rows else ""
 
 
 def _shown(value: str | None) -> str:
     if value is None:
         return numbers.NOTHING
     return value if len(value) <= _MAX_CHARACTERS else f"{value[:_MAX_CHARACTERS]}..."
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, num_words: int) -> str:
-    """A table whose first columns hold words and the others numbers; empty without a row."""
-    if not rows:
-        return ""
-    rule = ["---"] * num_words + ["---:"] * (len(head) - num_words)
-    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *cells])
 
 
 def _method(compared: _Json) -> list[str]:

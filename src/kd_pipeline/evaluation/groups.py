@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kd_pipeline.evaluation.paired import paired_difference
-from kd_pipeline.evaluation.roles import BASELINE, TEACHER
+from kd_pipeline.evaluation.roles import BASELINE, measured_roles
 from kd_pipeline.evaluation.settings import EvaluationParams
 
 _Json = Mapping[str, Any]
@@ -49,7 +49,10 @@ def _why_not(earlier: _Json, later: _Json) -> str | None:
     """Why two groups cannot be compared in pairs; None where they can."""
     for one in (earlier, later):
         if one["predictions"] is None:
-            return f"{one['group']} was logged without its predictions: only the arms were compared"
+            return (
+                f"{one['group']} was logged without its predictions, as by "
+                "`--from-nodes=compare_arms`"
+            )
     fingerprints = (earlier["test_fingerprint"], later["test_fingerprint"])
     if len(set(fingerprints)) > 1:
         return f"their test sets differ: fingerprints {' and '.join(fingerprints)}"
@@ -116,7 +119,7 @@ def group_table(compared: _Json) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for one in compared["groups"]:
         comparison = one["comparison"]
-        for arm, measured in _measured(comparison).items():
+        for arm, measured in measured_roles(comparison).items():
             where = {"group": one["group"], "arm": arm}
             for key in ("accuracy", "nll"):
                 spread = measured[key]
@@ -130,11 +133,6 @@ def group_table(compared: _Json) -> pd.DataFrame:
         rows += [_row(where, one["earlier"], key, one[key]) for key in ("accuracy", "nll")]
     columns = ["group", "arm", "metric", "minus", "mean", "std", "ci_low", "ci_high", "p_value"]
     return pd.DataFrame(rows, columns=[*columns, "replicates"])
-
-
-def _measured(comparison: _Json) -> dict[str, Any]:
-    teacher = {TEACHER: comparison["teacher"]} if comparison["teacher"] else {}
-    return {**teacher, **comparison["arms"]}
 
 
 def _row(where: _Json, minus: str, key: str, difference: _Json) -> dict[str, Any]:

@@ -11,15 +11,13 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 from scipy.special import nctdtrinc, stdtr, stdtrit
 
-from kd_pipeline.errors import DataError, ParameterError
-from kd_pipeline.evaluation.comparison import spread
+from kd_pipeline.errors import DataError
+from kd_pipeline.evaluation.comparison import PAIRED, spread
 from kd_pipeline.evaluation.paired import POWER
-from kd_pipeline.evaluation.roles import TEACHER
+from kd_pipeline.evaluation.roles import measured_roles
 from kd_pipeline.evaluation.significance import holm
 
 _Json = Mapping[str, Any]
-_METRICS = {"accuracy": False, "nll": True, "nll_calibrated": True}
-"""Of which gains are combined, and whether less is better."""
 _ROUNDING = 1e-12
 
 
@@ -113,24 +111,22 @@ def combine_resplits(comparisons: Mapping[int, _Json]) -> dict[str, Any]:
         `distilled`, `distilled_over` (that arm over the controls, not adjusted) and `method`.
 
     Raises:
-        ParameterError: If there is one comparison or none.
         DataError: If they do not have the same arms.
     """
     runs = list(comparisons.values())
-    if len(runs) < 2:
-        raise ParameterError("num", "be at least 2: one split has no spread", len(runs))
     arms = [list(run["arms"]) for run in runs]
     if any(of_one != arms[0] for of_one in arms):
         raise DataError(f"`comparisons` must have the same arms, got {arms}")
     method = _method(runs)
-    roles = [*([TEACHER] if runs[0]["teacher"] else []), *runs[0]["arms"]]
-    measured = [{**run["arms"], TEACHER: run["teacher"]} for run in runs]
+    measured = [measured_roles(run) for run in runs]
     return {
         "env": runs[0]["env"],
         "seeds": list(comparisons),
         "groups": [run["group"] for run in runs],
         "accuracies": {
-            role: spread([one[role]["accuracy"]["mean"] for one in measured]) for role in roles
+            role: spread([one[role]["accuracy"]["mean"] for one in measured])
+            for role in measured[0]
+            if all(role in one for one in measured)
         },
         "single_gains": {
             arm: [run["gains"][arm]["accuracy"]["mean"] for run in runs] for arm in runs[0]["gains"]
@@ -171,7 +167,7 @@ def _pair(
             lower_is_better=lower_is_better,
             bound=1.0 if metric == "accuracy" else math.inf,
         )
-        for metric, lower_is_better in _METRICS.items()
+        for metric, (_, lower_is_better) in PAIRED.items()
         if all(metric in one for one in differences)
     }
 

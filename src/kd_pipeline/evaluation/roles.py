@@ -1,6 +1,7 @@
 """Roles: their names, words for them, and their colours in all figures."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 TEACHER = "teacher"
 BASELINE = "student_baseline"
@@ -42,6 +43,12 @@ def colours(roles: Sequence[str]) -> dict[str, str]:
     free = [colour for colour in _OTHER_COLOURS if colour not in chosen.values()]
     others = [role for role in roles if role not in _KNOWN]
     return chosen | {role: free[index % len(free)] for index, role in enumerate(others)}
+
+
+def measured_roles(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of each role in comparison.json: the arms, and the teacher if measured."""
+    teacher = {TEACHER: comparison["teacher"]} if comparison["teacher"] else {}
+    return {**teacher, **comparison["arms"]}
 
 
 def intermediate_students(learnt_from: Mapping[str, str]) -> list[str]:

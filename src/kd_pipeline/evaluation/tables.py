@@ -1,12 +1,12 @@
 """The tables of the report and the terminal, as rows of text: the first row is the headings."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
 from kd_pipeline.evaluation import numbers
 from kd_pipeline.evaluation.metrics import ARMS, CALIBRATION, METRICS, Metric
-from kd_pipeline.evaluation.roles import TEACHER, label
+from kd_pipeline.evaluation.roles import TEACHER, label, measured_roles
 
 _Json = Mapping[str, Any]
 Rows = list[list[str]]
@@ -19,15 +19,16 @@ IN_WORDS = ("arm", "learnt from", "architecture")
 
 def table_rows(comparison: _Json, columns: Columns) -> Rows:
     """The headings, then a row per role: the teacher, if it was measured, and all students."""
-    roles = [*([TEACHER] if comparison["teacher"] else []), *comparison["arms"]]
+    roles = measured_roles(comparison)
     return [list(columns), *([cell(role) for cell in columns.values()] for role in roles)]
 
 
-def markdown(rows: Rows) -> str:
-    """Rows as a table in Markdown."""
+def markdown(rows: Rows, *, words: Collection[str] = IN_WORDS) -> str:
+    """Rows as a table in Markdown; `words` are the headings of columns without numbers."""
     head, *others = rows
-    rule = ["---" if heading in IN_WORDS else "---:" for heading in head]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *others])
+    rule = ["---" if heading in words else "---:" for heading in head]
+    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in others]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *cells])
 
 
 def arms_rows(comparison: _Json) -> Rows:

@@ -1,4 +1,4 @@
-"""The table of roles that is printed at the end of a run."""
+"""What a run prints at its end."""
 
 from collections.abc import Mapping
 from functools import partial

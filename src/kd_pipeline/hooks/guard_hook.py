@@ -47,7 +47,7 @@ class GuardHook:
         self._project = Path(context.project_path)
         check_parameters(context.config_loader["parameters"], typed_blocks())
 
-    # First of all hooks: a refused run leaves no trace in MLflow.
+    # Before MLflowHook: a refused run leaves no trace there.
     @hook_impl(tryfirst=True)
     def before_pipeline_run(
         self,

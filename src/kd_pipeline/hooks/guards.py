@@ -101,7 +101,7 @@ def check_settings(pipeline: Pipeline, catalog: Catalog) -> None:
         caching = load_block(catalog, "soft_target_caching", SoftTargetCachingParams)
         for student in students:
             if student.cache in made and caching.temperature is not None:
-                _check_top_k(student.name, arms[student.name], caching.temperature)
+                check_top_k(student.name, arms[student.name], caching.temperature)
         _check_members(made, arms, caching, catalog)
     makes_teacher = _TEACHER in {node.namespace for node in training_nodes(pipeline)}
     if makes_teacher or any(student.live for student in students):
@@ -170,7 +170,8 @@ def _check_labels_of_mixed_images(arms: dict[str, ArmParams], catalog: Catalog) 
         raise ParameterError(f"{needing[0]}.soft_loss", rule, loss)
 
 
-def _check_top_k(name: str, arm: ArmParams, cached_at: float) -> None:
+def check_top_k(name: str, arm: ArmParams, cached_at: float) -> None:
+    """Refuse an arm that a top-k cache of this temperature cannot serve."""
     try:
         arm.check_top_k(cached_at=cached_at)
     except ParameterError as error:
@@ -236,7 +237,7 @@ def check_caches(pipeline: Pipeline, catalog: Catalog) -> None:
         if manifest.encoding.temperature is not None:
             for student in students:
                 arm = load_block(catalog, student.name, ArmParams)
-                _check_top_k(student.name, arm, manifest.encoding.temperature)
+                check_top_k(student.name, arm, manifest.encoding.temperature)
 
 
 def _check_cache(cache: str, card: str | None, free: set[str], catalog: Catalog) -> "Manifest":

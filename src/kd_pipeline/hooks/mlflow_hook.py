@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +16,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kedro.config import MissingConfigException
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
@@ -84,13 +82,10 @@ class MLflowHook:
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Read `mlflow.yml`; without one its defaults hold."""
+        """Read `mlflow.yml`."""
         self._project = Path(context.project_path)
         self._env = context.env or "base"
-        try:
-            given = context.config_loader["mlflow"]
-        except MissingConfigException:
-            given = {}
+        given = context.config_loader["mlflow"]
         check_parameters({"mlflow": given}, {"mlflow": MLflowParams})
         self._params = MLflowParams.model_validate(given)
 
@@ -360,12 +355,14 @@ def describe_process(project: Path) -> dict[str, str]:
 
 def _git(project: Path, *arguments: str) -> str | None:
     """What git prints; None without git, repository or commit."""
-    git = shutil.which("git")
-    if git is None:
-        return None
     try:
-        done = subprocess.run(  # noqa: S603 - only the commands below, as lists
-            [git, *arguments], cwd=project, capture_output=True, text=True, timeout=5, check=True
+        done = subprocess.run(  # noqa: S603 - only the commands above, as lists
+            ["git", *arguments],  # noqa: S607
+            cwd=project,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kedro.config import MissingConfigException
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
@@ -44,16 +43,13 @@ class ObjectStorageHook:
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Read `object_storage.yml`; without one all is on this disk.
+        """Read `object_storage.yml`.
 
         Raises:
             SettingsError: With a line for each mistake.
         """
         self._project = Path(context.project_path)
-        try:
-            given = context.config_loader[OBJECT_STORAGE]
-        except MissingConfigException:
-            given = {}
+        given = context.config_loader[OBJECT_STORAGE]
         check_parameters({OBJECT_STORAGE: given}, {OBJECT_STORAGE: ObjectStorageParams})
         self._params = ObjectStorageParams.model_validate(given)
 

@@ -66,13 +66,9 @@ def code_and_settings(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) ->
         code.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes())
     blocks = sorted(name for name in pipeline.inputs() if name.startswith(_PARAMETERS))
     settings = {
-        name.removeprefix(_PARAMETERS): _digest(
-            json.dumps(catalog.load(name), sort_keys=True, default=str)
-        )
+        name.removeprefix(_PARAMETERS): hashlib.blake2b(
+            json.dumps(catalog.load(name), sort_keys=True, default=str).encode(), digest_size=8
+        ).hexdigest()
         for name in blocks
     }
     return {"code": code.hexdigest(), **settings}
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

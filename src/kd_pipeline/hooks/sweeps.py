@@ -9,7 +9,7 @@ from kedro.pipeline import Pipeline
 
 from kd_pipeline.config import Params
 from kd_pipeline.errors import DataError, ParameterError, SettingsError
-from kd_pipeline.hooks.guards import StudentNode, load_block, student_nodes
+from kd_pipeline.hooks.guards import StudentNode, check_top_k, load_block, student_nodes
 from kd_pipeline.hooks.parameters import check_parameters
 from kd_pipeline.losses.settings import ObjectiveParams
 from kd_pipeline.sweep.settings import SHARED, SweepParams
@@ -115,10 +115,7 @@ def _check_top_k(students: list[StudentNode], sweep: SweepParams, catalog: Catal
             if name.startswith(f"{student.name}."):
                 for changed in _extremes(sweep, given, name):
                     arm = ArmParams.model_validate(changed[student.name])
-                    try:
-                        arm.check_top_k(cached_at=cached_at)
-                    except ParameterError as error:
-                        raise error.within(student.name) from error
+                    check_top_k(student.name, arm, cached_at)
 
 
 def check_swept_students(catalog: Catalog) -> None:

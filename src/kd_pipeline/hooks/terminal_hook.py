@@ -44,7 +44,7 @@ class TerminalHook:
         self._stage = ""
         self._progress: Progress | None = None
         self._comparison: dict[str, Any] | None = None
-        self._report = "report"
+        self._report: str | None = None
         self._groups: dict[str, Any] | None = None
         self._exports: dict[str, Any] = {"files": []}
         self._started_at = time.monotonic()
@@ -179,10 +179,10 @@ def _print(table: str) -> None:
     sys.stdout.flush()
 
 
-def _path(catalog: CatalogProtocol[Any, Any], name: str) -> str | None:
-    """Path of a data set from the working directory; None where it is no file."""
+def _path(catalog: CatalogProtocol[Any, Any], name: str | None) -> str | None:
+    """Path of a data set from the working directory; None where there is none, or no file."""
     # Kedro's data sets have no public name for their path.
-    path = getattr(catalog[name], "_filepath", None) if name in catalog else None
+    path = getattr(catalog[name], "_filepath", None) if name and name in catalog else None
     return None if path is None else os.path.relpath(path)
 
 

@@ -90,12 +90,7 @@ def export_comparison_metrics(comparison: Mapping[str, Any]) -> dict[str, float]
         named = {f"cost/{role}": cost for role, cost in int8["cost"].items()}
         named |= {k: int8[k] for k in ("gain", "cost_difference") if int8[k] is not None}
         for name, difference in named.items():
-            low, high = difference["ci95"]
-            metrics |= {
-                f"{prefix}/{name}": difference["mean"],
-                f"{prefix}/{name}_ci_low": low,
-                f"{prefix}/{name}_ci_high": high,
-            }
+            metrics |= _with_interval(f"{prefix}/{name}", difference)
     return metrics
 
 
@@ -110,11 +105,8 @@ def gain_metrics(comparison: Mapping[str, Any]) -> dict[str, float]:
     metrics: dict[str, Any] = {}
     for student, gain in comparison["gains"].items():
         prefix = "gain" if student == comparison["distilled"] else f"gain/{student}"
-        low, high = gain["accuracy"]["ci95"]
         metrics |= {
-            f"{prefix}/accuracy": gain["accuracy"]["mean"],
-            f"{prefix}/accuracy_ci_low": low,
-            f"{prefix}/accuracy_ci_high": high,
+            **_with_interval(f"{prefix}/accuracy", gain["accuracy"]),
             f"{prefix}/p_value": gain["accuracy"]["p_value"],
             f"{prefix}/p_value_holm": gain["accuracy"]["p_value_holm"],
             f"{prefix}/smallest_detectable": gain["accuracy"]["smallest_detectable"],
@@ -122,13 +114,13 @@ def gain_metrics(comparison: Mapping[str, Any]) -> dict[str, float]:
             f"{prefix}/gap_recovered": gain.get("gap_recovered"),
         }
         if "nll_calibrated" in gain:
-            low, high = gain["nll_calibrated"]["ci95"]
-            metrics |= {
-                f"{prefix}/nll_calibrated": gain["nll_calibrated"]["mean"],
-                f"{prefix}/nll_calibrated_ci_low": low,
-                f"{prefix}/nll_calibrated_ci_high": high,
-            }
+            metrics |= _with_interval(f"{prefix}/nll_calibrated", gain["nll_calibrated"])
     return finite_numbers(metrics)
+
+
+def _with_interval(name: str, difference: Mapping[str, Any]) -> dict[str, float]:
+    low, high = difference["ci95"]
+    return {name: difference["mean"], f"{name}_ci_low": low, f"{name}_ci_high": high}
 
 
 def cost_metrics(comparison: Mapping[str, Any]) -> dict[str, float]:

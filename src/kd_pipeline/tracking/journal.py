@@ -10,7 +10,7 @@ from typing import Concatenate, ParamSpec
 
 from kd_pipeline.errors import KdPipelineError
 from kd_pipeline.tracking.operations import LOG_METRICS, Operation, batches, merged
-from kd_pipeline.tracking.sender import Sender, kind_of
+from kd_pipeline.tracking.sender import Sender
 from kd_pipeline.tracking.store import reason_of
 from kd_pipeline.tracking.unsent import Unsent, send_file
 
@@ -18,8 +18,6 @@ logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 1.0
 """Between two sendings of points: a call costs 10 ms, be it for one point or for a hundred."""
-
-_CLOSE_DEAD_RUNS = kind_of(Sender.close_dead_runs)
 
 Values = ParamSpec("Values")
 
@@ -62,7 +60,7 @@ class Journal:
     ) -> None:
         """Queue the call of a method of `Sender` for a run, by its key."""
         with self._changed:
-            self._left.append(Operation(kind_of(method), run, values))
+            self._left.append(Operation(method.__name__, run, values))
             if self._gave_up:
                 self._keep_all()
             self._changed.notify_all()
@@ -195,7 +193,7 @@ class Journal:
             self._keep(self._left.popleft())
 
     def _keep(self, operation: Operation) -> None:
-        if operation.kind == _CLOSE_DEAD_RUNS:
+        if operation.kind == Sender.close_dead_runs.__name__:
             return  # It is of this moment; the next run does it.
         try:
             self._unsent.keep(operation, self.sender.run_ids)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-LOG_METRICS = "LogMetrics"
+LOG_METRICS = "log_metrics"
 
 
 @dataclass(frozen=True)
 class Operation:
-    """The call of a method of `Sender`; kind `CloseRun` is `close_run`."""
+    """The call of the method of `Sender` that `kind` names."""
 
     kind: str
     run: str

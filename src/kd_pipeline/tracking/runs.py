@@ -55,8 +55,7 @@ class RunBook:
 
     There is one run per (role, replicate), with the key and name `<role>-<replicate>`, and one
     named `comparison`; where nothing is compared, `soft_targets`, `model_export`, `sweep` or
-    `resplits`. The
-    key and name of a sweep's trial are `<role>-trial-<number>`.
+    `resplits`. The key and name of a sweep's trial are `<role>-trial-<number>`.
     Runs of models trained earlier are found by `kd.role`, `kd.replicate` and `kd.checkpoint`.
     """
 

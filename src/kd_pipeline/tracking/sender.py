@@ -6,7 +6,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -48,7 +48,7 @@ class Sender:
 
     def send(self, operation: Operation) -> None:
         """Send one operation."""
-        METHODS[operation.kind](self, operation.run, **operation.values)
+        getattr(self, operation.kind)(operation.run, **operation.values)
 
     def close(self) -> None:
         """Free what sending needed."""
@@ -200,21 +200,6 @@ class Sender:
             if pid == own_pid or not is_alive(pid):
                 self._client.set_tag(left.info.run_id, "kd.error", "the process was killed")
                 self._client.set_terminated(left.info.run_id, "KILLED")
-
-
-def kind_of(method: Callable[..., None]) -> str:
-    """A method's name as `Operation` has it: `CloseRun` for `close_run`."""
-    return method.__name__.title().replace("_", "")
-
-
-METHODS: Mapping[str, Callable[..., None]] = {
-    kind_of(method): method
-    for method in (
-        *(Sender.open_run, Sender.close_run, Sender.close_dead_runs, Sender.save_view),
-        *(Sender.log_params, Sender.log_metrics, Sender.set_tags, Sender.log_inputs),
-        *(Sender.log_artifact, Sender.log_model),
-    )
-}
 
 
 def _dataset_input(facts: DatasetFacts) -> "DatasetInput":

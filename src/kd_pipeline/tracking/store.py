@@ -89,18 +89,6 @@ def _split_credentials(uri: str) -> tuple[str, tuple[str, str] | None]:
     return plain, (unquote(parts.username), unquote(parts.password))
 
 
-def set_environment(store: Store) -> None:
-    """Set what MLflow takes from environment variables only: credentials and short time-outs.
-
-    Time-outs that the user has set stay.
-    """
-    for name, value in _SHORT_TIMEOUTS.items():
-        os.environ.setdefault(name, value)
-    if store.credentials is not None:
-        user, password = store.credentials
-        os.environ |= {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
-
-
 def adopt_folder(store: Store) -> None:
     """Correct the locations in the project's own database if its folder was moved or copied."""
     if store.artifacts is not None:
@@ -115,7 +103,12 @@ def open_client(store: Store) -> "MlflowClient":
     Raises:
         TrackingStoreError: If the database is of another version of MLflow.
     """
-    set_environment(store)
+    # MLflow takes these from environment variables only; time-outs that the user has set stay.
+    for name, value in _SHORT_TIMEOUTS.items():
+        os.environ.setdefault(name, value)
+    if store.credentials is not None:
+        user, password = store.credentials
+        os.environ |= {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
     import mlflow
 
     # They log every table that is made and every run that is closed.

@@ -168,7 +168,7 @@ class _Trainer:
         parameters = {**self.facts["parameters"], **self._chosen, **counted}
         after = self.quantisation.num_epochs if self.quantisation else 0
         epochs = plan.training.num_epochs + after
-        emit(TrainingStarted(plan.replicate, parameters, epochs, plan.steps_per_epoch))
+        emit(TrainingStarted(plan.replicate, parameters, epochs))
 
     def _finish(
         self,
