@@ -45,6 +45,7 @@ DISTILL_CONTROLS = (
 COMPARE_LOSSES = (
     Student("student_kd"),
     BASELINE,
+    Student("student_smoothed", learns_from="labels"),
     Student("student_pseudo"),
     Student("student_reverse_kl"),
     Student("student_jensen_shannon"),
@@ -56,7 +57,7 @@ COMPARE_LOSSES = (
     Student("student_wttm"),
     Student("student_standardised"),
 )
-"""A student for each loss, at equal settings or, after a sweep, at equal tuning."""
+"""A student for each loss, and two of labels, at equal settings or, after a sweep, equal tuning."""
 
 DISTILL_LIVE = (
     Student("student_live", live=True),
