@@ -87,7 +87,8 @@ class TerminalHook:
         """Keep what is to be shown at the end."""
         self._end_progress()
         self._comparison = outputs.get("comparison", self._comparison)
-        self._report = "report_page" if "report_page" in outputs else self._report
+        made = (name for name in ("report_page", "report") if name in outputs)
+        self._report = next(made, self._report)
         self._groups = outputs.get("group_comparison", self._groups)
         self._exports = outputs.get("export_comparison", self._exports)
 
