@@ -2,7 +2,7 @@
 
     CIFAR10_ROOT=/where/cifar10/lies python -m bench.ensemble_gain cifar10 --seeds 3
     python -m bench.ensemble_gain digits --seeds 10
-    FASHION_MNIST_ROOT=/where/it/lies python -m bench.ensemble_gain fashion_mnist --seeds 3
+    FASHION_MNIST_ROOT=/where/it/lies python -m bench.ensemble_gain fashion_mnist --seeds 5
 
 All models learn from the same labels; `cifar10` is the preset `ensemble`. On `fashion_mnist`, 100
 labels a class, distilled students are shown 27,000 images, most of them without a label. For each
