@@ -43,10 +43,7 @@ DISTILL_CONTROLS = (
 """The same with a baseline that is given what the teacher costs as further epochs."""
 
 COMPARE_LOSSES = (
-    Student("student_kd"),
-    BASELINE,
-    Student("student_smoothed", learns_from="labels"),
-    Student("student_pseudo"),
+    *DISTILL,
     Student("student_reverse_kl"),
     Student("student_jensen_shannon"),
     Student("student_logit_mse"),
@@ -108,7 +105,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "model_export": model_export.create_pipeline(),
         "verify_soft_targets": verify_soft_targets.create_pipeline(),
         "sweep": sweep.create_pipeline(
-            {one.name: one.learns_from == TEACHER for one in (*DISTILL, *COMPARE_LOSSES)}
+            {one.name: one.learns_from == TEACHER for one in COMPARE_LOSSES}
         ),
         "compare_groups": compare_groups.create_pipeline(),
     }

@@ -85,7 +85,7 @@ def model_columns(comparison: _Json) -> Columns:
 
 def metric_columns(comparison: _Json, *, short: bool, table: str = ARMS) -> Columns:
     """The metrics of a table that have a heading, or a short one."""
-    measured = {**comparison["arms"], TEACHER: comparison["teacher"]}
+    measured = measured_roles(comparison)
 
     def cell(metric: Metric, role: str) -> str:
         if metric.against_teacher and role == TEACHER:

@@ -36,7 +36,7 @@ class Progress:
         if self._first is None or now - self._started_at < BAR_DELAY_SECONDS:
             self._first = now, done
             self.close()
-            self._bar = self._new_bar(done) if sys.stderr.isatty() else None
+            self._bar = self._new_bar(done, now - self._started_at) if sys.stderr.isatty() else None
         if self._bar is not None:
             self._bar.set_postfix_str(detail, refresh=False)
             self._bar.update(done - self._bar.n)
@@ -57,10 +57,9 @@ class Progress:
             counts += f", {speed:.3g} {self._unit}/s, {(self._total - done) / speed:.0f} s left"
         return f"  {self.description}: {counts}{ending}"
 
-    def _new_bar(self, done: int) -> "tqdm[Any]":
+    def _new_bar(self, done: int, waited: float) -> "tqdm[Any]":
         from tqdm import tqdm
 
-        waited = time.monotonic() - self._started_at
         return tqdm(
             desc=f"  {self.description}",
             initial=done,

@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from kd_pipeline.config import Fraction, NonNegativeFloat, Params, Temperature
+from kd_pipeline.config import Fraction, NonNegativeFloat, Params, Temperature, as_block
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.import_path import MODULE
 
@@ -75,7 +75,7 @@ def _as_soft_loss(value: Any) -> Any:
 
     if isinstance(value, SoftLossParams):
         return value
-    block = {"name": value} if isinstance(value, str) else value
+    block = as_block(value)
     name = block.get("name") if isinstance(block, dict) else None
     if isinstance(name, str) and name.startswith(MODULE):
         # Of settings that were serialised, `code` is computed anew.
