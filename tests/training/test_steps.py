@@ -313,3 +313,12 @@ def test_a_live_teacher_is_shown_the_pixels_that_the_student_is_shown(
     train(tmp_path, plan_of(rows, teacher=teacher, objective=objective), classifier)
     assert len(shown) == 10
     assert all(torch.equal(*pair) for pair in zip(shown, teacher.shown, strict=True))
+
+
+def test_a_live_teacher_runs_in_no_step_that_has_no_soft_term(rows: Rows, tmp_path: Path) -> None:
+    """Two epochs of five steps."""
+    teacher = LiveWitness()
+    schedule = {"stop_fraction": 0.7}
+    objective = ObjectiveParams(soft_weight=0.5, soft_weight_schedule=schedule)
+    train(tmp_path, plan_of(rows, teacher=teacher, objective=objective))
+    assert len(teacher.shown) == 7

@@ -56,18 +56,21 @@ class Objective:
             student_logits: [batch, num_classes].
             labels: int64 [batch], `NO_LABEL` where there is none; or those of mixed images.
             teacher_logits: [batch, num_classes], or the top k with a tail; needed where
-                `soft_weight` is above 0. Of the very images that the student is shown: a mixed
+                `self.soft_weight` is above 0. Of the very images that the student is shown: a mixed
                 image's are the teacher's own, never a mixture of two.
             has_soft_target: bool [batch]; None where every example has one.
             progress: Share of all steps that are done once this one is, in (0, 1].
         """
-        params = self.params
-        weight = params.soft_weight * params.soft_weight_schedule.factor(progress)
+        weight = self.soft_weight(progress)
         terms = self._weigh(weight, student_logits, labels, teacher_logits, has_soft_target)
-        if params.confidence_penalty == 0:
+        if self.params.confidence_penalty == 0:
             return terms
-        penalty = params.confidence_penalty * self._mean(confidence_penalty(student_logits))
+        penalty = self.params.confidence_penalty * self._mean(confidence_penalty(student_logits))
         return terms._replace(loss=terms.loss + penalty)
+
+    def soft_weight(self, progress: float) -> float:
+        """The soft term's weight once this share of all steps is done; 0 needs no teacher."""
+        return self.params.soft_weight * self.params.soft_weight_schedule.factor(progress)
 
     def _weigh(
         self,

@@ -254,15 +254,18 @@ class _Loop:
         has = None if plan.rows.has_soft_target is None else plan.rows.has_soft_target[positions]
         # The mean over processes of the weighed means of their slices is the mean of the batch.
         weight = self.processes.count * self.share
+        first_step = meter.epoch * plan.steps_per_epoch + meter.steps
         for step in range(len(positions)):
             pixels = drawn.render(step).contiguous(memory_format=self.classifier.layout)
-            targets = None if teacher_logits is None else teacher_logits(step, pixels)
+            progress = (first_step + step + 1) / self.num_steps
+            targets = None
+            if teacher_logits is not None and self.objective.soft_weight(progress) > 0:
+                targets = teacher_logits(step, pixels)
             with self.autocast():
                 logits = self.model(pixels)
             label = _map_labels(labels, operator.itemgetter(step))
-            done = meter.epoch * plan.steps_per_epoch + meter.steps + step + 1
             soft = None if has is None else has[step]
-            terms = self.objective(logits, label, targets, soft, progress=done / self.num_steps)
+            terms = self.objective(logits, label, targets, soft, progress=progress)
             self.optimiser.zero_grad()
             # Of several replicates, the gradients of the sum: each has a loss of its own.
             terms.loss.backward(torch.full_like(terms.loss, weight))  # type: ignore[no-untyped-call]
