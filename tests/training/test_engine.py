@@ -204,7 +204,8 @@ def test_the_student_is_back_in_train_mode_after_every_validation(tmp_path: Path
     classifier = model()
     classifier.network.append(Witness())
     train_classifier(classifier, plan(), states=StateFolder(tmp_path), key="k")
-    epochs = [modes[at : at + 6] for at in range(0, 36, 6)]
+    # The first pass counts multiply-accumulates.
+    epochs = [modes[at : at + 6] for at in range(1, 37, 6)]
     assert epochs == [[(True, True)] * 5 + [(False, False)]] * 6
 
 
@@ -346,3 +347,32 @@ def test_bfloat16_trains_too(tmp_path: Path) -> None:
     training = {"precision": "bfloat16", "num_epochs": 30}
     _, record = train(tmp_path, plan(training=training, policy=ViewPolicy()))
     assert record.history[-1]["validation/accuracy"] > 0.9
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of threads that were set, after a first one of 3; none is really started."""
+    numbers = [3]
+    monkeypatch.setattr(torch, "set_num_threads", numbers.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: numbers[-1])
+    return numbers
+
+
+@pytest.mark.parametrize(("bound", "expected"), [(10**9, 1), (0, 3)])
+def test_a_small_step_takes_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: list[int], bound: int, expected: int
+) -> None:
+    monkeypatch.setattr("kd_pipeline.training.threads.MAX_MACS_ON_ONE_THREAD", bound)
+    classifier, in_training = model(), set()
+    classifier.network.register_forward_pre_hook(
+        lambda module, _: in_training.add(threads[-1]) if module.training else None
+    )
+    train_classifier(classifier, plan(), states=StateFolder(tmp_path), key="k")
+    assert in_training == {expected}
+    assert threads[-1] == 3
+
+
+def test_threads_are_back_after_a_training_that_failed(tmp_path: Path, threads: list[int]) -> None:
+    with pytest.raises(TrainingDivergedError):
+        train(tmp_path, plan(training={"optimiser": {"name": "SGD", "arguments": {"lr": 1e30}}}))
+    assert threads == [3, 1, 3]

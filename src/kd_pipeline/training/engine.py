@@ -31,6 +31,7 @@ from kd_pipeline.training.rows import BatchOrder, Rows, measure_validation
 from kd_pipeline.training.settings import Training
 from kd_pipeline.training.stacked import stack, unstack
 from kd_pipeline.training.teacher_sources import BatchLogits
+from kd_pipeline.training.threads import threads_for
 from kd_pipeline.views import DrawnViews, ViewPolicy, ViewRenderer
 
 ALONE = Processes()
@@ -125,19 +126,21 @@ def train_together(
     Raises:
         TrainingDivergedError: If the loss of one becomes NaN or infinite.
     """
-    training, loop = plans[0].training, _Loop(classifiers, plans, processes)
-    record = loop.resume(processes.from_first(lambda: states.load(key)))
-    for past in record.history:
-        _announce(past)
-    while not _is_over(record, training):
-        rows = loop.epoch(record)
-        record.history += rows
-        for row in rows:
-            _announce(row)
-        is_due = record.epoch % training.checkpoint_every == 0 or _is_over(record, training)
-        if is_due and processes.is_first:
-            states.save(key, loop.state(record))
-    loop.finish(record)
+    training = plans[0].training
+    with threads_for(classifiers, batch_size=training.batch_size):
+        loop = _Loop(classifiers, plans, processes)
+        record = loop.resume(processes.from_first(lambda: states.load(key)))
+        for past in record.history:
+            _announce(past)
+        while not _is_over(record, training):
+            rows = loop.epoch(record)
+            record.history += rows
+            for row in rows:
+                _announce(row)
+            is_due = record.epoch % training.checkpoint_every == 0 or _is_over(record, training)
+            if is_due and processes.is_first:
+                states.save(key, loop.state(record))
+        loop.finish(record)
     return record
 
 
