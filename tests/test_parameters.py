@@ -15,8 +15,11 @@ from kd_pipeline import settings
 from kd_pipeline.config import Params
 from kd_pipeline.errors import SettingsError
 from kd_pipeline.hooks.parameters import check_parameters
+from kd_pipeline.models.checkpoint import build_untrained, count_macs
+from kd_pipeline.models.preprocessing import Preprocessing
 from kd_pipeline.pipeline_registry import register_pipelines
-from kd_pipeline.training.settings import TeacherParams
+from kd_pipeline.training.settings import StudentParams, TeacherParams
+from kd_pipeline.training.threads import MAX_MACS_ON_ONE_THREAD
 
 CONF = Path(__file__).parents[1] / "conf"
 Kinds = dict[str, type[Params]]
@@ -339,3 +342,13 @@ def test_every_block_is_frozen_and_has_no_other_key(kinds: Kinds) -> None:
     for kind in classes:
         assert kind.model_config["frozen"]
         assert kind.model_config["extra"] == "forbid"
+
+
+def test_the_default_run_trains_on_one_thread(base: dict[str, Any]) -> None:
+    """So that README's table holds for any number of threads."""
+    teacher, student = TeacherParams(**base["teacher"]), StudentParams(**base["student"])
+    digits = Preprocessing((1, 8, 8), (0.5,), (0.5,))
+    for params, count in ((teacher, 1), (student, student.num_replicates)):
+        network = build_untrained(params.model, digits, num_classes=10, seed=0)
+        macs = count * params.training.batch_size * count_macs(network)
+        assert macs <= MAX_MACS_ON_ONE_THREAD
