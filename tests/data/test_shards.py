@@ -112,7 +112,8 @@ def test_a_pattern_that_leads_out_of_the_root_is_refused_before_any_file(train: 
 
 def test_class_names_from_a_file(tmp_path: Path, write_parquet: Write, encoded: Encoded) -> None:
     write_parquet("a.parquet", list(map(encoded, range(4))), [1, 0, 1, 0], names=["x", "y"])
-    (tmp_path / "names.txt").write_text("owl\nemu\n")
+    # As an editor of Windows may write it.
+    (tmp_path / "names.txt").write_text("owl \nemu\n", encoding="utf-8-sig")
     names = str(tmp_path / "names.txt")
     found = ingested(kind="parquet", root=str(tmp_path), train="*.parquet", class_names=names)
     assert found.images.class_names == ("owl", "emu")

@@ -104,6 +104,43 @@ def test_folders_beside_train_are_named(
     assert "left out: extra" in caplog.text
 
 
+@pytest.mark.parametrize("names", [("Train", "Test"), ("Training",), ("TEST", "other")])
+def test_splits_that_are_spelt_otherwise_are_not_taken_for_classes(
+    tmp_path: Path, make_tree: Make, names: tuple[str, ...]
+) -> None:
+    make_tree(*names)
+    with pytest.raises(DataError, match=f"spelt like this, got .*{names[0]}"):
+        listed(tmp_path)
+
+
+def test_a_class_called_training_is_a_class(
+    tmp_path: Path, write_image: Callable[..., Path]
+) -> None:
+    for seed, name in enumerate(("Training", "swimming")):
+        write_image(f"{name}/0.png", seed=seed)
+    assert listed(tmp_path).class_names == ("Training", "swimming")
+
+
+def test_a_test_set_without_class_folders_is_refused(
+    tmp_path: Path, make_tree: Make, write_image: Callable[..., Path]
+) -> None:
+    make_tree("train")
+    write_image("test/0.png", seed=9)
+    with pytest.raises(DataError, match=r"test must hold a folder of images per class.*labels_fil"):
+        listed(tmp_path)
+
+
+def test_images_beside_the_class_folders_are_named(
+    tmp_path: Path, make_tree: Make, write_image: Callable[..., Path],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    make_tree("train", "test")
+    write_image("train/loose.png", seed=9)
+    with caplog.at_level(logging.WARNING):
+        listed(tmp_path)
+    assert "1 images in no class folder are left out: loose.png" in caplog.text
+
+
 def test_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"`data_ingest.source.root` must be a folder, got .*gone"):
         listed(tmp_path / "gone")
@@ -140,7 +177,9 @@ AGREEING = "path,label\ncat/0.png,cat\ndog/0.png,dog\n"
         ("file,label\n", "must have the columns path and label"),
         ("", "cannot be read as a table"),
         ('path,label\n"cat/0.png,cat\n', "cannot be read as a table"),
-        ("path,label,split\ncat/0.png,cat,dev\n", "train, val or test as `split`, got dev"),
+        ("path,label,split\ncat/0.png,cat,dev\n", "train, val or test as `split`, got 'dev'"),
+        ("path,label,split\ncat/0.png,cat,\n", "train, val or test as `split`, got ''"),
+        ("path,label\n", "must have rows"),
     ],
 )
 def test_labels_that_disagree(tmp_path: Path, make_tree: Make, text: str, message: str) -> None:
@@ -245,14 +284,15 @@ def test_a_table_labels_and_splits_flat_images(
     }
 
 
+@pytest.mark.parametrize("dtype", ["Int64", "float64"])
 @pytest.mark.parametrize("writer", ["pandas", "another"])
 def test_numbers_of_a_parquet_table_may_have_gaps(
-    tmp_path: Path, write_image: Callable[..., Path], writer: str
+    tmp_path: Path, write_image: Callable[..., Path], writer: str, dtype: str
 ) -> None:
     names = ["0.png", "1.png", "2.png"]
     for name in names:
         write_image(name, seed=int(name[0]))
-    rows = pd.DataFrame({"path": names, "label": pd.Series([1, None, 7], dtype="Int64")})
+    rows = pd.DataFrame({"path": names, "label": pd.Series([1, None, 7], dtype=dtype)})
     table = pa.Table.from_pandas(rows, preserve_index=False)
     if writer == "another":  # Without pandas' own note of its types.
         table = table.replace_schema_metadata()

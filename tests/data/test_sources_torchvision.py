@@ -42,12 +42,13 @@ def write_idx(file: Path, array: np.ndarray) -> None:
     file.write_bytes(head + array.tobytes())
 
 
-def write_mnist(root: Path, name: str = "MNIST", stem: str = "") -> None:
+def write_mnist(root: Path, name: str = "MNIST", stem: str = "", *, first_label: int = 0) -> None:
     for side, num, seed in (("train", 20, 1), ("t10k", 10, 2)):
         raw = root / name / "raw"
         prefix = f"{stem}{'test' if stem and side == 't10k' else side}"
         write_idx(raw / f"{prefix}-images-idx3-ubyte", noise(num, 28, 28, seed=seed))
-        write_idx(raw / f"{prefix}-labels-idx1-ubyte", (np.arange(num) % 10).astype(np.uint8))
+        labels = np.arange(num) % 10 + first_label
+        write_idx(raw / f"{prefix}-labels-idx1-ubyte", labels.astype(np.uint8))
 
 
 def write_cifar(root: Path, name: str) -> None:
@@ -105,6 +106,13 @@ def test_emnist_takes_its_own_argument(tmp_path: Path) -> None:
         listed("EMNIST", tmp_path)
     listing = listed("EMNIST", tmp_path, arguments={"split": "digits"})
     assert count(listing) == {"train": 20, "test": 10}
+
+
+def test_letters_of_emnist_are_numbered_from_1(tmp_path: Path) -> None:
+    write_mnist(tmp_path, "EMNIST", "emnist-letters-", first_label=1)
+    listing = listed("EMNIST", tmp_path, arguments={"split": "letters"})
+    assert listing.labels.tolist() == [*range(10), *range(10), *range(10)]
+    assert listing.class_names == tuple("abcdefghijklmnopqrstuvwxyz")
 
 
 @pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100"])

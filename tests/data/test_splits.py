@@ -213,6 +213,16 @@ def test_unlabelled_images_serve_as_transfer_set_only() -> None:
     assert summarise_splits(splits, examples, CLASSES).loc[1, "unlabelled"] == 30
 
 
+def test_classes_may_be_called_as_columns_of_the_summary() -> None:
+    names = ("examples", "role", "unlabelled")
+    examples = table()
+    examples["class_name"] = [names[CLASSES.index(name)] for name in examples["class_name"]]
+    summary = summarise_splits(split(examples), examples, names)
+    columns = [f"{name} (class)" for name in names]
+    assert list(summary)[4:] == columns
+    assert (summary[columns].sum(axis=1) == summary["examples"]).all()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -366,3 +366,12 @@ def test_picks_of_the_top_k_show_their_classes_at_their_temperature(tmp_path: Pa
         expected = np.sort(powers / powers.sum())[::-1][:3]
         assert list(pick.probabilities) == [2.0]
         np.testing.assert_allclose(pick.probabilities[2.0], expected, rtol=1e-2)
+
+
+def test_of_the_top_class_alone_the_rest_counts_as_the_second(tmp_path: Path) -> None:
+    logits = random_logits(1, 1, 20, 9)
+    made = cached(tmp_path, logits, encoding=Encoding(top_k=1, temperature=2.0))
+    powers = np.exp(logits[0, 0] / 2)
+    top = (powers / powers.sum(axis=1, keepdims=True)).max(axis=1)
+    surest = of_kind(pick_examples(made, NO_LABELS), "confident")
+    assert surest[0][0] == 10 + int(np.abs(np.log(top / (1 - top))).argmax())

@@ -15,7 +15,7 @@ from kd_pipeline.errors import ParameterError
 from kd_pipeline.losses.distillation import SOFT_LOSSES
 from kd_pipeline.models.checkpoint import build_classifier, read_checkpoint, write_checkpoint
 from kd_pipeline.models.state_folder import StateFolder
-from kd_pipeline.training.checks import check_arm, check_student, try_soft_loss
+from kd_pipeline.training.checks import check_arm, check_student, check_views, try_soft_loss
 from kd_pipeline.training.settings import ArmParams, StudentParams
 from kd_pipeline.training.students import train_students
 from kd_pipeline.views.settings import ViewsParams
@@ -184,3 +184,19 @@ def test_a_stop_after_which_nothing_would_teach_is_refused(data: LabelledImages)
     unlabelled = replace(data, splits=data.splits.assign(use_label=False))
     with pytest.raises(ParameterError, match=r"`student_kd\.soft_weight_schedule\.stop_fraction`"):
         check_arm(unlabelled, arm, block="student_kd")
+
+
+@pytest.mark.parametrize(
+    ("transform", "name"),
+    [
+        ({"name": "blur", "kernel_size": 17}, "blur.kernel_size"),
+        ({"name": "shift", "max_pixels": 8, "padding": "reflect"}, "shift.max_pixels"),
+    ],
+)
+def test_views_that_need_larger_images_are_refused_by_their_block(
+    data: LabelledImages, transform: dict[str, Any], name: str
+) -> None:
+    transforms = ViewsParams(transforms=[transform]).transforms
+    with pytest.raises(ParameterError, match=rf"`teacher\.transforms\.{name}`"):
+        check_views(data, transforms, block="teacher")
+    check_views(data, ViewsParams(transforms=[{"name": "mixup"}]).transforms, block="views")

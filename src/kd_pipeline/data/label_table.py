@@ -36,6 +36,8 @@ def read_label_table(settings: LabelsFile) -> dict[str, Entry]:
             f"`{_NAME}` must have the columns path and label, got {list(table.columns)} without "
             f"{sorted(missing)}"
         )
+    if table.empty:
+        raise DataError(f"`{_NAME}` must have rows, got {settings.file!r} without any")
     paths = [posixpath.normpath(f"{settings.folder or '.'}/{path}") for path in table["path"]]
     if twice := pd.Series(paths)[pd.Series(paths).duplicated()].tolist():
         raise DataError(
@@ -44,14 +46,16 @@ def read_label_table(settings: LabelsFile) -> dict[str, Entry]:
     splits = table["split"] if "split" in table else [None] * len(table)
     if unknown := sorted(set(splits) - SPLITS - {None}):
         raise DataError(
-            f"`{_NAME}` must have train, val or test as `split`, got {first_few(unknown)}"
+            f"`{_NAME}` must have train, val or test as `split`, got "
+            f"{first_few(list(map(repr, unknown)))}"
         )
-    return dict(zip(paths, map(Entry, table["label"], splits), strict=True))
+    return dict(zip(paths, map(Entry, table["label"].str.strip(), splits), strict=True))
 
 
 def _as_text(table: pd.DataFrame) -> pd.DataFrame:
     """A label column of numbers may have gaps: 1 is "1", not "1.0"."""
-    return table.astype("string").fillna("").astype(object)
+    # pandas reads and stores whole numbers with gaps as floats.
+    return table.convert_dtypes().astype("string").fillna("").astype(object)
 
 
 def _read(settings: LabelsFile) -> pd.DataFrame:
@@ -60,7 +64,7 @@ def _read(settings: LabelsFile) -> pd.DataFrame:
         raise DataError(f"`{_NAME}` must be a CSV or parquet file, got {settings.file!r}")
     try:
         if file.suffix == ".parquet":
-            return _as_text(pd.read_parquet(file, dtype_backend="numpy_nullable"))
+            return _as_text(pd.read_parquet(file))
         by_position = {"header": None, "names": columns, "usecols": range(len(columns or ()))}
         return pd.read_csv(
             file,

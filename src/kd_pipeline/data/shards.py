@@ -170,9 +170,10 @@ def _class_names(given: tuple[str, ...] | str | None) -> tuple[str, ...] | None:
         if not Path(given).is_file():
             raise ParameterError(setting, "be a list, or a text file of one name a line", given)
         try:
-            names = Path(given).read_text(encoding="utf-8").splitlines()
+            lines = Path(given).read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise ParameterError(setting, f"be a file of UTF-8 ({error})", given) from error
+        names = [line.strip() for line in lines]
     if len(set(names)) < len(names) or not all(names) or len(names) < 2:
         raise ParameterError(setting, "be at least 2 different names, none empty", given)
     return tuple(names)

@@ -22,6 +22,8 @@ from kd_pipeline.errors import DataError
 
 logger = logging.getLogger(__name__)
 
+_SPLIT_WORDS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
+
 
 @dataclass(frozen=True)
 class _Folder:
@@ -75,6 +77,12 @@ def _partitions(root: str, found: set[str], test_set: str | None) -> dict[str, s
     """Partition of each tree of images, by its name; of each split, where a table has splits."""
     test = test_set or ("test" if "test" in found else "val")
     if "train" not in found and not {test, test_set} & found:
+        likely = [name for name in sorted(found) if name.casefold() in _SPLIT_WORDS]
+        if others := [name for name in likely if _folders(Path(root, name))]:
+            raise DataError(
+                "`data_ingest.source.root` must hold folders of classes, or `train` with `test` or "
+                f"`val`, spelt like this, got {first_few(others)} in {root!r}"
+            )
         return {"": "pool"}
     if missing := {"train", test_set or "train"} - found:
         raise DataError(
@@ -100,8 +108,23 @@ def _class_folders(
             folders.append(_Folder(tree, None, tree))
         else:
             names = _folders(Path(root, tree))
+            _check_loose(Path(root, tree), has_classes=bool(names or not tree))
             folders += [_Folder(Path(tree, name).as_posix(), name, tree) for name in names]
     return folders
+
+
+def _check_loose(tree: Path, *, has_classes: bool) -> None:
+    """Images beside the class folders have no label; a tree without such folders has no class."""
+    if not has_classes:
+        raise DataError(
+            f"{tree} must hold a folder of images per class, got none; labels of images in one "
+            "folder belong in a table, `data_ingest.source.labels_file`"
+        )
+    files = [entry.name for entry in visible_entries(str(tree))]
+    if loose := sorted(name for name in files if Path(name).suffix.lower() in EXTENSIONS):
+        logger.warning(
+            "%s: %d images in no class folder are left out: %s", tree, len(loose), first_few(loose)
+        )
 
 
 def _scan(root: str, folders: Sequence[_Folder]) -> list[tuple[_Folder, FoundFile]]:

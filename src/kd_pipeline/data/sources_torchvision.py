@@ -16,7 +16,7 @@ from kd_pipeline.data.settings import TorchvisionSource
 from kd_pipeline.errors import DataError, ParameterError
 
 CLASSIFICATION_DATA_SETS = (
-    "CIFAR10", "CIFAR100", "CLEVRClassification", "Caltech101", "Caltech256", "Country211", "DTD",
+    "CIFAR10", "CIFAR100", "Caltech101", "Caltech256", "Country211", "DTD",
     "EMNIST", "EuroSAT", "FER2013", "FGVCAircraft", "FashionMNIST", "Flowers102", "Food101",
     "GTSRB", "ImageNet", "Imagenette", "KMNIST", "MNIST", "OxfordIIITPet", "PCAM", "Places365",
     "QMNIST", "RenderedSST2", "SEMEION", "STL10", "SUN397", "SVHN", "StanfordCars", "USPS",
@@ -130,6 +130,9 @@ def _make_listing(name: str, parts: dict[str, Any]) -> ImageListing:
     else:
         labels = np.full(num_images, -1, dtype=np.int64)
         reader = _DatasetReader(ConcatDataset(parts.values()), labels)
+    class_names = _class_names(next(iter(parts.values())))
+    if class_names[:1] == ("N/A",):  # EMNIST's letters are numbered from 1.
+        class_names, labels = class_names[1:], labels - 1
     return ImageListing(
         example_ids=np.arange(num_images, dtype=np.int64),
         sources=[
@@ -139,7 +142,7 @@ def _make_listing(name: str, parts: dict[str, Any]) -> ImageListing:
         ],
         labels=labels,
         partitions=np.repeat(list(parts), sizes),
-        class_names=_class_names(next(iter(parts.values()))),
+        class_names=class_names,
         keys=range(num_images),
         reader=reader,
         decoded=decoded,
@@ -155,7 +158,7 @@ class _DatasetReader:
 
     def __call__(self, position: int) -> Image.Image:
         image, label = self.dataset[position]
-        self.labels[position] = int(label)
+        self.labels[position] = -1 if label is None else int(label)
         return image  # type: ignore[no-any-return]
 
 

@@ -17,6 +17,7 @@ ROLES = ("teacher_train", "transfer", "validation", "test")
 COLUMNS = ("example_id", "role", "use_label", "for_student")
 
 _ROWS_AT_ONCE = 65_536
+_SUMMARY_COLUMNS = frozenset({"role", "examples", "labels_used", "for_students", "unlabelled"})
 """Of a table, as text."""
 
 logger = logging.getLogger(__name__)
@@ -121,12 +122,14 @@ def summarise_splits(
     """Count the examples of each role: all, those whose labels are used, and those of each class.
 
     Returns:
-        Columns role, examples, labels_used, for_students, one per class, and `unlabelled` if any.
+        Columns role, examples, labels_used, for_students, one per class, and `unlabelled` if any;
+        a class of such a name has "(class)" behind it.
     """
     named = splits.merge(examples[["example_id", "class_name"]], on="example_id")
-    named["class_name"] = named["class_name"].fillna("unlabelled").astype(str)
+    column_of = {c: f"{c} (class)" if c in _SUMMARY_COLUMNS else c for c in class_names}
+    named["class_name"] = named["class_name"].map(column_of).fillna("unlabelled")
     classes = pd.crosstab(named["role"], named["class_name"])
-    columns = [*class_names, *(["unlabelled"] if "unlabelled" in classes else [])]
+    columns = [*column_of.values(), *(["unlabelled"] if "unlabelled" in classes else [])]
     totals = named.groupby("role").agg(
         examples=("example_id", "size"),
         labels_used=("use_label", "sum"),

@@ -320,9 +320,12 @@ def check_trainings(nodes: list[Node], catalog: Catalog, *, exports: bool = Fals
         DataError: If logits computed elsewhere leave out examples of the transfer set.
     """
     from kd_pipeline.data.dataset import LabelledImages
+    from kd_pipeline.training.checks import check_views
 
     data = LabelledImages(*(catalog.load(name) for name in ("images", "examples", "splits")))
     names = [str(node.namespace) for node in nodes]
+    views = load_block(catalog, "views", ViewsParams)
+    check_views(data, views.transforms, block="views")
     if _TEACHER in names:
         _check_teacher(data, catalog)
     if students := [name for name in names if name != _TEACHER]:
@@ -347,13 +350,17 @@ def _check_exports(data: "LabelledImages", catalog: Catalog) -> None:
 
 def _check_teacher(data: "LabelledImages", catalog: Catalog) -> None:
     from kd_pipeline.labelling.members import read_given_logits
+    from kd_pipeline.soft_targets.encoding import Encoding
     from kd_pipeline.tracking.fetch import fetched
-    from kd_pipeline.training.checks import check_teacher
+    from kd_pipeline.training.checks import check_teacher, check_views
 
+    caching = load_block(catalog, "soft_target_caching", SoftTargetCachingParams)
+    Encoding(caching.top_k, caching.temperature).check(len(data.images.class_names))
     params = load_block(catalog, _TEACHER, TeacherParams)
     if params.given_logits:
         read_given_logits(params.given_logits, data)
         return
+    check_views(data, params.transforms, block=_TEACHER)
     with fetched(params.given, catalog.load("tracking_store")) as models:
         check_teacher(data, params, models)
 

@@ -98,7 +98,10 @@ class Sample:
         return asked if declared is None else (declared,)
 
     def distribution(self, temperature: float, source: str | None = None) -> Distribution:
-        """Probabilities of one of the sources; None is the one that students learn from."""
+        """Probabilities of one of the sources; None is the one that students learn from.
+
+        Of the logits as they are cached: `teacher_calibration`, which divides them, is left out.
+        """
         source = source or self.sources[-1]
         if source == ENSEMBLE:
             average = average_logits(self.rows.logits, self.params, temperature=temperature)
@@ -300,7 +303,9 @@ def pick_examples(sample: Sample, labels: pd.Series) -> list[Pick]:
     first, known = next(iter(given.values())), sample.labels(labels)
     ids, classes = sample.example_ids, first.top_classes
     # Logarithms: the probabilities of confident rows are all 1 in float32.
-    logs = np.log(np.sort(first.of_classes)[:, -2:].clip(min=1e-30).astype(float))
+    # Of the top 1 the other value is the tail's.
+    values = first.of_classes if first.of_classes.shape[1] > 1 else first.probabilities
+    logs = np.log(np.sort(values)[:, -2:].clip(min=1e-30).astype(float))
     against = (known >= 0) & (known != classes)
     best = {
         CONFIDENT: _best(classes, np.where(against, -np.inf, logs[:, 1] - logs[:, 0]), ids),

@@ -21,6 +21,8 @@ from kd_pipeline.training.quantisation import fake_quantise
 from kd_pipeline.training.rows import has_usable_labels
 from kd_pipeline.training.settings import ArmParams, StudentParams, TeacherParams, Training
 from kd_pipeline.training.teachers import adopt_given
+from kd_pipeline.views import ViewPolicy, ViewRenderer
+from kd_pipeline.views.settings import TransformParams
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,21 @@ def check_teacher(
             _check_training(initial(0), params.training, data)
     except ParameterError as error:
         raise error.within("teacher") from error
+
+
+def check_views(
+    data: LabelledImages, transforms: tuple[TransformParams, ...], *, block: str
+) -> None:
+    """Render a view of one image: some transforms need larger ones.
+
+    Raises:
+        ParameterError: With a name that begins with the block's.
+    """
+    pixels = data.images.reader(data.images.example_ids[:1], device="cpu")
+    try:
+        ViewRenderer(ViewPolicy(0, transforms), pixels, pixels).draw(torch.tensor([0]), 0).render()
+    except ParameterError as error:
+        raise error.within(block) from error
 
 
 def check_student(data: LabelledImages, student: StudentParams, *, block: str = "student") -> None:
