@@ -109,6 +109,7 @@ def test_every_format_that_settings_name_is_there() -> None:
         ({"max_accuracy_drop": 1.5}, "less than or equal to 1"),
         ({"budget_bytes": 0}, "greater than or equal to 1"),
         ({"targets": ("c",), "registered_name": "s"}, "must be null unless `targets` hold onnx"),
+        ({"models": ("teacher",), "registered_name": "s"}, "null where `models` hold no student"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from kd_pipeline.errors import ExportError
 from kd_pipeline.export.jobs import ExportedModel
+from kd_pipeline.export.model_card import model_card
 from kd_pipeline.export.publish import (
     check_accuracy_drop,
     make_card,
@@ -47,6 +48,17 @@ def test_a_file_that_loses_too_much_is_refused(comparison: dict[str, Any]) -> No
     params = ModelExportParams(max_accuracy_drop=0.25)
     with pytest.raises(ExportError, match=r"0\.25 where student_kd onnx int8 loses 0\.\d+"):
         check_accuracy_drop(changed, params)
+
+
+def test_a_file_may_lose_exactly_what_is_allowed() -> None:
+    exact = [("checkpoint", "float32", 0.95), ("onnx", "int8", 0.94)]
+    files = [
+        {"role": "student_kd", "target": target, "precision": precision,
+         "accuracy": {"values": [accuracy]}, "position_of_best": 0}
+        for target, precision, accuracy in exact
+    ]  # fmt: skip
+    assert 0.95 - 0.94 > 0.01  # In floats.
+    check_accuracy_drop({"files": files}, ModelExportParams(max_accuracy_drop=0.01))
 
 
 def test_what_the_teacher_loses_is_only_measured(comparison: dict[str, Any]) -> None:
@@ -90,6 +102,9 @@ def test_the_model_card_states_model_files_evaluation_limits_and_origin(
         "- Teacher t",
     ):
         assert stated in text
+    card = json.loads((staged / "student_kd" / "card.json").read_text())
+    card["training"]["parameters"]["soft_loss"] = "pseudo_label"
+    assert "Learnt from: a teacher's decisions as labels" in model_card(card)
 
 
 def test_what_a_killed_run_has_left_is_removed_and_a_live_one_is_let_be(tmp_path: Path) -> None:

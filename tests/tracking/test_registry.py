@@ -2,7 +2,10 @@
 
 import functools
 import json
+import threading
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 
 from kd_pipeline.evaluation.paired import paired_difference
 from kd_pipeline.evaluation.settings import EvaluationParams
-from kd_pipeline.tracking import student_model
+from kd_pipeline.tracking import registry, student_model
 from kd_pipeline.tracking.registry import (
     Registration,
     find_champion,
@@ -157,3 +160,19 @@ def test_a_store_that_answers_slowly_is_not_waited_for(
     rule = "it has taken more than 0.05 s, as long as `mlflow.max_wait_seconds` allows"
     reason = f"MLflow at {slow_store.uri} did not register it: {rule}"
     assert registration == Registration(None, False, reason)
+
+
+def test_what_was_reported_as_not_registered_is_not_registered_later(
+    register: "functools.partial[Registration]", store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(registry, "log_student", lambda *_, **__: time.sleep(0.2))
+    monkeypatch.setattr(registry, "_compare", lambda *_: (True, "champion"))
+    monkeypatch.setattr(registry, "_create_version", lambda *_, **__: made.append("a version"))
+    hasty = replace(store, max_wait_seconds=0.05)
+    registration = register_student(hasty, **register.keywords, predictions=predictions(150))
+    assert "did not register it" in registration.reason
+    for thread in threading.enumerate():
+        if thread.name == "mlflow-within":
+            thread.join()
+    assert made == []

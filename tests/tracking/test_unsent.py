@@ -66,6 +66,19 @@ def test_all_that_was_kept_arrives(
     assert Path(figure).read_bytes() == b"\x00\xff"
 
 
+def test_a_file_that_another_machine_has_sent_is_begun_anew(
+    folder: Path, store: Store, tracked_project: Path, fetch_runs: FetchRuns
+) -> None:
+    sender = Sender(store)
+    sender.send(OPERATIONS[0])
+    unsent = Unsent(folder / "unsent-group.jsonl", store)
+    for operation in OPERATIONS[1:]:
+        unsent.keep(operation, sender.run_ids)
+        assert send_unsent(unsent.file, tracked_project) == (1, None)
+        assert not unsent.file.exists()
+    assert fetch_runs()["teacher-0"].info.status == "FAILED"
+
+
 def test_what_the_store_refuses_stays_and_the_rest_arrives(
     folder: Path, store: Store, tracked_project: Path, fetch_runs: FetchRuns
 ) -> None:
@@ -228,6 +241,15 @@ def test_no_password_reaches_the_disk(folder: Path) -> None:
         folder, Store("https://ada:secret@tracking:5000", "e", None, ("ada", "secret")), OPERATIONS
     )
     assert "secret" not in file.read_text()
+
+
+def test_command_says_that_a_database_is_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"no database" * 100)
+    (tmp_path / "mlartifacts").mkdir()
+    assert main(["--project", str(tmp_path)]) == 1
+    assert "file is not a database" in capsys.readouterr().err
 
 
 def test_command_sends_what_ended_and_leaves_what_goes_on(

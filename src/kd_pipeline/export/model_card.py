@@ -81,8 +81,12 @@ def _learnt_from(card: _Json) -> str:
         return "not on record"
     if not card["teacher"]:
         return "labels"
-    soft, temperature = parameters.get("soft_weight"), parameters.get("temperature")
-    return f"a teacher's soft targets (temperature {temperature}, soft weight {soft})"
+    loss, weight = parameters.get("soft_loss"), parameters.get("soft_weight")
+    name = loss["name"] if isinstance(loss, dict) else loss
+    if name == "pseudo_label":
+        return f"a teacher's decisions as labels (soft weight {weight})"
+    temperature = parameters.get("temperature")
+    return f"a teacher's soft targets ({name}, temperature {temperature}, soft weight {weight})"
 
 
 def _training(card: _Json) -> list[str]:

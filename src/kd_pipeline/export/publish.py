@@ -21,6 +21,7 @@ from kd_pipeline.export.settings import ModelExportParams
 from kd_pipeline.models.checkpoint import ModelCheckpoint
 
 _STAGING = ".unfinished-"
+_ROUNDING = 1e-9
 CARD_FILE = "card.json"
 MODEL_CARD_FILE = "model_card.md"
 
@@ -119,7 +120,7 @@ def check_accuracy_drop(comparison: _Json, params: ModelExportParams) -> None:
             continue
         reference = files[role, "checkpoint", "float32"]
         drop = _best(reference) - _best(file)
-        if drop > params.max_accuracy_drop:
+        if drop > params.max_accuracy_drop + _ROUNDING:
             broken.append(f"{role} {target} {precision} loses {drop:.4f}")
     if broken:
         raise ExportError(

@@ -54,4 +54,9 @@ class ModelExportParams(Params):
                 "`registered_name` must be null unless `targets` hold onnx, which MLflow serves, "
                 f"got {self.registered_name!r}"
             )
+        if self.registered_name is not None and self.source is None and self.models == ("teacher",):
+            raise ValueError(
+                "`registered_name` must be null where `models` hold no student, "
+                f"got {self.registered_name!r}"
+            )
         return self

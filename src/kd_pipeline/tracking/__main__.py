@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from kd_pipeline.errors import DataError
+from kd_pipeline.errors import DataError, TrackingStoreError
 from kd_pipeline.tracking.settings import MLflowParams
 from kd_pipeline.tracking.store import adopt_folder, locate_store, reason_of
 from kd_pipeline.tracking.unsent import find_unsent, is_being_written, send_unsent
@@ -18,7 +18,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kd_pipeline.tracking", description=__doc__)
     parser.add_argument("--project", type=Path, default=Path.cwd(), help="the project's root")
     project: Path = parser.parse_args(arguments).project
-    adopt_folder(locate_store(project, MLflowParams()))
+    try:
+        adopt_folder(locate_store(project, MLflowParams()))
+    except TrackingStoreError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     files = find_unsent(project / "data" / "09_tracking")
     if not files:
         sys.stdout.write("Nothing waits to be sent.\n")

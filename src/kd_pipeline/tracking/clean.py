@@ -56,7 +56,8 @@ def find_left_over(store: Store) -> dict[str, str]:
     """What deleted runs have left in a project's own store: a line for each, by its id.
 
     These are deleted experiments, runs and models, models whose run is gone unless they are
-    registered, and folders of artifacts that no run or model of the database has.
+    registered, and folders of artifacts that no run or model of the database has: unless another
+    database lies beside it, whose artifacts they may be.
     """
     found: dict[str, str] = {}
     with closing(sqlite3.connect(_database(store))) as connection:
@@ -69,15 +70,17 @@ def find_left_over(store: Store) -> dict[str, str]:
                 found[str(one)] = f"{kind} {name} ({one})"
         query = "SELECT run_uuid FROM runs UNION SELECT model_id FROM logged_models"
         known = {one for (one,) in connection.execute(query)}
+    database = _database(store)
+    is_alone = all(path == database for path in database.parent.glob("*.db"))
     for one, folder in _folders(store).items():
-        if one in found or one not in known:
+        if one in found or (is_alone and one not in known):
             found[one] = f"{found.get(one, f'folder {one}')}: {_size(folder) / 1e6:.1f} MB"
     return found
 
 
 def remove_left_over(store: Store) -> None:
     """Remove what `find_left_over` lists, for good; what lies in the database by `mlflow gc`."""
-    client = open_client(store)
+    client, left = open_client(store), find_left_over(store)
     with closing(sqlite3.connect(_database(store))) as connection:
         models = [one for one, _ in connection.execute(_MODELS_WITHOUT_RUN)]
         query = "SELECT model_id FROM logged_models WHERE lifecycle_stage = 'active'"
@@ -90,7 +93,7 @@ def remove_left_over(store: Store) -> None:
     arguments = ["--backend-store-uri", store.uri, "--tracking-uri", store.uri]
     with fluent_uri(store.uri):
         gc.main(arguments, standalone_mode=False)
-    left = find_left_over(store)
+    left |= find_left_over(store)
     for one, folder in _folders(store).items():
         if one in left:
             shutil.rmtree(folder)

@@ -1,7 +1,9 @@
 """Exported students in MLflow's model registry, where the best one has the alias `champion`."""
 
 import logging
+import math
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,9 +75,14 @@ def register_student(
     tags = {f"kd.{key}": str(card[key]) for key in ("checkpoint", "group", "test_fingerprint")}
     tags |= {"kd.role": str(card["student"]), "kd.accuracy": f"{_right(table).mean():.6f}"}
 
+    started = time.monotonic()
+
     def register() -> Registration:
-        wins, reason = _compare(store, name, table, tags[TEST_FINGERPRINT], paired_interval)
         model_id = log_student(store, onnx_file=onnx_file, card=card, predictions=table)
+        # After the upload, which takes long: another run may have registered a champion by then.
+        wins, reason = _compare(store, name, table, tags[TEST_FINGERPRINT], paired_interval)
+        if time.monotonic() - started > (store.max_wait_seconds or math.inf):
+            raise TimeoutError  # It was reported that nothing is registered.
         stored = {**tags, "kd.champion": reason}
         version = _create_version(store, name, model_id, stored, is_champion=wins)
         return Registration(version, wins, reason)

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,9 +91,17 @@ def _split_credentials(uri: str) -> tuple[str, tuple[str, str] | None]:
 
 
 def adopt_folder(store: Store) -> None:
-    """Correct the locations in the project's own database if its folder was moved or copied."""
-    if store.artifacts is not None:
+    """Correct the locations in the project's own database if its folder was moved or copied.
+
+    Raises:
+        TrackingStoreError: If it cannot be read.
+    """
+    if store.artifacts is None:
+        return
+    try:
         follow_project(Path(store.uri.removeprefix(_SQLITE)), store.artifacts)
+    except sqlite3.Error as error:
+        raise TrackingStoreError(f"the database {store.public_uri}: {error}") from error
 
 
 def open_client(store: Store) -> "MlflowClient":

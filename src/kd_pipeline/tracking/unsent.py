@@ -40,7 +40,9 @@ class Unsent:
 
     def keep(self, operation: Operation, run_ids: Mapping[str, str]) -> None:
         """Append an operation and, where they have changed, the ids of the runs."""
-        if self.count == 0:
+        # Another machine, where this process does not show, may have sent and removed the file.
+        if not self.file.exists():
+            self._run_ids = {}
             self.file.parent.mkdir(parents=True, exist_ok=True)
             store = {"uri": self._store.public_uri, "experiment": self._store.experiment}
             writer = {"host": socket.gethostname(), "pid": os.getpid()}

@@ -93,7 +93,8 @@ def compare_exports(
     """Summarise the files, compare what int8 costs each model, in pairs, and draw them.
 
     Raises:
-        ExportError: If a file loses more accuracy than allowed; nothing is kept or moved then.
+        ExportError: If a file loses more accuracy than allowed: no file is published then, only
+            its measurements are kept.
     """
     from kd_pipeline.evaluation.export_figures import export_figure
     from kd_pipeline.evaluation.exported import compare_files
