@@ -20,8 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
     project: Path = parser.parse_args(arguments).project
     try:
         adopt_folder(locate_store(project, MLflowParams()))
-    except TrackingStoreError as error:
-        sys.stderr.write(f"{error}\n")
+    except TrackingStoreError as unreadable:
+        sys.stderr.write(f"{unreadable}\n")
         return 1
     files = find_unsent(project / "data" / "09_tracking")
     if not files:
