@@ -238,7 +238,7 @@ def test_the_cache_of_a_kept_teacher_whose_code_has_changed_is_refused(
     data = {"images": images, "splits": splits, "soft_targets": cache, "teacher.card": card}
     pipeline = register_pipelines()["student_distillation"]
     check_caches(pipeline, catalog_of(data))
-    with pytest.raises(CheckpointError, match="the code of small_cnn has changed since this teach"):
+    with pytest.raises(CheckpointError, match="the code of small_cnn has changed since this model"):
         check_caches(pipeline, catalog_of(data | {"teacher.checkpoints": [teacher]}))
 
 

@@ -64,3 +64,16 @@ def test_of_a_given_teacher_without_record_only_labelling_is_counted(
     assert epochs_of_teacher_cost(given, data, student, VIEWS) == 2 * 5 * 3 // 3
     assert "the training of a given teacher is not on record" in caplog.text
     assert "as much as 10 epochs" in caplog.text
+
+
+def test_labelling_is_of_the_transfer_set_alone(
+    data: LabelledImages, student: StudentParams, teachers: list[ModelCheckpoint]
+) -> None:
+    transfer = data.splits.index[data.splits["role"] == "transfer"]
+    few = replace(data, splits=data.splits.drop(transfer[::2]))
+    given = [replace(teacher, facts={}) for teacher in teachers]
+    labelled = len(few.ids("transfer")) * 3
+    assert len(student_rows(few.splits)) > len(few.ids("transfer"))
+    epoch = 3 * macs(2, data) * len(student_rows(few.splits))
+    spent = 2 * macs(10, data) * labelled
+    assert epochs_of_teacher_cost(given, few, student, VIEWS) == math.ceil(spent / epoch)

@@ -38,7 +38,8 @@ def verdict(comparison: _Json) -> list[str]:
             answer = _answer(f"learning through {through}", directly, over["accuracy"])
             sentences.append(f"{answer} {_nll(over['nll'])}")
         else:
-            sentences.append(_control(control, gain["accuracy"], over))
+            taught = comparison["learnt_from"].get(control, LABELS) != LABELS
+            sentences.append(_control(control, gain["accuracy"], over, taught=taught))
     return [*sentences, _recovered(comparison, gain)]
 
 
@@ -105,8 +106,11 @@ def _students_between(comparison: _Json) -> str:
     return ", ".join(path[:-1])
 
 
-def _control(control: str, gain: _Json, over: _Json) -> str:
-    """Whether a control explains the gain; a tie where nothing was gained explains nothing."""
+def _control(control: str, gain: _Json, over: _Json, *, taught: bool) -> str:
+    """Whether a control explains the gain; a tie where nothing was gained explains nothing.
+
+    One that is `taught` learns from a teacher as well.
+    """
     difference, name = over["accuracy"], f"The control {label(control)}"
     points = f"{numbers.points(difference)} points, {_interval(difference)}"
     measured = f"distilled minus {words(control)}: {points}"
@@ -118,12 +122,13 @@ def _control(control: str, gain: _Json, over: _Json) -> str:
     detectable = numbers.detectable_points(difference)
     if numbers.shown_sign(gain) <= 0:
         return numbers.running_text(f"{name} is within noise of it ({measured}).", detectable)
-    explanation = _EXPLANATIONS.get(
-        control, "that the gain in accuracy needs soft targets is not shown."
-    )
+    has_soft_targets = taught and control != PSEUDO
+    better = "the distilled student is" if has_soft_targets else "soft targets are"
+    claim = "depends on the loss or its settings" if has_soft_targets else "needs soft targets"
+    explanation = _EXPLANATIONS.get(control, f"that the gain in accuracy {claim} is not shown.")
     in_nll = {
         1: "In NLL the control is better",
-        -1: "In NLL soft targets are better than it",
+        -1: f"In NLL {better} better than it",
         0: "Nor do the two differ in NLL",
     }[numbers.shown_sign(over["nll"])]
     return numbers.running_text(

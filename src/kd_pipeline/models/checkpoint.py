@@ -54,7 +54,7 @@ class ModelCheckpoint:
     class_order: tuple[int, ...] | None = None
     """Which of the network's outputs each of `class_names` is; None keeps their order."""
     code: str | None = None
-    """The architecture's `code_digest`."""
+    """The architecture's `code_digest` when it was trained or given."""
     logits_digest: str | None = None
     """That of a user's own network, given as a teacher: its code may call code that changes."""
     quantised_state: Mapping[str, Tensor] | None = None
@@ -105,6 +105,7 @@ def snapshot(
         classifier.preprocessing,
         copy_state(classifier.network),
         facts,
+        code=code_digest(model.name),
         quantised_state=quantised_state,
     )
 
@@ -158,8 +159,8 @@ def build_classifier(checkpoint: ModelCheckpoint) -> Classifier:
 def _build_trained(checkpoint: ModelCheckpoint) -> nn.Module:
     architecture, num_classes = checkpoint.architecture, len(checkpoint.class_names)
     changed = CheckpointError(
-        f"the code of {architecture} has changed since this teacher was given, and so may its "
-        "logits; run `kedro run --pipelines=teacher_training` again"
+        f"the code of {architecture} has changed since this model was trained or given, and so "
+        "may its logits; train it, or run `kedro run --pipelines=teacher_training`, again"
     )
     if checkpoint.code is not None and checkpoint.code != code_digest(architecture):
         raise changed

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections import defaultdict
@@ -127,6 +128,8 @@ def run_trial(trials: ArmTrials, position: int, given: Mapping[str, Any]) -> eve
         with events.listening_alone(watch):
             metrics = _final(*trials.train(*trials.settings(values), states=states))
         value = metrics[trials.params.metric]
+        if not math.isfinite(value):  # Weights that the very last step has ruined.
+            value, state = None, TrialState.PRUNED
     except (optuna.TrialPruned, TrainingDivergedError):
         state, metrics = TrialState.PRUNED, watch.latest()
     except Exception:

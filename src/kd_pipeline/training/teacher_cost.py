@@ -33,7 +33,7 @@ def epochs_of_teacher_cost(
     trained = [_training_examples(teacher) for teacher in teachers]
     if None in trained:
         logger.info("  the training of a given teacher is not on record: only labelling is counted")
-    labelled = rows * views.num_cached_views()
+    labelled = len(data.ids("transfer")) * views.num_cached_views()
     spent = sum(
         own * (TRAINING_PASSES * (examples or 0) + labelled)
         for own, examples in zip(macs, trained, strict=True)

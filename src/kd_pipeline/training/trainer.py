@@ -10,6 +10,7 @@ import pandas as pd
 
 from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.events import TrainingEnded, TrainingStarted, emit
+from kd_pipeline.models.architectures import code_digest
 from kd_pipeline.models.checkpoint import (
     DATA_FACTS,
     ModelCheckpoint,
@@ -229,5 +230,7 @@ def _training_key(
     rows = {"example_ids": plan.rows.example_ids, "labels": plan.rows.labels}
     source = None if plan.teacher is None else dict(plan.teacher.identity)
     settings = [part.model_dump(mode="json") for part in (plan.training, plan.objective, model)]
-    text = json.dumps([dict(facts), *settings, source], sort_keys=True)
+    # Of a user's own network; others have none, and their keys stay as they were.
+    code = [] if (digest := code_digest(model.name)) is None else [digest]
+    text = json.dumps([dict(facts), *settings, source, *code], sort_keys=True)
     return tensors_digest({**rows, **classifier.network.state_dict()}, text)
