@@ -9,6 +9,7 @@ from kd_pipeline.evaluation.comparison import compare
 from kd_pipeline.evaluation.report import markdown_report
 from kd_pipeline.evaluation.settings import EvaluationParams
 from kd_pipeline.evaluation.terminal import arms_table
+from kd_pipeline.evaluation.verdict import verdict
 
 PARAMS = EvaluationParams(num_bootstrap_samples=100)
 
@@ -51,6 +52,21 @@ def test_smoothing_that_does_as_well_needs_no_teacher(draw: Draw) -> None:
 def test_a_control_of_the_users_own_is_reported_too(draw: Draw) -> None:
     text = reported({"student_kd": 0.95, "mine": 0.95}, draw)
     assert "The control mine does as well within noise" in text
+
+
+def test_another_loss_that_does_as_well_is_no_control_without_soft_targets(result: Any) -> None:
+    tied = {"mean": 0.0, "ci95": [-0.02, 0.02], "p_value": 1.0, "smallest_detectable": 0.03,
+            "wins": 1, "replicates": 3}  # fmt: skip
+    better = {**tied, "mean": -0.1, "ci95": [-0.2, -0.01], "p_value": 0.01}
+    comparison = with_gain(result, mean=0.05, ci95=[0.03, 0.07], p_value=0.001, p_value_holm=0.002)
+    comparison |= {
+        "distilled_over": {"student_dkd": {"accuracy": tied, "nll": better}},
+        "learnt_from": {**comparison["learnt_from"], "student_dkd": "teacher"},
+    }
+    text = " ".join(verdict(comparison))
+    assert "that the gain in accuracy depends on the loss or its settings is not shown" in text
+    assert "In NLL the distilled student is better than it" in text
+    assert "soft targets" not in text.split("student_dkd")[1]
 
 
 def test_a_worse_control_does_not_explain_and_a_better_one_is_preferred(draw: Draw) -> None:
