@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from kd_pipeline.data.dataset import LabelledImages
-from kd_pipeline.errors import ParameterError
+from kd_pipeline.errors import CheckpointError, ParameterError
 from kd_pipeline.losses.distillation import SOFT_LOSSES
 from kd_pipeline.models.checkpoint import build_classifier, read_checkpoint, write_checkpoint
 from kd_pipeline.models.state_folder import StateFolder
@@ -58,6 +58,12 @@ def test_a_network_of_the_users_own_is_trained_and_read_again(
     assert again.network[1].out_features == 8  # type: ignore[index, union-attr]
     pixels = data.images.take(data.ids("test")[:2])
     assert torch.equal(again(pixels), build_classifier(trained)(pixels))
+    kept = {path.name for path in (tmp_path / "states").rglob("*")}
+    (tmp_path / "users_package/nets.py").write_text(CODE.replace("nn.ReLU()", "nn.GELU()"))
+    with pytest.raises(CheckpointError, match="nets:Net has changed since this model was trained"):
+        build_classifier(trained)
+    train_students(data, params, arm, ViewsParams(), teacher=None, states=states)
+    assert {path.name for path in (tmp_path / "states").rglob("*")} > kept  # Begun anew.
 
 
 @pytest.mark.usefixtures("own_package")
