@@ -154,3 +154,12 @@ def test_refuses_a_seed_that_does_not_vary(
     assert resplits(project, runs) == 1
     assert "`transfer_split.seed` must be ${globals:seed}" in capsys.readouterr().err
     assert runs.seeds == []
+
+
+@pytest.mark.parametrize("name", ["transfer_split.seed", "student.seed"])
+def test_refuses_a_seed_that_is_given(
+    project: Path, runs: Runs, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert resplits(project, runs, f"--params=student_kd.temperature=4,{name}=3") == 1
+    assert f"`{name}` must be ${{globals:seed}}" in capsys.readouterr().err
+    assert runs.seeds == []

@@ -6,6 +6,7 @@ Each run has a seed of its own, the global `seed`: of split, teacher, students a
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -117,7 +118,7 @@ def run_resplits(resplits: Resplits, *, num: int, run: Run) -> dict[int, dict[st
         raise ParameterError("pipeline", rule, resplits.pipeline)
     first = int(resplits.load("globals")["seed"])
     wanted = {seed: resplits.settings(seed) for seed in range(first, first + num)}
-    _check_seeds(wanted)
+    _check_seeds(wanted, resplits.params)
     missing = [seed for seed, of_run in wanted.items() if not _is_kept(resplits, seed, of_run)]
     for seed in missing:
         sys.stderr.write(f"Resplit {list(wanted).index(seed) + 1} of {num}: seed {seed}\n")
@@ -125,14 +126,16 @@ def run_resplits(resplits: Resplits, *, num: int, run: Run) -> dict[int, dict[st
     return {seed: _read(resplits.folder / str(seed) / _COMPARISON) for seed in wanted}
 
 
-def _check_seeds(wanted: dict[int, dict[str, Any]]) -> None:
-    found = [of_run["parameters"]["transfer_split"].get("seed") for of_run in wanted.values()]
-    if len({str(seed) for seed in found}) < len(wanted):
-        rule = (
-            "be ${globals:seed}, and `seed` in globals.yml ${environment:KD_SEED,0}, so that each "
-            "resplit has a split of its own"
-        )
-        raise ParameterError("transfer_split.seed", rule, found[0])
+def _check_seeds(wanted: dict[int, dict[str, Any]], params: str) -> None:
+    for name in ("transfer_split", "student"):
+        found = [of_run["parameters"][name].get("seed") for of_run in wanted.values()]
+        given = re.search(rf"(?:^|,)\s*{name}\.seed\s*[=:]\s*([^,]*)", params)
+        if given or len({str(seed) for seed in found}) < len(wanted):
+            rule = (
+                "be ${globals:seed}, and `seed` in globals.yml ${environment:KD_SEED,0}, so that "
+                "each resplit has a split and students of its own"
+            )
+            raise ParameterError(f"{name}.seed", rule, given[1] if given else found[0])
 
 
 def _is_kept(resplits: Resplits, seed: int, wanted: dict[str, Any]) -> bool:
