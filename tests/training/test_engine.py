@@ -2,7 +2,7 @@
 
 import math
 import re
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ from kd_pipeline.models.classifier import Classifier
 from kd_pipeline.models.preprocessing import Preprocessing
 from kd_pipeline.models.settings import Model
 from kd_pipeline.models.state_folder import StateFolder
+from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.teacher_logits import TeacherLogits
 from kd_pipeline.training import engine
 from kd_pipeline.training.engine import TrainingPlan, TrainingRecord, train_classifier
 from kd_pipeline.training.rows import Rows, measure_validation
 from kd_pipeline.training.settings import Training
-from kd_pipeline.training.teacher_sources import CachedLogits
+from kd_pipeline.training.teacher_sources import CachedLogits, LiveLogits
 from kd_pipeline.views import ViewPolicy, ViewRenderer
 from kd_pipeline.views.settings import ViewsParams
 
@@ -370,6 +371,13 @@ def test_a_small_step_takes_one_thread(
     train_classifier(classifier, plan(), states=StateFolder(tmp_path), key="k")
     assert in_training == {expected}
     assert threads[-1] == 3
+
+
+def test_beside_a_live_teacher_all_threads_are_used(tmp_path: Path, threads: list[int]) -> None:
+    teacher = LiveLogits({}, [model().eval()], SoftTargetsParams(), 1.0, nullcontext)
+    live = plan(teacher=teacher, objective=ObjectiveParams(soft_weight=1.0))
+    train(tmp_path, live)
+    assert threads == [3]
 
 
 def test_threads_are_back_after_a_training_that_failed(tmp_path: Path, threads: list[int]) -> None:

@@ -8,6 +8,7 @@ import math
 import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -30,7 +31,7 @@ from kd_pipeline.training.optimisation import build_optimiser, build_schedule, s
 from kd_pipeline.training.rows import BatchOrder, Rows, measure_validation
 from kd_pipeline.training.settings import Training
 from kd_pipeline.training.stacked import stack, unstack
-from kd_pipeline.training.teacher_sources import BatchLogits
+from kd_pipeline.training.teacher_sources import BatchLogits, LiveLogits
 from kd_pipeline.training.threads import threads_for
 from kd_pipeline.views import DrawnViews, ViewPolicy, ViewRenderer
 
@@ -127,7 +128,9 @@ def train_together(
         TrainingDivergedError: If the loss of one becomes NaN or infinite.
     """
     training = plans[0].training
-    with threads_for(classifiers, batch_size=training.batch_size):
+    # A live teacher is most of a step, however small the student.
+    is_live = isinstance(plans[0].teacher, LiveLogits)
+    with nullcontext() if is_live else threads_for(classifiers, batch_size=training.batch_size):
         loop = _Loop(classifiers, plans, processes)
         record = loop.resume(processes.from_first(lambda: states.load(key)))
         for past in record.history:
