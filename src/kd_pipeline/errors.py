@@ -1,7 +1,8 @@
 """The project's errors; those of parameters read "`name` must rule, got value"."""
 
 from collections.abc import Iterable
-from typing import Self
+from functools import partial
+from typing import Any, Self
 
 
 class KdPipelineError(Exception):
@@ -15,9 +16,14 @@ class ParameterError(KdPipelineError, ValueError):
         self, name: str, rule: str, value: object, *, legal: Iterable[str] | None = None
     ) -> None:
         """Compose "`<name>` must `<rule>`, got `<value>`", with the legal names where few."""
-        self.name, self.rule, self.value, self.legal = name, rule, value, legal
-        choices = "" if legal is None else f"; legal: {', '.join(sorted(legal))}"
+        self.name, self.rule, self.value = name, rule, value
+        self.legal = None if legal is None else sorted(legal)
+        choices = "" if self.legal is None else f"; legal: {', '.join(self.legal)}"
         super().__init__(f"`{name}` must {rule}, got {value!r}{choices}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle it: processes pass errors on."""
+        return partial(type(self), legal=self.legal), (self.name, self.rule, self.value)
 
     def within(self, block: str) -> Self:
         """The same error with its name prefixed by its block in YAML, unless it is already."""

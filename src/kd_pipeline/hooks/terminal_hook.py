@@ -51,6 +51,7 @@ class TerminalHook:
         # Of the trainings that have begun and not ended, by replicate.
         self._metrics: dict[int, dict[str, float]] = {}
         self._rates: dict[int, list[float]] = {}
+        self._epochs: dict[int, int] = {}
 
     # First, so that what other hooks refuse about settings is shown in short as well.
     @hook_impl(tryfirst=True)
@@ -127,6 +128,7 @@ class TerminalHook:
         match event:
             case events.TrainingStarted(replicate=replicate, num_epochs=num_epochs):
                 self._metrics[replicate], self._rates[replicate] = {}, []
+                self._epochs[replicate] = 0
                 first = min(self._metrics)
                 numbers = f"s {first} to {replicate}" if first < replicate else f" {replicate}"
                 self._begin_progress(f"replicate{numbers}", num_epochs, "epochs")
@@ -134,8 +136,10 @@ class TerminalHook:
                 self._metrics[replicate] |= metrics
                 if _RATE in metrics:
                     self._rates[replicate].append(metrics[_RATE])
+                self._epochs[replicate] = epoch
                 if self._progress is not None:
-                    self._progress.advance(epoch, _in_short(metrics))
+                    # Of the one that is least far, where several train at once.
+                    self._progress.advance(min(self._epochs.values()), _in_short(metrics))
             case events.TrainingEnded(replicate=replicate):
                 result = self._result(event)
                 if not self._metrics:
@@ -169,6 +173,7 @@ class TerminalHook:
         seconds = event.metrics.get("cost/train_seconds")
         # Of the whole training, as the seconds beside: epochs are of equal size.
         metrics, rates = self._metrics.pop(event.replicate), self._rates.pop(event.replicate)
+        del self._epochs[event.replicate]
         rate = {_RATE: harmonic_mean(rates)} if rates else {}
         parts = [_in_short(metrics | rate), "" if seconds is None else f"{seconds:.1f} s"]
         return ", ".join(part for part in parts if part) or "trained"

@@ -29,6 +29,11 @@ class StateFolder:
         self.folder = folder
         self._mirror = mirror
 
+    @property
+    def is_local(self) -> bool:
+        """Whether states are kept on this disk alone."""
+        return self._mirror is None
+
     def save(self, key: str, state: Mapping[str, Any]) -> None:
         """Replace the state under a key, whole or not at all."""
         tensors: dict[str, Tensor] = {}

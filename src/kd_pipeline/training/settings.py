@@ -72,6 +72,9 @@ class Training(Params):
     stack_replicates: Literal["auto", "never"] = Field(default="auto", exclude=True)
     """auto: replicates of a network that is small enough train as one. No part of a training's
     identity: whether it was stacked is."""
+    side_by_side: Literal["auto", "never"] = Field(default="auto", exclude=True)
+    """auto: on CPUs, replicates that are not stacked train in as many processes as there are
+    threads, if a step is small enough. No part of a training's identity."""
     placement: Literal["data_parallel", "replicas"] = Field(default="data_parallel", exclude=True)
     """Under torchrun: all processes train each model together, on slices of its batches, or each
     process trains other replicates (or members of a teacher) alone."""

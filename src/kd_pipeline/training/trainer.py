@@ -27,7 +27,9 @@ from kd_pipeline.training.distributed import Processes, has_batch_norm
 from kd_pipeline.training.engine import TrainingPlan, TrainingRecord, train_together
 from kd_pipeline.training.quantisation import fake_quantise, fine_tune, fine_tuning_plan
 from kd_pipeline.training.settings import Quantisation, Training
+from kd_pipeline.training.side_by_side import num_processes, train_side_by_side
 from kd_pipeline.training.stacked import why_alone
+from kd_pipeline.training.teacher_sources import LiveLogits
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +47,9 @@ def train_each(
 ) -> tuple[list[ModelCheckpoint], pd.DataFrame]:
     """Train one model per plan: an arm's replicates, or a teacher's members.
 
-    Small ones train stacked, as one network, others one after another; where several processes
-    have joined, all of them train each model, or each of them trains other models, by `placement`.
+    Small ones train stacked, as one network, others side by side in processes of their own, or one
+    after another; where torchrun's processes have joined, all of them train each model, or each of
+    them trains other models, by `placement`.
     `initial` builds a model from the seed of its weights; `facts` are what each checkpoint holds
     beside those of its training, and `costs` beside those of its own; a killed run resumes from
     `states`, also while it fine-tunes for `quantisation`.
@@ -58,6 +61,7 @@ def train_each(
     Raises:
         ProcessesError: If other processes train on something else, or one is lost.
     """
+    first = initial(0)
     # Once for all: it takes seconds.
     simulation = None if quantisation is None else fake_quantise(initial(0))
     processes, together = Processes.joined(), plans[0].training.placement == "data_parallel"
@@ -65,13 +69,15 @@ def train_each(
     trainer = _Trainer(
         initial, data, model, facts, states, quantisation, simulation, costs or {}, sharing
     )
-    groups = [plans] if _can_stack(plans, initial) else [[plan] for plan in plans]
+    groups = [plans] if _can_stack(plans, first) else [[plan] for plan in plans]
     with processes.naming_losses():
         if processes.count > 1:
             own_facts = _facts(plans[0], data, facts)
-            key = _training_key(initial(0), plans[0], own_facts, model)
+            key = _training_key(first, plans[0], own_facts, model)
             processes.check_alike({_TRAINED: key, **_computed_with(plans[0].training)})
-        if together:
+        if processes.count == 1:
+            models = _train_here(groups, trainer, first)
+        elif together:
             own = [one for group in groups for one in trainer.train(group)]
             # Running statistics differ between processes: all take the first one's checkpoints, so
             # that fingerprints agree.
@@ -90,17 +96,31 @@ def _computed_with(training: Training) -> dict[str, str]:
     return {"device": device, "precision": resolve_precision(training.precision, device)}
 
 
-def _can_stack(plans: Sequence[TrainingPlan], initial: Callable[[int], Classifier]) -> bool:
+def _train_here(
+    groups: Sequence[Sequence[TrainingPlan]], trainer: "_Trainer", classifier: Classifier
+) -> "list[_Trained]":
+    """Train groups that no other machine's process shares, several at once where that pays."""
+    plan = groups[0][0]
+    # A live teacher is most of a step, and would be held by each process.
+    is_live = isinstance(plan.teacher, LiveLogits)
+    count = num_processes(len(groups), classifier, plan.training, trainer.states)
+    if count == 1 or is_live:
+        return [one for group in groups for one in trainer.train(group)]
+    logger.info("  %d models train in %d processes side by side", len(groups), count)
+    return train_side_by_side(groups, trainer.train, num_processes=count)
+
+
+def _can_stack(plans: Sequence[TrainingPlan], classifier: Classifier) -> bool:
     training = plans[0].training
     if len(plans) == 1 or training.stack_replicates == "never":
         return False
-    reason = why_alone(initial(0), training)
+    reason = why_alone(classifier, training)
     if any(plan.policy != plans[0].policy for plan in plans):
         reason = "each has views of its own"
     if plans[0].teacher is not None and plans[0].objective.soft_loss.record.over_batch:
         reason = "their loss compares the examples of a batch"
     if reason is not None:
-        logger.info("  %d models train one by one: %s", len(plans), reason)
+        logger.info("  %d models are not stacked: %s", len(plans), reason)
     return reason is None
 
 
