@@ -34,6 +34,8 @@ CONSTANTS = {
     "ends": np.array([2**40]),
     "axis2": np.array([2]),
     "axis3": np.array([3]),
+    "faded": RNG.normal(size=(5, 4, 3, 3)).astype(np.float32)
+    * np.array([1, 1e-9, 1, 1, 1], np.float32).reshape(5, 1, 1, 1),
     "two": np.array([2]),
     "pads": np.array([0, 0, 0, 0, 0, 3, 0, 0]),
     "space": np.array([2, 3]),
@@ -48,6 +50,7 @@ OPERATORS: dict[str, Nodes] = {
     "convolution": [
         ("Conv", ["images", "dense", "bias5"], "features", {"pads": [1] * 4, "strides": [2, 2]})
     ],
+    "a nearly dead channel": [("Conv", ["images", "faded", "bias5"], "features", {})],
     "uneven padding": [("Conv", ["images", "dense"], "features", {"pads": [0, 1, 2, 0]})],
     "pointwise": [("Conv", ["images", "small"], "features", {"strides": [2, 1]})],
     "grouped": [("Conv", ["images", "grouped"], "features", {"group": 2, "pads": [1, 0, 1, 1]})],

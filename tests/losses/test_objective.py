@@ -1,5 +1,7 @@
 """Objective: the terms are weighed and averaged once, whatever is missing."""
 
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -158,6 +160,19 @@ def test_a_batch_without_any_soft_target_is_zero_also_for_a_loss_over_the_batch(
     assert loss.item() == 0
     assert student.grad is not None
     assert torch.equal(student.grad, torch.zeros(4, 3))
+
+
+def test_a_users_loss_is_handed_no_empty_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        assert len(student_logits) > 0
+        return (student_logits - teacher_logits).pow(2).sum(dim=1)
+
+    module = ModuleType("loss_of_full_batches")
+    module.refuse = refuse  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    minimised = objective(soft_loss="module:loss_of_full_batches:refuse", soft_weight=1.0)
+    none = torch.zeros(4, dtype=torch.bool)
+    assert minimised(logits(0), LABELS, TeacherLogits(logits(1)), none).loss == 0
 
 
 SCHEDULE = {"warmup_fraction": 0.5, "stop_fraction": 0.8}

@@ -20,7 +20,7 @@ from kd_pipeline.sweep.results import (
 from kd_pipeline.sweep.search import ArmSearch, search_arm
 from kd_pipeline.sweep.settings import SweepParams
 from kd_pipeline.sweep.trials import ArmTrials
-from kd_pipeline.training.settings import ArmParams
+from kd_pipeline.training.settings import ArmParams, StudentParams
 
 LR, TEMPERATURE = "student.training.optimiser.arguments.lr", "student_kd.temperature"
 PARAMETERS: dict[str, Any] = {
@@ -89,6 +89,14 @@ def test_a_preset_names_a_users_own_loss_as_the_user_did(
     block = {"soft_loss": {"name": "module:loss_of_a_preset:loss", "standardise_logits": True}}
     given = PARAMETERS | {"student_own": ArmParams.model_validate(block)}
     assert yaml.safe_load(preset_text(given, *found))["student_own"] == block
+
+
+def test_a_preset_keeps_where_models_are_placed(found: Found) -> None:
+    """No part of a training's identity, and so of no dump that is compared."""
+    training = {"num_epochs": 4, "side_by_side": "never", "placement": "replicas"}
+    student = StudentParams(model={"name": "mlp"}, training=training)
+    blocks = yaml.safe_load(preset_text(PARAMETERS | {"student": student}, *found))
+    assert blocks["student"]["training"].items() >= training.items()
 
 
 def test_a_preset_of_a_sweep_is_overwritten_and_no_other(found: Found, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Searches over a formula: equal budgets, pruning, going on after a kill."""
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -46,6 +47,20 @@ def test_every_arm_gets_as_many_trials_pruned_ones_among_them(
 def test_the_first_trial_has_the_settings_at_hand(make_trials: Make, formula: Any) -> None:
     search_arm(make_trials(num_trials=1))
     assert formula.tried == [(0.1, 2.0)]
+
+
+def test_trials_are_placed_as_the_student_is_but_never_side_by_side(make_trials: Make) -> None:
+    """One that is pruned stops all; where models are placed is no part of a sweep's identity."""
+    trials = make_trials()
+    training = trials.student.training.model_copy(  # type: ignore[attr-defined]
+        update={"stack_replicates": "never", "placement": "replicas"}
+    )
+    student = trials.student.model_copy(update={"training": training})
+    placed = dataclasses.replace(trials, student=student)
+    of_trial = placed.settings({})[0].training  # type: ignore[attr-defined]
+    assert (of_trial.stack_replicates, of_trial.placement) == ("never", "replicas")
+    assert of_trial.side_by_side == "never"
+    assert (placed.sweep, placed.study) == (trials.sweep, trials.study)
 
 
 def test_the_best_trial_is_that_of_the_best_mean_over_replicates(make_trials: Make) -> None:

@@ -13,6 +13,7 @@ from kd_pipeline.sweep.space import (
     put,
     suggest,
 )
+from kd_pipeline.training.settings import ArmParams
 
 BLOCKS: dict[str, Any] = {
     "student": {"training": {"optimiser": {"name": "AdamW", "arguments": {"lr": 0.01}}}},
@@ -50,6 +51,20 @@ def test_settings_at_hand_outside_their_range_are_left_out() -> None:
         "student_kd.soft_weight": SearchRange(choices=(0.25, 0.5)),
     }
     assert present_values(BLOCKS, ranges) == {TEMPERATURE: 4.0, LOSS: "kl"}
+
+
+def test_a_loss_at_hand_is_found_among_choices_that_name_it_otherwise() -> None:
+    """At hand it has all of its own settings; a choice has those that the user wrote."""
+    choices = ("kl", {"name": "dkd", "non_target_weight": 2.0}, "dkd")
+    ranges = {LOSS: SearchRange(choices=choices)}
+    own = ArmParams(soft_loss="dkd", soft_weight=1.0).model_dump(mode="json")
+    found = present_values({"student_kd": own}, ranges)
+    assert found == {LOSS: "dkd"}
+    own = ArmParams(soft_loss={"name": "dkd", "non_target_weight": 2.0}).model_dump(mode="json")
+    found = present_values({"student_kd": own}, ranges)
+    assert decode_values(found, ranges) == {LOSS: {"name": "dkd", "non_target_weight": 2.0}}
+    own = ArmParams(soft_loss={"name": "dkd", "non_target_weight": 3.0}).model_dump(mode="json")
+    assert present_values({"student_kd": own}, ranges) == {}
 
 
 @pytest.mark.parametrize("number", range(8))

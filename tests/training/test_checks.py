@@ -85,6 +85,29 @@ def test_a_network_that_does_not_fit_the_images_is_refused_before_it_trains(
         check_student(data, student(**model))
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("SparseAdam", {}, r"`student\.training\.optimiser\.name` must train by gradients .*dense"),
+        ("timm:Adahessian", {}, r"optimiser\.name` must train by gradients alone"),
+        ("timm:AdafactorBigVision", {}, r"a state that can be stored \(.*dtype.*AdafactorBigV"),
+        ("timm:Adafactor", {}, r"`student\.training\.optimiser\.arguments` must have an `lr`"),
+    ],
+)
+def test_an_optimiser_that_cannot_train_here_is_refused_before_it_trains(
+    name: str, arguments: dict[str, Any], message: str, data: LabelledImages
+) -> None:
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
+    optimiser = {"name": name, "arguments": arguments}
+    params = StudentParams(
+        model={"name": "mlp"},
+        training={"num_epochs": 1, "device": "cpu", "optimiser": optimiser},
+    )
+    with pytest.raises(ParameterError, match=message):
+        check_student(data, params)
+
+
 NUMBERS = st.sampled_from([-1, 0, 1, 2, 10**11, 10**400, 0.5, 1e-9, 1e308, math.inf, math.nan])
 ABSURD = st.recursive(
     st.none() | st.booleans() | NUMBERS | st.sampled_from(["", "x", "1e3"]),

@@ -292,6 +292,22 @@ def test_weight_norms_stay_bounded(tmp_path: Path) -> None:
     assert (norms <= 0.3 + 1e-5).all()
 
 
+def test_weights_of_frozen_layers_are_left_as_they_are(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
+    frozen, trained = network[1], network[3]
+    frozen.requires_grad_(requires_grad=False)
+    before = frozen.weight.clone()
+    assert (before.norm(dim=1) > 0.3).all()
+    train_classifier(
+        Classifier(network, Preprocessing((1, 8, 8), (0.5,), (0.3,))),
+        plan(training={"max_weight_norm": 0.3}),
+        states=StateFolder(tmp_path),
+        key="k",
+    )
+    assert torch.equal(frozen.weight, before)
+    assert (trained.weight.norm(dim=1) <= 0.3 + 1e-5).all()
+
+
 @pytest.mark.parametrize("num_views", [None, 1, 3])
 def test_the_cached_logits_of_a_view_meet_the_pixels_of_that_view(
     tmp_path: Path, num_views: int | None, monkeypatch: pytest.MonkeyPatch

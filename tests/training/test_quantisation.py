@@ -308,6 +308,9 @@ def test_fine_tuning_keeps_the_weight_of_the_soft_term_at_which_the_training_end
     objective = ObjectiveParams(soft_weight=0.8, soft_weight_schedule=schedule)
     after = fine_tuning_plan(replace(plan, objective=objective), INT8, epochs_before=8)
     assert after.objective == ObjectiveParams(soft_weight=weight)
+    # Stopped early, before the soft weight did.
+    early = fine_tuning_plan(replace(plan, objective=objective), INT8, epochs_before=4)
+    assert early.objective == ObjectiveParams(soft_weight=0.8)
 
 
 class _Branching(nn.Module):

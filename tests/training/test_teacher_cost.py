@@ -48,7 +48,7 @@ def test_training_costs_three_passes_and_labelling_one(
     shown = teachers[0].facts["steps"] * 8
     assert shown == 4 * 8 * math.ceil(len(data.ids("teacher_train")) / 8)
     spent = 2 * of_teacher * (3 * shown + 3 * rows)
-    epoch = 3 * macs(2, data) * rows
+    epoch = 3 * macs(2, data) * 16 * math.ceil(rows / 16)
     assert epochs_of_teacher_cost(teachers, data, student, VIEWS) == math.ceil(spent / epoch)
 
 
@@ -61,6 +61,9 @@ def test_of_a_given_teacher_without_record_only_labelling_is_counted(
     caplog.set_level("INFO")
     given = [replace(teacher, facts={}) for teacher in teachers]
     # Two members, five times the width, three views, a third of a training's passes.
+    whole = {"batch_size": len(student_rows(data.splits))}
+    training = student.training.model_copy(update=whole)
+    student = student.model_copy(update={"training": training})
     assert epochs_of_teacher_cost(given, data, student, VIEWS) == 2 * 5 * 3 // 3
     assert "the training of a given teacher is not on record" in caplog.text
     assert "as much as 10 epochs" in caplog.text
@@ -74,6 +77,6 @@ def test_labelling_is_of_the_transfer_set_alone(
     given = [replace(teacher, facts={}) for teacher in teachers]
     labelled = len(few.ids("transfer")) * 3
     assert len(student_rows(few.splits)) > len(few.ids("transfer"))
-    epoch = 3 * macs(2, data) * len(student_rows(few.splits))
+    epoch = 3 * macs(2, data) * 16 * math.ceil(len(student_rows(few.splits)) / 16)
     spent = 2 * macs(10, data) * labelled
     assert epochs_of_teacher_cost(given, few, student, VIEWS) == math.ceil(spent / epoch)

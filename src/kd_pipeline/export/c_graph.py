@@ -38,6 +38,9 @@ from kd_pipeline.export.c_onnx import (
 
 Value = Activation | Unquantised
 
+_MAX_SUM = 2**31
+"""Sums are int32."""
+
 
 def read_graph(model: Any) -> IntegerNetwork:
     """Read the layers of a quantised graph.
@@ -173,14 +176,19 @@ def _convolution(
     """A convolution with weights [out_channels, height, width, in_channels / groups]."""
     source = reader.activation(node)
     units = source.scale * scales
-    bias = np.zeros(len(weights))
+    real_bias = np.zeros(len(weights))
     if len(node.input) > 2:
         check(node, node.input[2] in reader.constants, "have a constant bias", node.input[2])
-        bias = np.rint(reader.constants.real(node.input[2]).ravel() / units)
-    # sum(w * (x - zero)) = sum(w * x) - zero * sum(w), so that sums run over what is stored.
-    bias = bias - source.zero_point * weights.sum(axis=(1, 2, 3), dtype=np.int64)
-    largest = np.max(np.abs(bias) + 128 * np.abs(weights.astype(np.int64)).sum(axis=(1, 2, 3)))
-    check(node, bool(largest < 2**31), "have sums below 2 ** 31", float(largest))
+        real_bias = reader.constants.real(node.input[2]).ravel()
+    bias, largest = _sums(weights, real_bias / units, source.zero_point)
+    if (largest >= _MAX_SUM).any():
+        # Beside such a bias the channel's weights are next to nothing: in larger units both fit.
+        factors = np.where(largest < _MAX_SUM, 1.0, np.ceil(largest / (_MAX_SUM / 2)))
+        units = units * factors
+        weights = np.rint(weights / factors[:, None, None, None]).astype(np.int8)
+        bias, largest = _sums(weights, real_bias / units, source.zero_point)
+    largest_sum = float(largest.max())
+    check(node, largest_sum < _MAX_SUM, "have sums below 2 ** 31", largest_sum)
 
     def make(output: Activation, low: int, high: int) -> Layer:
         return Convolution(
@@ -196,6 +204,15 @@ def _convolution(
         )
 
     return Unquantised(*window.output_size(source.height, source.width), len(weights), make)
+
+
+def _sums(
+    weights: Int8Array, bias: NDArray[np.float64], zero_point: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Each channel's bias, in units of its sums, and the largest sum that may come of it."""
+    # sum(w * (x - zero)) = sum(w * x) - zero * sum(w), so that sums run over what is stored.
+    whole = np.rint(bias) - zero_point * weights.sum(axis=(1, 2, 3), dtype=np.int64)
+    return whole, np.abs(whole) + 128 * np.abs(weights.astype(np.int64)).sum(axis=(1, 2, 3))
 
 
 def _add(reader: _Reader, node: Any) -> Unquantised:

@@ -120,6 +120,8 @@ class Objective:
             return self._per_example(**rows).where(has_soft_target, 0.0)
         # The others would be part of what is computed over the batch.
         at = has_soft_target.nonzero().squeeze(1)
+        if len(at) == 0:
+            return student_logits.sum(dim=1) * 0.0
         soft = self._per_example(**{name: values[at] for name, values in rows.items()})
         return soft.new_zeros(len(has_soft_target)).index_copy(0, at, soft)
 

@@ -142,9 +142,9 @@ class ObjectiveParams(Params):
         """Whether the hard term has a weight in any step."""
         return self.soft_weight < 1 or self.soft_weight_schedule != SoftWeightSchedule()
 
-    def at_the_end(self) -> Self:
-        """The same with the weight of the last step throughout."""
-        weight = self.soft_weight * self.soft_weight_schedule.factor(1.0)
+    def at_the_end(self, progress: float = 1.0) -> Self:
+        """The same with the weight of the last step throughout, or of the step at `progress`."""
+        weight = self.soft_weight * self.soft_weight_schedule.factor(progress)
         constant = {"soft_weight": weight, "soft_weight_schedule": SoftWeightSchedule()}
         return self.model_copy(update=constant)
 

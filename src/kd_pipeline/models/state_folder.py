@@ -75,6 +75,15 @@ class StateFolder:
             self._mirror.clear(self.folder)
 
 
+def check_storable(state: Mapping[str, Any]) -> None:
+    """Refuse what `StateFolder.save` cannot write.
+
+    Raises:
+        TypeError: If a value is neither a tensor nor JSON-able.
+    """
+    checked_dumps(_detach(state, {}), allow_nan=True)
+
+
 def _detach(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         name = str(len(tensors))

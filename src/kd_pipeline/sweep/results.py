@@ -15,6 +15,7 @@ from kd_pipeline.sweep.search import ArmSearch
 from kd_pipeline.sweep.settings import SHARED, SweepParams
 from kd_pipeline.sweep.space import apply_values
 from kd_pipeline.sweep.trials import MEASURED
+from kd_pipeline.training.settings import AS_IN_YAML
 
 HEAD = "# Written by `kedro run --pipelines=sweep`"
 """First line of every preset that a sweep may overwrite."""
@@ -119,7 +120,9 @@ def preset_text(
 def _plain(block: Any) -> Any:
     """A block as in YAML: Kedro hands on those that it has validated as their settings."""
     if isinstance(block, Params):
-        return block.model_dump(mode="json", exclude_unset=True, exclude_computed_fields=True)
+        return block.model_dump(
+            mode="json", exclude_unset=True, exclude_computed_fields=True, context=AS_IN_YAML
+        )
     return block
 
 

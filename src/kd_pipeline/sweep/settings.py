@@ -108,7 +108,7 @@ class SweepParams(Sharded):
     """At the end of training, or at the best epoch where `student` stops early."""
     sampler: Literal["tpe", "random"] = "tpe"
     num_startup_trials: PositiveInt = 5
-    """Finished trials of an arm before the sampler learns from them, and before any is pruned."""
+    """Finished trials of an arm before the sampler learns from them, and `median` stops any."""
     pruner: Annotated[Pruner, BeforeValidator(as_block)] = Pruner(name="median")
     parameters: Annotated[Mapping[str, SearchRange], Field(min_length=1)]
     """By dotted name: `student...` is searched for each arm, `<arm>...` for that arm."""

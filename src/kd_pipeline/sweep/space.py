@@ -56,8 +56,17 @@ def look_up(blocks: Mapping[str, Any], name: str) -> Any:
 
 def present_values(blocks: Mapping[str, Any], ranges: Mapping[str, SearchRange]) -> dict[str, Any]:
     """The settings at hand, as Optuna has them, as far as they lie in their ranges."""
-    at_hand = {name: look_up(blocks, name) for name in ranges}
+    at_hand = {name: _as_given(name, look_up(blocks, name), ranges[name]) for name in ranges}
     return {n: _encode(value) for n, value in at_hand.items() if ranges[n].holds(value)}
+
+
+def _as_given(name: str, value: Any, span: SearchRange) -> Any:
+    """A soft loss as the choices have it: at hand it has all of its own settings."""
+    if value is None or span.choices is None or not name.endswith(f".{SOFT_LOSS}"):
+        return value
+    wanted = ObjectiveParams(soft_loss=value)
+    same = (one for one in span.choices if ObjectiveParams(soft_loss=one) == wanted)
+    return next(same, value)
 
 
 def suggest(trial: "Trial", ranges: Mapping[str, SearchRange], arm: str) -> dict[str, Any]:

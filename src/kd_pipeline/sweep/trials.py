@@ -26,6 +26,7 @@ from kd_pipeline.sweep.settings import SHARED, SweepParams
 from kd_pipeline.sweep.space import Blocks, apply_values, suggest
 from kd_pipeline.sweep.storage import storage_errors
 from kd_pipeline.sweep.study import ask_trial, open_study
+from kd_pipeline.training.settings import AS_IN_YAML
 
 if TYPE_CHECKING:
     import optuna
@@ -66,16 +67,23 @@ class ArmTrials:
 
     @cached_property
     def blocks(self) -> Blocks:
-        """The settings at hand as in YAML; trials are trained in float."""
-        shared = self.student.model_dump(mode="json", exclude={"quantisation"})
-        shared["num_replicates"] = self.params.num_replicates
+        """The settings at hand as in YAML; trials are trained in float.
+
+        Replicates of a trial train in one process: one that is pruned stops them all.
+        """
+        shared = self._shared(context=AS_IN_YAML)
+        shared["training"]["side_by_side"] = "never"
         return {SHARED: shared, self.arm: self.own.model_dump(mode="json")}
+
+    def _shared(self, **dumped: Any) -> dict[str, Any]:
+        shared = self.student.model_dump(mode="json", exclude={"quantisation"}, **dumped)
+        return {**shared, "num_replicates": self.params.num_replicates}
 
     @cached_property
     def sweep(self) -> str:
         """Equal ids mean comparable trials: of the same data, shared settings and objective."""
         objective = {"metric": self.params.metric, "seed": self.params.seed}
-        return _digest({**self.facts, **objective, SHARED: self.blocks[SHARED]})
+        return _digest({**self.facts, **objective, SHARED: self._shared()})
 
     @cached_property
     def study(self) -> str:

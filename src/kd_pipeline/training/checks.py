@@ -16,7 +16,7 @@ from kd_pipeline.models.predict import resolve_device
 from kd_pipeline.teacher_logits import TeacherLogits
 from kd_pipeline.training.distributed import Processes, check_own_device, has_batch_norm
 from kd_pipeline.training.initial import initial_model
-from kd_pipeline.training.optimisation import build_optimiser, build_schedule
+from kd_pipeline.training.optimisation import build_optimiser, build_schedule, try_optimiser
 from kd_pipeline.training.quantisation import fake_quantise
 from kd_pipeline.training.rows import has_usable_labels
 from kd_pipeline.training.settings import ArmParams, StudentParams, TeacherParams, Training
@@ -146,6 +146,7 @@ def _check_training(classifier: Classifier, training: Training, data: LabelledIm
             _check_slices(classifier, training)
         optimiser = build_optimiser(classifier.parameters(), training.optimiser)
         build_schedule(optimiser, training.schedule, num_steps=training.num_epochs)
+        try_optimiser(classifier.network, training.optimiser)
     except ParameterError as error:
         raise error.within("training") from error
 

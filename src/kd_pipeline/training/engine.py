@@ -405,8 +405,11 @@ def _frozen_norms(classifier: Classifier) -> list[nn.Module]:
 
 
 def _bound_weights(classifier: Classifier, bound: float) -> None:
-    """Scale each unit's incoming weights down to a norm of at most `bound`, the head's too."""
+    """Scale each unit's incoming weights down to a norm of at most `bound`, the head's too.
+
+    Of linear layers that train; convolutions have no bound.
+    """
     with torch.no_grad():
         for module in classifier.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and module.weight.requires_grad:
                 module.weight.copy_(torch.renorm(module.weight, 2, 0, bound))

@@ -1,5 +1,6 @@
 """Optimisers of torch and timm, and learning-rate schedules of torch, by name."""
 
+import copy
 import difflib
 import inspect
 import math
@@ -14,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.models.architectures import TIMM
 from kd_pipeline.models.libraries import require
+from kd_pipeline.models.state_folder import check_storable
 from kd_pipeline.training.settings import Optimiser, Schedule
 
 
@@ -34,7 +36,29 @@ def build_optimiser(parameters: Iterable[nn.Parameter], params: Optimiser) -> to
     except Exception as error:  # Of any kind, from inside torch.
         rule = f"suit {params.name} ({error})"
         raise ParameterError("optimiser.arguments", rule, params.arguments) from error
+    if any(group.get("lr") is None for group in optimiser.param_groups):
+        rule = "have an `lr`, which the schedule scales"
+        raise ParameterError("optimiser.arguments", rule, params.arguments)
     return optimiser
+
+
+def try_optimiser(network: nn.Module, params: Optimiser) -> None:
+    """Take a step with a copy of a network: some optimisers need more than gradients.
+
+    Raises:
+        ParameterError: If the step fails, or its state cannot be kept for resuming.
+    """
+    copied = copy.deepcopy(network)
+    optimiser = build_optimiser(copied.parameters(), params)
+    for parameter in copied.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    try:
+        optimiser.step()
+        check_storable(optimiser.state_dict())
+    except Exception as error:  # Of any kind, from inside torch or timm.
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        rule = f"train by gradients alone, with a state that can be stored ({reason})"
+        raise ParameterError("optimiser.name", rule, params.name) from error
 
 
 def scale_lr(params: Optimiser, factor: float) -> Optimiser:

@@ -203,7 +203,8 @@ def fine_tuning_plan(
     return replace(
         plan,
         training=plan.training.model_copy(update=changes),
-        objective=plan.objective.at_the_end(),
+        # What taught it last: early stopping may end before the soft weight does.
+        objective=plan.objective.at_the_end(epochs_before / plan.training.num_epochs),
         seed=derive_seed(plan.seed, "quantisation"),
         epochs_before=epochs_before,
         metrics_group="quantisation",

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     BeforeValidator,
     Field,
+    SerializationInfo,
+    model_serializer,
     model_validator,
 )
 
@@ -51,6 +53,12 @@ class EarlyStopping(Params):
     patience: PositiveInt = 10
 
 
+OF_PLACING = ("stack_replicates", "side_by_side", "placement")
+"""Settings of a training that are no part of its identity; that it was stacked is."""
+AS_IN_YAML = {"settings": "all"}
+"""Context of a dump that has these too."""
+
+
 class Training(Params):
     """How a model is trained, whatever it learns from."""
 
@@ -60,7 +68,8 @@ class Training(Params):
     batch_size: BatchSize = 64
     max_gradient_norm: PositiveFloat | None = None
     max_weight_norm: PositiveFloat | None = None
-    """Bound on the norm of each unit's incoming weights, also the head's (Srivastava 2014)."""
+    """Bound on the norm of each unit's incoming weights, also the head's (Srivastava 2014), in
+    linear layers that train."""
     early_stopping: EarlyStopping | None = None
     checkpoint_every: PositiveInt = 10
     """Epochs between two states on disk from which a killed run resumes exactly."""
@@ -69,15 +78,21 @@ class Training(Params):
     device: Device = "auto"
     precision: Precision = "auto"
     """auto: bfloat16 autocast where the hardware has it, float32 elsewhere."""
-    stack_replicates: Literal["auto", "never"] = Field(default="auto", exclude=True)
-    """auto: replicates of a network that is small enough train as one. No part of a training's
-    identity: whether it was stacked is."""
-    side_by_side: Literal["auto", "never"] = Field(default="auto", exclude=True)
+    stack_replicates: Literal["auto", "never"] = "auto"
+    """auto: replicates of a network that is small enough train as one."""
+    side_by_side: Literal["auto", "never"] = "auto"
     """auto: on CPUs, replicates that are not stacked train in as many processes as there are
-    threads, if a step is small enough. No part of a training's identity."""
-    placement: Literal["data_parallel", "replicas"] = Field(default="data_parallel", exclude=True)
+    threads, if a step is small enough."""
+    placement: Literal["data_parallel", "replicas"] = "data_parallel"
     """Under torchrun: all processes train each model together, on slices of its batches, or each
     process trains other replicates (or members of a teacher) alone."""
+
+    @model_serializer(mode="wrap")
+    def _identity(self, serialise: Any, info: SerializationInfo) -> dict[str, Any]:
+        """What a training is, without where its models are placed, unless `AS_IN_YAML` asks."""
+        values: dict[str, Any] = serialise(self)
+        left_out = () if info.context == AS_IN_YAML else OF_PLACING
+        return {name: value for name, value in values.items() if name not in left_out}
 
 
 class TeacherParams(Params):

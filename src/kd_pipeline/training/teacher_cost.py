@@ -28,7 +28,9 @@ def epochs_of_teacher_cost(
     Counted in multiply-accumulates, so that they are the same on every machine. What a given
     teacher's training took is left out where its checkpoint does not hold it.
     """
-    rows = len(student_rows(data.splits))
+    batch_size = student.training.batch_size
+    # Epochs are whole batches.
+    images = math.ceil(len(student_rows(data.splits)) / batch_size) * batch_size
     macs = [count_macs(build_classifier(teacher)) for teacher in teachers]
     trained = [_training_examples(teacher) for teacher in teachers]
     if None in trained:
@@ -40,7 +42,7 @@ def epochs_of_teacher_cost(
     )
     ids = data.ids("validation")
     untrained = initial_model(data, student.model, student.pretrained, ids)(0)
-    extra = math.ceil(spent / (TRAINING_PASSES * count_macs(untrained) * rows))
+    extra = math.ceil(spent / (TRAINING_PASSES * count_macs(untrained) * images))
     logger.info("  the teacher and its cache cost as much as %d epochs of this student", extra)
     return extra
 

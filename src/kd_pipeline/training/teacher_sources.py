@@ -150,12 +150,17 @@ class CachedTeacher:
             divisor=fitted,
         )
 
-    def _identity(self, objective: ObjectiveParams) -> dict[str, Any]:
+    @property
+    def cache_digest(self) -> str:
+        """16 hex digits over what the cached logits depend on, their encoding among it."""
         manifest = self.soft_targets.manifest.as_dict()
         compared = {k: v for k, v in manifest.items() if k not in ("facts", "calibration")}
         text = json.dumps(compared, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _identity(self, objective: ObjectiveParams) -> dict[str, Any]:
         return {
-            "cache": hashlib.sha256(text.encode()).hexdigest()[:16],
+            "cache": self.cache_digest,
             "params": self.params.model_dump(mode="json"),
             "read_at": objective.read_temperature,
         }

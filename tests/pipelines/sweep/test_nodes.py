@@ -1,5 +1,6 @@
 """The nodes of a sweep over real trainings: what they read, and that processes change nothing."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,13 @@ from torch import Tensor
 from kd_pipeline.data.images import ImageSet
 from kd_pipeline.data.splits import ids_with_role
 from kd_pipeline.memory import MemoryBudget
+from kd_pipeline.models.settings import Model
 from kd_pipeline.pipelines.sweep.nodes import make_search
+from kd_pipeline.soft_targets.encoding import Encoding
 from kd_pipeline.soft_targets.settings import SoftTargetsParams
 from kd_pipeline.soft_targets.store import SoftTargets
+from kd_pipeline.sweep import search as sweep_search
+from kd_pipeline.sweep import trials
 from kd_pipeline.sweep.search import ArmSearch
 from kd_pipeline.sweep.settings import SweepParams
 from kd_pipeline.training.settings import ArmParams, StudentParams
@@ -59,8 +64,10 @@ def search(
     tmp_path: Path,
     sweep: SweepParams = SWEEP,
     folder: str = "trials",
+    student: StudentParams = STUDENT,
+    **encoded: Any,
 ) -> list[ArmSearch]:
-    cache = make_cache(tmp_path / "cache", tables["images"], tables["splits"])
+    cache = make_cache(tmp_path / "cache", tables["images"], tables["splits"], **encoded)
     node = make_search("student_kd")
     found: list[ArmSearch] = node(
         **tables,
@@ -69,7 +76,7 @@ def search(
         trial_folder=tmp_path / folder,
         memory_budget=MemoryBudget(2**30),
         sweep=sweep,
-        student=STUDENT,
+        student=student,
         arm=ArmParams(soft_weight=1.0),
         views=ViewsParams(),
         soft_target_params=SoftTargetsParams(),
@@ -137,3 +144,37 @@ def test_two_processes_run_as_many_trials_as_one_does(
     (alone,) = search(tables, make_cache, tmp_path, SWEEP, folder="alone")
     columns = ["validation/accuracy", "validation/loss", "epochs"]
     pd.testing.assert_series_equal(found.trials.loc[0, columns], alone.trials.loc[0, columns])
+
+
+def test_trials_of_another_cache_or_another_code_do_not_count(
+    tables: dict[str, Any], make_cache: MakeCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache of the same teacher in another encoding, and a user's network that was changed."""
+    code = """
+from torch import nn
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 3))
+"""
+    (tmp_path / "net_of_a_sweep.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = STUDENT.model_copy(update={"model": Model(name="module:net_of_a_sweep:Net")})
+    lr = "student.training.optimiser.arguments.lr"
+    lr_alone = SWEEP.model_copy(update={"parameters": {lr: SWEEP.parameters[lr]}})
+    begun: list[int] = []
+    run = trials.run_trial
+    monkeypatch.setattr(sweep_search, "run_trial", lambda *one: begun.append(1) or run(*one))
+
+    def count() -> int:
+        """Trainings that a search begins."""
+        begun.clear()
+        search(tables, make_cache, tmp_path, lr_alone, student=own, **encoded)
+        return len(begun)
+
+    encoded: dict[str, Any] = {}
+    assert [count(), count()] == [2, 0]
+    shutil.rmtree(tmp_path / "cache")
+    encoded["encoding"] = Encoding(top_k=1, temperature=1.0)
+    assert [count(), count()] == [2, 0]
+    (tmp_path / "net_of_a_sweep.py").write_text(code + "# Changed.")
+    assert [count(), count()] == [2, 0]

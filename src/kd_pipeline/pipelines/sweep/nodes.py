@@ -49,6 +49,7 @@ def make_search(name: str) -> Callable[..., Searches]:
         if name not in sweep.arms:
             return []
         from kd_pipeline.data.dataset import LabelledImages, without_test_labels
+        from kd_pipeline.models.architectures import code_digest
         from kd_pipeline.shards import find_shard
         from kd_pipeline.sweep.search import run_left, search_arm
         from kd_pipeline.sweep.trials import ArmTrials
@@ -70,7 +71,11 @@ def make_search(name: str) -> Callable[..., Searches]:
             budget=memory_budget,
         )
         facts = {**data.labelled_provenance, "views": views.model_dump(mode="json"), **logged}
-        taught_by = {"teacher": teacher.fingerprints if teacher else ()}
+        if (code := code_digest(student.model.name)) is not None:
+            facts["code"] = code  # Of a user's own network.
+        taught_by: dict[str, Any] = {"teacher": teacher.fingerprints if teacher else ()}
+        if teacher is not None:
+            taught_by["cache"] = teacher.cache_digest
         shard = find_shard(sweep, block="sweep")
         trials = ArmTrials(name, sweep, student, arm, facts, taught_by, train, trial_folder, shard)
         if shard is None:
