@@ -56,6 +56,10 @@ def as_block(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+AS_IN_YAML = {"settings": "all"}
+"""Context of a dump that has also what is no part of an identity, as where models are placed."""
+
+
 class Params(BaseModel):
     """Frozen, and strict about names: a typing mistake is an error, not a default."""
 

@@ -4,8 +4,11 @@ Facts go by the same names everywhere: `class_names`, `images`, `splits` and `la
 (fingerprints), `teacher` (one fingerprint per ensemble member), `view_policy`, `num_views`.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from kd_pipeline.errors import StaleArtefactError
@@ -63,3 +66,12 @@ def _plain(value: object) -> object:
 def _short(value: object) -> str:
     text = "none stated" if value is None else str(_plain(value))
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+@cache
+def package_digest() -> str:
+    """16 hex digits over the source of this package."""
+    folder, code = Path(__file__).parent, hashlib.blake2b(digest_size=8)
+    for path in sorted(folder.rglob("*.py")):
+        code.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes())
+    return code.hexdigest()

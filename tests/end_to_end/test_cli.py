@@ -78,7 +78,8 @@ def test_the_main_job_leaves_everything_that_the_catalog_names(finished_run: Any
         f"{what}_figure"
         for what in ("accuracy", "reliability", "confusion", "class_gain", "export")
     }
-    assert not (finished_run.data / "06_models/.interrupted/teacher").exists()
+    (kept,) = (finished_run.data / "06_models/.interrupted/teacher").iterdir()
+    assert (kept / "complete.json").is_file()
 
 
 def test_nothing_is_left_outside_the_known_folders(finished_run: Any) -> None:

@@ -80,7 +80,9 @@ def test_killed_twice_and_started_again_equals_an_unbroken_run(
         unbroken.drop(columns="cost/train_seconds"),
         check_exact=True,
     )
-    assert not [p for p in (fresh.data / "06_models/.interrupted").rglob("*") if p.is_file()]
+    states = [*(fresh.data / "06_models/.interrupted").glob("*/*")]
+    assert all((state / "complete.json").is_file() for state in states)
+    assert len(states) == 1 + 4
     statuses = [run.info.status for run in fetch_runs(fresh)]
     assert "RUNNING" not in statuses
     assert statuses.count("FINISHED") >= 1 + 4 + 1

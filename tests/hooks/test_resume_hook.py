@@ -1,5 +1,6 @@
-"""States of interrupted trainings are removed after their checkpoints are saved, and not before."""
+"""States of earlier trainings are removed after new checkpoints are saved, and not before."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,12 +21,19 @@ def test_states_go_when_the_checkpoints_of_their_namespace_are_saved(tmp_path: P
     states = catalog.load(entry)
     hook = ResumeHook()
     hook.before_pipeline_run(Pipeline([]), catalog)
-    states.save("key", {"epoch": 3})
+    for key in ("earlier", "read", "written"):
+        states.save(key, {"epoch": 3})
+        os.utime(tmp_path / "states" / key, (0, 0))
+    hook.before_node_run()
+    states.load("read")
+    states.save("written", {"epoch": 4})
     hook.after_dataset_saved("student_kd.history", TRAINS)
     hook.after_dataset_saved("student_pseudo.checkpoints", TRAINS)
-    assert states.load("key") == {"epoch": 3}
+    assert len(list((tmp_path / "states").iterdir())) == 3
     hook.after_dataset_saved("student_kd.checkpoints", TRAINS)
-    assert states.load("key") is None
+    assert states.load("earlier") is None
+    assert states.load("read") == {"epoch": 3}
+    assert states.load("written") == {"epoch": 4}
 
 
 def test_of_several_processes_the_first_removes_them(
@@ -35,10 +43,12 @@ def test_of_several_processes_the_first_removes_them(
     entry = "student_kd.training_states"
     catalog = DataCatalog({entry: TrainingStatesDataset(filepath=str(tmp_path / "states"))})
     catalog.load(entry).save("key", {"epoch": 3})
+    os.utime(tmp_path / "states/key", (0, 0))
     hook, training = ResumeHook(), register_pipelines()["student_distillation"]
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
         hook.before_pipeline_run(training, catalog)
+        hook.before_node_run()
         hook.after_dataset_saved("student_kd.checkpoints", TRAINS)
-        assert (catalog.load(entry).load("key") is None) == (rank == "0")
+        assert (tmp_path / "states/key").exists() == (rank == "1")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kd_pipeline.models import state_folder
 from kd_pipeline.models.state_folder import StateFolder
 from kd_pipeline.object_storage.mirror import Mirror
 from kd_pipeline.object_storage.store import ObjectStore
@@ -38,6 +39,24 @@ def test_an_unknown_key_has_no_state_and_clearing_forgets_all(tmp_path: Path) ->
     folder.clear()
 
 
+def test_what_was_used_is_kept_for_this_code_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = StateFolder(tmp_path / "states")
+    folder.keep_used(0.0)
+    folder.save("finished", {"a": 1})
+    folder.keep_used(0.0)
+    folder.save("interrupted", {"a": 2})
+    assert (folder.load("finished"), folder.load("interrupted")) == ({"a": 1}, {"a": 2})
+    monkeypatch.setattr(state_folder, "package_digest", lambda: "other code")
+    assert folder.load("finished") is None
+    assert folder.load("interrupted") == {"a": 2}
+    folder.save("finished", {"a": 3})  # Trained anew: interrupted until it is kept.
+    assert folder.load("finished") == {"a": 3}
+    (tmp_path / "states/finished/complete.json").write_text("[]")
+    assert folder.load("finished") is None
+
+
 @pytest.mark.parametrize("file", ["state.json", "state.safetensors"])
 def test_a_damaged_state_is_named_and_counts_as_none(
     file: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -68,5 +87,5 @@ def test_a_state_is_there_on_another_machine_until_it_is_cleared(tmp_path: Path)
     assert other.load("key") == {"epoch": 2}
     one.save("key", {"epoch": 3})
     assert other.load("key") == {"epoch": 2}  # Its own, from which training ends the same.
-    other.clear()
+    other.keep_used(0.0)
     assert folder_of("late").load("key") is None

@@ -328,7 +328,7 @@ def test_what_trains_one_by_one_says_why(
 ) -> None:
     caplog.set_level(logging.INFO)
     run(data, tmp_path, num_epochs=1, max_gradient_norm=1.0)
-    assert "3 models train one by one: `training.max_gradient_norm` is set" in caplog.text
+    assert "3 models are not stacked: `training.max_gradient_norm` is set" in caplog.text
 
 
 def test_a_checkpoint_of_a_stack_loads_alone_and_gives_the_same_logits(

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from kd_pipeline.data.dataset import LabelledImages
 from kd_pipeline.data.images import ImageSet
@@ -467,3 +468,33 @@ def test_a_teaching_student_of_another_size_does_not_take_the_students_weights()
     assert student.for_arm(larger).pretrained is None
     own = larger.model_copy(update={"pretrained": Pretrained(file="b.pth")})
     assert student.for_arm(own).pretrained == Pretrained(file="b.pth")
+
+
+def test_further_replicates_leave_those_that_are_trained_as_they_are(
+    data: LabelledImages, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does a run with the same settings train anything; one with others does."""
+    caplog.set_level("INFO")
+    alone = {"num_epochs": 2, "device": "cpu", "max_gradient_norm": 1.0}
+    student = StudentParams(model={"name": "mlp"}, training=alone, num_replicates=2)
+    states = StateFolder(tmp_path)
+
+    def replicates(student: StudentParams) -> tuple[list[str], int]:
+        """Fingerprints, and how many were trained before."""
+        caplog.clear()
+        arm = ArmParams()
+        found, history = train_students(
+            data, student, arm, ViewsParams(), teacher=None, states=states
+        )
+        assert len(history) == 2 * student.num_replicates
+        return [one.fingerprint for one in found], caplog.text.count("trained before")
+
+    two = replicates(student)
+    states.keep_used(0.0)
+    weights = [path / "state.safetensors" for path in tmp_path.iterdir()]
+    assert all(set(load_file(path)) == {"0", "1", "2", "3"} for path in weights)  # No moments.
+    five = replicates(student.model_copy(update={"num_replicates": 5}))
+    assert (two[1], five[1]) == (0, 2)
+    assert five[0][:2] == two[0]
+    assert replicates(student) == (two[0], 2)
+    assert replicates(student.model_copy(update={"seed": 1}))[1] == 0

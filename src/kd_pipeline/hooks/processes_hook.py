@@ -4,15 +4,14 @@ import hashlib
 import json
 import logging
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol, MemoryDataset
 from kedro.pipeline import Pipeline
 
-import kd_pipeline
 from kd_pipeline.hooks.shards import process_of_run
+from kd_pipeline.provenance import package_digest
 
 _PARAMETERS = "params:"
 
@@ -59,11 +58,6 @@ class ProcessesHook:
 
 def code_and_settings(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> dict[str, str]:
     """Digests of this package's source and of each block of parameters that a run reads."""
-    folder = Path(kd_pipeline.__file__).parent
-    sources = sorted(folder.rglob("*.py"))
-    code = hashlib.blake2b(digest_size=8)
-    for path in sources:
-        code.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes())
     blocks = sorted(name for name in pipeline.inputs() if name.startswith(_PARAMETERS))
     settings = {
         name.removeprefix(_PARAMETERS): hashlib.blake2b(
@@ -71,4 +65,4 @@ def code_and_settings(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) ->
         ).hexdigest()
         for name in blocks
     }
-    return {"code": code.hexdigest(), **settings}
+    return {"code": package_digest(), **settings}

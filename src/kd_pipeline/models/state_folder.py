@@ -1,6 +1,8 @@
 """Training states on disk, in safetensors and JSON."""
 
+import json
 import logging
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +15,12 @@ from torch import Tensor
 from kd_pipeline.atomic import replace_folder
 from kd_pipeline.checksums import checked_dumps, checked_loads, file_checksum
 from kd_pipeline.object_storage.mirror import Mirror
+from kd_pipeline.provenance import package_digest
 
 _TENSOR = "__tensor__"
 _PAIRS = "__pairs__"
 _CHECKSUM = "__crc32__"
+_COMPLETE = "complete.json"
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +53,15 @@ class StateFolder:
     def load(self, key: str) -> dict[str, Any] | None:
         """The state under a key; None where there is none.
 
-        A damaged one is warned of and counts as none: training from the start loses only time.
+        A damaged one is warned of and counts as none: training from the start loses only time. So
+        does one that `keep_used` has kept and other code than this package's of now has made.
         """
         folder = self.folder / key
         if self._mirror is not None and not folder.is_dir():
             self._mirror.pull(folder, strict=False)
-        if not folder.is_dir():
+        if not folder.is_dir() or not self._is_of_this_code(folder):
             return None
+        os.utime(folder)  # For `keep_used`, also where another process calls it.
         try:
             plain = checked_loads((folder / "state.json").read_bytes())
             if file_checksum(folder / "state.safetensors") != plain.pop(_CHECKSUM):
@@ -67,6 +73,32 @@ class StateFolder:
             )
             return None
         return state
+
+    def keep_used(self, since: float) -> None:
+        """Keep what was read or written since a moment, as of finished trainings, and nothing else.
+
+        On object storage nothing is kept.
+
+        Args:
+            since: In seconds of `time.time`.
+        """
+        if self._mirror is not None:
+            self.clear()
+            return
+        for folder in (path for path in self.folder.glob("*") if path.is_dir()):
+            if folder.stat().st_mtime < since:
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                (folder / _COMPLETE).write_text(json.dumps({"code": package_digest()}))
+
+    @staticmethod
+    def _is_of_this_code(folder: Path) -> bool:
+        """Whether a training was interrupted, or this very code has finished it."""
+        file = folder / _COMPLETE
+        try:
+            return not file.exists() or json.loads(file.read_text())["code"] == package_digest()
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def clear(self) -> None:
         """Remove every state."""

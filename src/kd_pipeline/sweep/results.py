@@ -9,13 +9,12 @@ import pandas as pd
 import yaml
 
 from kd_pipeline.atomic import replace_folder
-from kd_pipeline.config import Params
+from kd_pipeline.config import AS_IN_YAML, Params
 from kd_pipeline.errors import DataError
 from kd_pipeline.sweep.search import ArmSearch
 from kd_pipeline.sweep.settings import SHARED, SweepParams
 from kd_pipeline.sweep.space import apply_values
 from kd_pipeline.sweep.trials import MEASURED
-from kd_pipeline.training.settings import AS_IN_YAML
 
 HEAD = "# Written by `kedro run --pipelines=sweep`"
 """First line of every preset that a sweep may overwrite."""

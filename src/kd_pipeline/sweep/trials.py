@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from kd_pipeline import events
-from kd_pipeline.config import Params
+from kd_pipeline.config import AS_IN_YAML, Params
 from kd_pipeline.errors import TrainingDivergedError
 from kd_pipeline.losses.settings import ObjectiveParams
 from kd_pipeline.models.checkpoint import ModelCheckpoint
@@ -26,7 +26,6 @@ from kd_pipeline.sweep.settings import SHARED, SweepParams
 from kd_pipeline.sweep.space import Blocks, apply_values, suggest
 from kd_pipeline.sweep.storage import storage_errors
 from kd_pipeline.sweep.study import ask_trial, open_study
-from kd_pipeline.training.settings import AS_IN_YAML
 
 if TYPE_CHECKING:
     import optuna

@@ -4,6 +4,7 @@ Everything random in an epoch is a function of the seed and the epoch, so that a
 the state at the end of any epoch equals an unbroken one, bit for bit on a CPU.
 """
 
+import logging
 import math
 import operator
 import time
@@ -34,6 +35,8 @@ from kd_pipeline.training.stacked import stack, unstack
 from kd_pipeline.training.teacher_sources import BatchLogits, LiveLogits
 from kd_pipeline.training.threads import threads_for
 from kd_pipeline.views import DrawnViews, ViewPolicy, ViewRenderer
+
+logger = logging.getLogger(__name__)
 
 ALONE = Processes()
 STEPS_PER_CHUNK = 64
@@ -304,12 +307,14 @@ class _Loop:
             record.best_state = {name: tensor.detach().clone() for name, tensor in state.items()}
 
     def state(self, record: TrainingRecord) -> dict[str, Any]:
-        """All that `resume` needs."""
+        """All that `resume` needs; of a training that is over, no more than its weights."""
+        weights = {"network": self.classifier.network.state_dict(), "record": vars(record)}
+        if _is_over(record, self.plan.training):
+            return weights
         return {
-            "network": self.classifier.network.state_dict(),
+            **weights,
             "optimiser": self.optimiser.state_dict(),
             "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},
-            "record": vars(record),
         }
 
     def resume(self, state: dict[str, Any] | None) -> TrainingRecord:
@@ -317,10 +322,15 @@ class _Loop:
         if state is None:
             return TrainingRecord()
         self.classifier.network.load_state_dict(state["network"])
+        record = TrainingRecord(**state["record"])
+        if _is_over(record, self.plan.training):
+            numbers = ", ".join(str(plan.replicate) for plan in self.plans)
+            logger.info("  replicate %s: trained before, from the same data and settings", numbers)
+            return record
         self.optimiser.load_state_dict(state["optimiser"])
         _match_layouts(self.optimiser)
         self.schedule.load_state_dict({"lr_lambdas": [None], **state["schedule"]})
-        return TrainingRecord(**state["record"])
+        return record
 
 
 class _Meter:

@@ -11,6 +11,7 @@ from pydantic import (
 )
 
 from kd_pipeline.config import (
+    AS_IN_YAML,
     BatchSize,
     Device,
     NumModels,
@@ -55,8 +56,6 @@ class EarlyStopping(Params):
 
 OF_PLACING = ("stack_replicates", "side_by_side", "placement")
 """Settings of a training that are no part of its identity; that it was stacked is."""
-AS_IN_YAML = {"settings": "all"}
-"""Context of a dump that has these too."""
 
 
 class Training(Params):

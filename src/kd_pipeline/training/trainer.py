@@ -243,6 +243,9 @@ def _length(plan: TrainingPlan, record: TrainingRecord) -> dict[str, int]:
     }
 
 
+_NUMBERS = ("num_replicates", "num_members")
+
+
 def _training_key(
     classifier: Classifier, plan: TrainingPlan, facts: Mapping[str, Any], model: Model
 ) -> str:
@@ -252,5 +255,8 @@ def _training_key(
     settings = [part.model_dump(mode="json") for part in (plan.training, plan.objective, model)]
     # Of a user's own network; others have none, and their keys stay as they were.
     code = [] if (digest := code_digest(model.name)) is None else [digest]
-    text = json.dumps([dict(facts), *settings, source, *code], sort_keys=True)
+    # Further replicates, or members, leave the others what they are.
+    parameters = {k: v for k, v in facts["parameters"].items() if k not in _NUMBERS}
+    own = {**facts, "parameters": parameters}
+    text = json.dumps([own, *settings, source, *code], sort_keys=True)
     return tensors_digest({**rows, **classifier.network.state_dict()}, text)
