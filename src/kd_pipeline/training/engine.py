@@ -324,8 +324,9 @@ class _Loop:
         self.classifier.network.load_state_dict(state["network"])
         record = TrainingRecord(**state["record"])
         if _is_over(record, self.plan.training):
-            numbers = ", ".join(str(plan.replicate) for plan in self.plans)
-            logger.info("  replicate %s: trained before, from the same data and settings", numbers)
+            first, last = self.plans[0].replicate, self.plans[-1].replicate
+            numbers = f" {first}" if first == last else f"s {first} to {last}"
+            logger.info("  replicate%s: trained before, from the same data and settings", numbers)
             return record
         self.optimiser.load_state_dict(state["optimiser"])
         _match_layouts(self.optimiser)
