@@ -146,6 +146,21 @@ def test_an_unforeseen_error_has_the_traceback_of_its_process() -> None:
     assert "return [1 // number]" in "".join(found.value.__notes__)
 
 
+class TwoPartsError(Exception):
+    """Its message is not what it is made from, so that it cannot be unpickled."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} {second}")
+
+
+def test_an_error_that_no_other_process_can_raise_is_told_in_words() -> None:
+    def train(number: int) -> list[int]:
+        raise TwoPartsError("this", f"and {number}")
+
+    with pytest.raises(RuntimeError, match="TwoPartsError: this and 0"):
+        train_side_by_side([0, 0], train, num_processes=2)
+
+
 def test_a_killed_process_is_named_and_its_cause_guessed() -> None:
     def train(number: int) -> list[int]:
         os.kill(os.getpid(), signal.SIGKILL)

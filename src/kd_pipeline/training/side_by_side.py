@@ -12,6 +12,7 @@ import pickle
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from copy import copy
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
@@ -142,11 +143,21 @@ def _train(connection: Connection, group: Group, train: Train[Group, T], num_thr
         with listening_alone(lambda event: send(_EVENT, event)):
             result = train(group)
     except Exception as error:
-        if our_cause(error) is None:
-            error.add_note(format_exc())  # Of this process.
-        send(_ERROR, error)
+        send(_ERROR, _portable(error))
     else:
         send(_RESULT, result)
+
+
+def _portable(error: Exception) -> Exception:
+    """An error as another process can raise it; not ours, with the traceback of this one."""
+    if our_cause(error) is None:
+        error.add_note(format_exc())
+    try:
+        pickle.dumps(error)
+        copy(error)  # As unpickling makes it.
+    except Exception:
+        return RuntimeError(format_exc())
+    return error
 
 
 def _end_with_parent() -> None:
