@@ -62,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", type=Path, default=Path(".peers"), help="their folder")
-    parser.add_argument("--json", type=Path, default=Path("bench_peers.json"))
+    parser.add_argument("--json", type=Path, default=Path("data/08_reporting/bench_peers.json"))
     parser.add_argument("--first", choices=["ours", "script"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
