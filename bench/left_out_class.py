@@ -6,8 +6,8 @@ Hinton, Vinyals and Dean (2015, arXiv:1503.02531, section 3) left all images of 
 the transfer set: their student made 206 test errors, of which 133 were threes, and 109 after its
 bias for threes was raised until test errors were fewest. Here the bias is fitted without labels: it
 is raised until the mean probability of a three over the validation images is the share of threes
-among the teacher's labels. The student is the preset `mnist_views`'s; its teacher is one such CNN of 10
-epochs, and 20 views of each image are shifted by up to 2 pixels.
+among the teacher's labels. Student and teacher are built as in the preset `mnist_views`, but with
+one CNN of 10 epochs and 20 views of each image, shifted by up to 2 pixels.
 """
 
 import argparse

@@ -1,6 +1,10 @@
 """The memory budget: what is left counts, freed arrays are given back, `auto` heeds a container."""
 
+import ctypes
 import gc
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +77,33 @@ def test_auto_is_half_of_what_is_usable(monkeypatch: pytest.MonkeyPatch) -> None
     assert open_budget("auto").left == usable_memory() // 2 // 4
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     assert open_budget("auto").left == open_budget().left == usable_memory() // 2
+
+
+def _faults_after_the_first_steps(**variables: str) -> int:
+    """Page faults of a process that makes and frees 16 arrays of 1 MiB, ten times."""
+    code = """
+import resource
+import numpy as np
+from kd_pipeline.memory import keep_freed_memory
+keep_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for step in range(20):
+    if step == 10:
+        before = faults()
+    [np.ones(2**20, np.uint8) for _ in range(16)]
+print(faults() - before)
+"""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=kept | variables, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
+def test_freed_memory_is_used_again_unless_glibc_is_told_otherwise() -> None:
+    num_pages = 10 * 16 * 2**20 // os.sysconf("SC_PAGE_SIZE")
+    assert _faults_after_the_first_steps() < num_pages / 100
+    assert _faults_after_the_first_steps(MALLOC_MMAP_THRESHOLD_="131072") > num_pages / 2

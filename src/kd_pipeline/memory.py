@@ -1,10 +1,11 @@
-"""The one memory budget of a process, and arrays on disk for what exceeds it.
+"""The one memory budget of a process, arrays on disk for what exceeds it, and its allocator.
 
 Pixels and soft targets are the arrays that grow with the number of images. Their sizes are known
 before they are made: what fits in the rest of the budget is held in memory, and what does not is
 read from disk. Results do not depend on it.
 """
 
+import ctypes
 import math
 import os
 import shutil
@@ -30,6 +31,11 @@ CONTAINER_LIMITS = (
 )
 """Of cgroup v2, where `max` is none, and v1."""
 _PROCESSES = "LOCAL_WORLD_SIZE"
+_ALLOCATOR = {
+    "MALLOC_TRIM_THRESHOLD_": (-1, 256 * 2**20),
+    "MALLOC_MMAP_THRESHOLD_": (-3, 32 * 2**20),
+}
+"""Of glibc (mallopt(3)): variable, number of the option, and its value here in bytes."""
 
 
 class MemoryBudget:
@@ -70,6 +76,18 @@ def open_budget(given: int | str = AUTO) -> MemoryBudget:
     if not isinstance(given, int) or isinstance(given, bool) or given < 1:
         raise ParameterError("memory_budget_mb", "be auto or a number of MiB from 1 on", given)
     return MemoryBudget(given * 2**20)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep up to 256 MiB of what is freed, for this process and its forks.
+
+    Else it gives the tensors of each training step back to the kernel, which has to clear new pages
+    for those of the next. Variables of glibc go before; other C libraries stay as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None and not any(name in os.environ for name in _ALLOCATOR):
+        for option, value in _ALLOCATOR.values():
+            mallopt(option, value)
 
 
 def available_cores() -> int:

@@ -19,6 +19,7 @@ from kd_pipeline import events
 from kd_pipeline.config import AS_IN_YAML, Params
 from kd_pipeline.errors import TrainingDivergedError
 from kd_pipeline.losses.settings import ObjectiveParams
+from kd_pipeline.memory import keep_freed_memory
 from kd_pipeline.models.checkpoint import ModelCheckpoint
 from kd_pipeline.models.state_folder import StateFolder
 from kd_pipeline.shards import Shard
@@ -126,6 +127,7 @@ def run_trial(trials: ArmTrials, position: int, given: Mapping[str, Any]) -> eve
     import optuna
     from optuna.trial import TrialState
 
+    keep_freed_memory()  # This may be a process of its own.
     study = open_study(trials.folder, trials.study, trials.params, position, given)
     trial = ask_trial(study, position, trials.shard)
     values = suggest(trial, trials.params.ranges_of(trials.arm), trials.arm)

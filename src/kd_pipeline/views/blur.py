@@ -10,7 +10,7 @@ from kd_pipeline.config import Fraction, PositiveFloat, PositiveInt
 from kd_pipeline.errors import ParameterError
 from kd_pipeline.views.by_choice import change_by_choice
 from kd_pipeline.views.record import Drawn, Table, Transform
-from kd_pipeline.views.sampling import pad_reflected, per_image, unit_scale_copy
+from kd_pipeline.views.sampling import pad_reflected, per_image, unit_scale
 from kd_pipeline.views.settings import TransformParams
 from kd_pipeline.views.stream import Stream
 
@@ -55,9 +55,8 @@ def render_blur(pixels: Tensor, drawn: Drawn, settings: Blur) -> Tensor:
     def blur(images: Tensor, rows: Tensor) -> Tensor:
         return _along(_along(images, weights[rows], dim=2), weights[rows], dim=3).clamp_(max=1)
 
-    images = unit_scale_copy(pixels)
-    change_by_choice(images, drawn["blurred"].to(torch.int64), (None, blur))
-    return images
+    chosen = drawn["blurred"].to(torch.int64)
+    return change_by_choice(unit_scale(pixels), chosen, (None, blur))
 
 
 def gaussian_weights(sigma: Tensor, *, margin: int) -> Tensor:

@@ -16,8 +16,8 @@ def per_row(function: Callable[[Tensor, Tensor], Tensor], values: Tensor) -> Ope
 
 def change_by_choice(
     images: Tensor, choices: Tensor, operations: Sequence[Operation | None]
-) -> None:
-    """Apply to every image its chosen operation, in place.
+) -> Tensor:
+    """Apply to every image its chosen operation; the result is a new tensor.
 
     Args:
         images: [batch, channels, height, width].
@@ -27,7 +27,10 @@ def change_by_choice(
     """
     # The one synchronisation with the device.
     counts = torch.bincount(choices, minlength=len(operations)).tolist()
-    by_operation = torch.split(torch.argsort(choices), counts)
-    for operation, rows in zip(operations, by_operation, strict=True):
-        if operation is not None and len(rows) > 0:
-            images.index_copy_(0, rows, operation(images.index_select(0, rows), rows))
+    order = torch.argsort(choices)
+    groups = zip(images.index_select(0, order).split(counts), order.split(counts), strict=True)
+    changed = [
+        operation(group, rows) if operation is not None and len(rows) > 0 else group
+        for operation, (group, rows) in zip(operations, groups, strict=True)
+    ]
+    return torch.cat(changed).index_select(0, torch.argsort(order))

@@ -11,7 +11,7 @@ from kd_pipeline.config import Fraction, NonNegativeFloat
 from kd_pipeline.views import tones
 from kd_pipeline.views.by_choice import change_by_choice, per_row
 from kd_pipeline.views.record import Drawn, Table, Transform
-from kd_pipeline.views.sampling import unit_scale_copy
+from kd_pipeline.views.sampling import unit_scale
 from kd_pipeline.views.settings import TransformParams
 from kd_pipeline.views.stream import Stream
 
@@ -71,12 +71,12 @@ def draw_colour_jitter(stream: Stream, settings: ColourJitter) -> Drawn:
 
 def render_colour_jitter(pixels: Tensor, drawn: Drawn, settings: ColourJitter) -> Tensor:
     """Apply each image's jitters in its own order; float32."""
-    images, names = unit_scale_copy(pixels), list(settings.strengths)
+    images, names = unit_scale(pixels), list(settings.strengths)
     if len(names) == 1:
         return _JITTERS[names[0]](images, drawn[names[0]])
     operations = [per_row(_JITTERS[name], drawn[name]) for name in names]
     for step in range(len(names)):
-        change_by_choice(images, drawn["order"][:, step], operations)
+        images = change_by_choice(images, drawn["order"][:, step], operations)
     return images
 
 

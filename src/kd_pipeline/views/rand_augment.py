@@ -45,14 +45,14 @@ def draw_rand_augment(stream: Stream, settings: RandAugment) -> Drawn:
 def render_rand_augment(pixels: Tensor, drawn: Drawn, settings: RandAugment) -> Tensor:
     """Apply each image's operations in order, on uint8; float32 is rounded to 8 bits and back."""
     is_whole = pixels.dtype == torch.uint8
-    levels = pixels.clone() if is_whole else (pixels * 255).round_().to(torch.uint8)
+    levels = pixels if is_whole else (pixels * 255).round_().to(torch.uint8)
     for step in range(settings.num_ops):
         chosen, sign = drawn["operation"][:, step], drawn["sign"][:, step]
-        _apply_chosen(levels, chosen, sign, fraction=settings.magnitude / MAX_MAGNITUDE)
+        levels = _apply_chosen(levels, chosen, sign, fraction=settings.magnitude / MAX_MAGNITUDE)
     return levels if is_whole else levels / 255
 
 
-def _apply_chosen(levels: Tensor, chosen: Tensor, sign: Tensor, *, fraction: float) -> None:
+def _apply_chosen(levels: Tensor, chosen: Tensor, sign: Tensor, *, fraction: float) -> Tensor:
     maps = [_inverse_maps(one * fraction, *levels.shape[-2:]) for one in (-1.0, 1.0)]
     matrices = torch.tensor(maps, device=levels.device)
 
@@ -64,7 +64,7 @@ def _apply_chosen(levels: Tensor, chosen: Tensor, sign: Tensor, *, fraction: flo
     tonal = [per_row(tone, sign * fraction) for tone in _TONAL.values()]
     # The five that move pixels are one: 0 is the identity, 1 moves, from 2 on tones change.
     group = (chosen - (len(_MOVES) - 1)).clamp_(min=1) * (chosen > 0)
-    change_by_choice(levels, group, (None, move, *tonal))
+    return change_by_choice(levels, group, (None, move, *tonal))
 
 
 _Tone = Callable[[Tensor, Tensor], Tensor]

@@ -14,11 +14,6 @@ def unit_scale(pixels: Tensor) -> Tensor:
     return pixels / 255 if pixels.dtype == torch.uint8 else pixels
 
 
-def unit_scale_copy(pixels: Tensor) -> Tensor:
-    """`unit_scale` into a new tensor, to be changed in place."""
-    return pixels / 255 if pixels.dtype == torch.uint8 else pixels.clone()
-
-
 def per_image(values: Tensor) -> Tensor:
     """View values [batch] as float32 [batch, 1, 1, 1]."""
     return values.float().view(-1, 1, 1, 1)
