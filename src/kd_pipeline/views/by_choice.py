@@ -28,9 +28,11 @@ def change_by_choice(
     # The one synchronisation with the device.
     counts = torch.bincount(choices, minlength=len(operations)).tolist()
     order = torch.argsort(choices)
-    groups = zip(images.index_select(0, order).split(counts), order.split(counts), strict=True)
+    groups = torch.split(images.index_select(0, order), counts)
     changed = [
         operation(group, rows) if operation is not None and len(rows) > 0 else group
-        for operation, (group, rows) in zip(operations, groups, strict=True)
+        for operation, group, rows in zip(
+            operations, groups, torch.split(order, counts), strict=True
+        )
     ]
     return torch.cat(changed).index_select(0, torch.argsort(order))
