@@ -34,8 +34,10 @@ _PROCESSES = "LOCAL_WORLD_SIZE"
 _ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": (-1, 256 * 2**20),
     "MALLOC_MMAP_THRESHOLD_": (-3, 32 * 2**20),
+    "MALLOC_ARENA_MAX": (-8, 1),
 }
-"""Of glibc (mallopt(3)): variable, number of the option, and its value here in bytes."""
+"""Of glibc (mallopt(3)): variable, number of the option, and its value here. A thread's own arena
+is of heaps of 64 MiB at most, which are given back whenever they are empty."""
 
 
 class MemoryBudget:
@@ -82,7 +84,8 @@ def keep_freed_memory() -> None:
     """Let the C library keep up to 256 MiB of what is freed, for this process and its forks.
 
     Else it gives the tensors of each training step back to the kernel, which has to clear new pages
-    for those of the next. Variables of glibc go before; other C libraries stay as they are.
+    for those of the next. To be called before threads are started. Variables of glibc go before;
+    other C libraries stay as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None and not any(name in os.environ for name in _ALLOCATOR):

@@ -16,10 +16,14 @@ from kd_pipeline.hooks.resume_hook import ResumeHook
 from kd_pipeline.hooks.run_lock_hook import RunLockHook
 from kd_pipeline.hooks.terminal_hook import TerminalHook
 from kd_pipeline.hooks.threads_hook import ThreadsHook
+from kd_pipeline.memory import keep_freed_memory
 
 # Before torch is imported. OpenMP's threads else spin while they wait for each other: beside other
 # busy processes two of them trained at a tenth of the speed of one (docs/decisions/0027).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Before threads are started (docs/decisions/0036).
+keep_freed_memory()
 
 
 def _environment(name: str, default: str | int = "") -> str | int:

@@ -1,4 +1,4 @@
-"""The memory budget of a run, `memory_budget_mb` in globals.yml, and its allocator."""
+"""The memory budget of a run, `memory_budget_mb` in globals.yml."""
 
 import logging
 from typing import Any
@@ -7,7 +7,7 @@ from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
 
-from kd_pipeline.memory import AUTO, MemoryBudget, keep_freed_memory, open_budget
+from kd_pipeline.memory import AUTO, MemoryBudget, open_budget
 
 MEMORY_BUDGET = "memory_budget"
 """Entry of the catalog in memory. Each node that takes it gets a copy: what an earlier node held
@@ -41,7 +41,6 @@ class MemoryHook:
 
     @hook_impl
     def before_pipeline_run(self) -> None:
-        """Log the budget; from here on freed memory is kept."""
-        keep_freed_memory()
+        """Log the budget."""
         num_mib = self._budget.left // 2**20
         logger.info("memory budget: %d MiB (memory_budget_mb: %s)", num_mib, self._given)
